@@ -1,0 +1,37 @@
+"""flowvi: normalizing flows on JAX, for densities and for posteriors."""
+
+from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
+from flowvi.distributions import FlowDistribution
+from flowvi.families import (
+    Family,
+    conditional,
+    coupling,
+    full_rank,
+    iaf,
+    maf,
+    mean_field,
+    standard_normal,
+)
+from flowvi.networks import MADE
+from flowvi.params import Fixed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "Chain",
+    "Family",
+    "Fixed",
+    "FlowDistribution",
+    "LULinear",
+    "Permutation",
+    "conditional",
+    "coupling",
+    "full_rank",
+    "iaf",
+    "maf",
+    "mean_field",
+    "standard_normal",
+]

@@ -1,0 +1,168 @@
+"""Autoregressive bijectors: one map, and the same map turned round."""
+
+from collections.abc import Callable
+from typing import Any
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from flowvi.transformers import Affine
+
+Array = jax.Array
+ConditionerFn = Callable[[Array], Array]
+TransformerFn = Callable[[Array], distrax.Bijector]
+
+
+class IAF(distrax.Bijector):
+    """Inverse autoregressive flow: y_i = t(x_i; theta_i), theta = conditioner(x).
+
+    theta_i may depend on coordinates that stand before i in the conditioner's input order, so the
+    Jacobian is triangular in that order and
+
+        log |det J(x)| = sum_i log |dt/dx (x_i; theta_i)|.
+
+    `forward` is one pass of the conditioner: samples are cheap. `inverse` finds x_1, ..., x_D one
+    after the other.
+
+    Args:
+        conditioner: a callable from x of shape [..., D] to theta of shape [..., D, P] that is
+            autoregressive: a bound masked network, a Haiku module inside `hk.transform`, or any
+            other.
+        transformer: a callable from theta of shape [..., P] to a scalar bijector, such as
+            `flowvi.transformers.Affine()` or `Spline()`.
+
+    Raises:
+        TypeError: if one of them is not callable.
+        ValueError: on a call, if x is not a batch of vectors or the conditioner returns a wrong
+            shape.
+
+    Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
+    with Inverse Autoregressive Flow", 2016.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> layer = fv.IAF(lambda x: jnp.stack([0 * x, jnp.roll(x, 1, -1).at[..., 0].set(0)], -1))
+        >>> y, log_det = layer.forward_and_log_det(jnp.array([1.0, 2.0]))
+        >>> layer.inverse(y)
+        Array([1., 2.], dtype=float32)
+    """
+
+    def __init__(self, conditioner: ConditionerFn, transformer: TransformerFn | None = None):
+        transformer = Affine() if transformer is None else transformer
+        for name, value in (("conditioner", conditioner), ("transformer", transformer)):
+            if not callable(value):
+                raise TypeError(f"`{name}` must be callable; got {value!r}.")
+        self._conditioner = conditioner
+        self._transformer = transformer
+        super().__init__(event_ndims_in=1)
+
+    @property
+    def conditioner(self) -> ConditionerFn:
+        """The callable from x to theta."""
+        return self._conditioner
+
+    @property
+    def transformer(self) -> TransformerFn:
+        """The callable from theta to a scalar bijector."""
+        return self._transformer
+
+    def _scalar_bijector(self, x: Array) -> Any:
+        """The transformer at conditioner(x), after a check of shapes."""
+        theta = self._conditioner(x)
+        num_params = getattr(self._transformer, "num_params", None)
+        size = jnp.shape(x)[-1]
+        shape = jnp.shape(theta)
+        if len(shape) < 2 or shape[-2] != size or num_params not in (None, shape[-1]):
+            raise ValueError(
+                f"`conditioner` must return an array of shape [..., {size}, "
+                f"{'P' if num_params is None else num_params}] for x of shape {jnp.shape(x)} and "
+                f"transformer {self._transformer!r}; got shape {shape}."
+            )
+        return self._transformer(theta)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        """y of shape [..., D] and log |det J| of shape [...]: one pass."""
+        self._check_forward_input_shape(x)
+        y, log_det = self._scalar_bijector(x).forward_and_log_det(x)
+        return y, log_det.sum(-1)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
+        self._check_inverse_input_shape(y)
+        return invert_by_passes(self._scalar_bijector, jnp.asarray(y))
+
+    def same_as(self, other: distrax.Bijector) -> bool:
+        """Whether `other` has the same conditioner (the same object) and an equal transformer."""
+        return (
+            isinstance(other, IAF)
+            and self._conditioner is other._conditioner
+            and self._transformer == other._transformer
+        )
+
+
+class MAF(distrax.Inverse):
+    """Masked autoregressive flow: the inverse of `IAF` with the same arguments.
+
+        x_i = t^{-1}(y_i; theta_i),  theta = conditioner(y),  for x -> y the inverse direction.
+
+    `inverse` is one pass of the conditioner: the density is cheap. `forward` finds y_1, ..., y_D
+    one after the other.
+
+    Args:
+        conditioner: as in `IAF`; it sees the data side of the map.
+        transformer: as in `IAF`; it maps the data side to the base side.
+
+    Raises:
+        TypeError, ValueError: as in `IAF`.
+
+    Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
+    2017.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> shift = lambda y: jnp.stack([jnp.roll(y, 1, -1).at[..., 0].set(0), 0 * y], -1)
+        >>> fv.MAF(shift).forward(jnp.array([1.0, 2.0]))
+        Array([1., 1.], dtype=float32)
+    """
+
+    def __init__(self, conditioner: ConditionerFn, transformer: TransformerFn | None = None):
+        super().__init__(IAF(conditioner, transformer))
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return type(self).__name__
+
+    def same_as(self, other: distrax.Bijector) -> bool:
+        """Whether `other` is the inverse of the same map."""
+        return isinstance(other, distrax.Inverse) and self.bijector.same_as(other.bijector)
+
+
+def invert_by_passes(scalar_bijector: Callable[[Array], Any], y: Array) -> tuple[Array, Array]:
+    """Inverts an autoregressive map of unknown order by D passes of the conditioner.
+
+    Pass k computes every coordinate from the values of pass k - 1. Coordinate k is right from pass
+    k on, whatever stood in those behind it.
+
+    Args:
+        scalar_bijector: x of shape [..., D] to the scalar bijector at conditioner(x).
+        y: of shape [..., D].
+
+    Returns:
+        (x, log_det) of shapes [..., D] and [...].
+    """
+    # The first pass stands outside of the loop: it fixes the shapes, and a Haiku module may create
+    # its parameters there, which it may not inside of a scan.
+    first = scalar_bijector(jnp.zeros_like(y)).inverse_and_log_det(y)
+
+    def one_pass(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        # Coordinates that are not determined yet may overflow, and zero weights times infinity is
+        # NaN.
+        x = jnp.where(jnp.isfinite(state[0]), state[0], 0)
+        return scalar_bijector(x).inverse_and_log_det(y), None
+
+    (x, log_det), _ = jax.lax.scan(one_pass, first, None, length=y.shape[-1] - 1)
+    return x, log_det.sum(-1)

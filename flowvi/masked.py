@@ -1,0 +1,225 @@
+"""The masked autoregressive network as pure functions over explicit parameters.
+
+`MaskedNetwork` is the static half: sizes, order and activation, hashable, no arrays. Its parameters
+are a plain tree of arrays, and `bind` joins the two (and a context) to a conditioner: a callable
+that is also a pytree, whose weights a bijector may look at.
+
+Inside, coordinates stand in the order of their degrees: `order` is applied to the input on the way
+in and undone on the way out, so all weights belong to sorted units.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowvi import checks, masks
+
+Array = jax.Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "elu": jax.nn.elu,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+}
+
+
+def activation_function(activation: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The function behind the name of an activation; a function stands for itself.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if callable(activation):
+        return activation
+    if activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"`activation` must be a function or one of {known}; got {activation!r}.")
+    return ACTIVATIONS[activation]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedNetwork:
+    """The static description of a masked autoregressive network.
+
+    The network maps x of shape [..., D] to parameters theta of shape [..., D, P], where
+    theta[..., order[k], :] depends on x[..., order[:k]] and on the context only:
+
+        h_1 = a(x W_1 + c U + b_1),  h_l = a(h_{l-1} W_l + b_l),  theta = h_L W + b
+
+    with every W masked. The last layer starts at zero, so a new network returns zeros.
+
+    Attributes:
+        event_size: D, at least 1.
+        hidden_sizes: widths of the hidden layers; any number of them, also none.
+        num_params: P, the number of parameters of one coordinate.
+        context_size: the length of the context vector, or None.
+        activation: a name out of `ACTIVATIONS`, or a function.
+        order: the input order: order[0] is the coordinate that depends on none. None is 0, ..., D -
+            1.
+
+    Raises:
+        ValueError, TypeError: if a size is not a positive integer, the order is no permutation of
+        the
+            coordinates, or the activation is unknown.
+
+    Example:
+        >>> import jax
+        >>> network = MaskedNetwork(event_size=3, hidden_sizes=(16, 16), num_params=2)
+        >>> conditioner = network.bind(network.init(jax.random.key(0)))
+        >>> conditioner(jax.numpy.ones((5, 3))).shape
+        (5, 3, 2)
+    """
+
+    event_size: int
+    hidden_sizes: tuple[int, ...]
+    num_params: int
+    context_size: int | None = None
+    activation: str | Callable[[Array], Array] = "silu"
+    order: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        set_("event_size", checks.positive_int("event_size", self.event_size))
+        set_("hidden_sizes", checks.sizes("hidden_sizes", self.hidden_sizes))
+        set_("num_params", checks.positive_int("num_params", self.num_params))
+        if self.context_size is not None:
+            set_("context_size", checks.positive_int("context_size", self.context_size))
+        if self.order is not None:
+            set_("order", checks.permutation("order", self.order, self.event_size))
+        activation_function(self.activation)
+
+    @property
+    def degrees(self) -> tuple[masks.Degrees, ...]:
+        """Degrees of the inputs, of every hidden layer and of the outputs."""
+        return masks.layer_degrees(
+            self.event_size, self.hidden_sizes, context=self.context_size is not None
+        )
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one.
+
+        Hidden weights are standard normal, the last layer is zero. `weights` divides them by the
+        square root of the number of inputs that a unit sees, which gives the scale of LeCun,
+        Bottou, Orr, Mueller, "Efficient BackProp", 1998, and keeps it a property of the network: a
+        change of given size in the raw weights changes the function equally at every width.
+        """
+        sizes = (self.event_size, *self.hidden_sizes)
+        keys = jax.random.split(key, len(sizes))
+        layers = [
+            {"w": jax.random.normal(k, (size_in, size_out)), "b": jnp.zeros(size_out)}
+            for k, size_in, size_out in zip(keys[1:], sizes[:-1], sizes[1:], strict=True)
+        ]
+        size_out = self.event_size * self.num_params
+        layers.append({"w": jnp.zeros((sizes[-1], size_out)), "b": jnp.zeros(size_out)})
+        params: dict[str, Any] = {"layers": tuple(layers)}
+        if self.context_size is not None:
+            # Without hidden layers these weights belong to the last layer, which starts at zero.
+            shape = (self.context_size, layers[0]["b"].shape[0])
+            params["context"] = (
+                jax.random.normal(keys[0], shape) if self.hidden_sizes else jnp.zeros(shape)
+            )
+        return params
+
+    def bind(self, params: dict[str, Any], context: Array | None = None) -> "Conditioner":
+        """The conditioner x -> theta at these parameters and this context.
+
+        Args:
+            params: parameters as `init` returns them.
+            context: an array of shape [..., context_size] whose leading axes broadcast against
+                those of x, or None where the network takes none.
+
+        Raises:
+            ValueError: if the context is missing, superfluous or of the wrong size.
+        """
+        if self.context_size is None and context is not None:
+            raise ValueError(
+                "`context` must be None for a network without `context_size`; got shape "
+                f"{jnp.shape(context)}."
+            )
+        if self.context_size is not None:
+            if context is None:
+                raise ValueError(
+                    f"`context` must have a shape that ends in {(self.context_size,)}; got None."
+                )
+            checks.trailing_shape("context", context, (self.context_size,), "this network")
+        return Conditioner(self, params, context)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conditioner:
+    """A masked network with its parameters and context: a callable and a pytree.
+
+    Attributes:
+        network: the static description.
+        params: its parameters.
+        context: the context, of shape [..., context_size], or None.
+    """
+
+    network: MaskedNetwork = dataclasses.field(metadata={"static": True})
+    params: dict[str, Any]
+    context: Array | None = None
+
+    def __call__(self, x: Array) -> Array:
+        """Parameters theta of shape [..., D, P] for x of shape [..., D].
+
+        Raises:
+            ValueError: if the last axis of x is not the event size.
+        """
+        return apply(self.network, self.params, x, self.context)
+
+
+def weights(network: MaskedNetwork, params: dict[str, Any]) -> list[tuple[Array, Array]]:
+    """The masked and scaled (w, b) of every layer, for inputs and outputs in the sorted order.
+
+    Column u of a layer is raw_w[:, u] * mask[:, u] / sqrt(number of inputs that u sees). The
+    outputs of the last layer are laid out as [D, P].
+    """
+    degrees = network.degrees
+    result = []
+    for index, layer in enumerate(params["layers"]):
+        last = index == len(network.hidden_sizes)
+        rows, columns = degrees[index], degrees[index + 1]
+        if last:
+            columns = tuple(np.repeat(columns, network.num_params))
+        fan_in = np.searchsorted(rows, columns, side="left" if last else "right")
+        scale = jnp.asarray(1 / np.sqrt(np.maximum(fan_in, 1)), layer["w"].dtype)
+        # A unit sees its first `fan_in` inputs: they are sorted by degree.
+        seen = np.arange(len(rows))[:, None] < jnp.asarray(fan_in)
+        result.append((jnp.where(seen, layer["w"] * scale, 0), layer["b"]))
+    return result
+
+
+def context_term(params: dict[str, Any], context: Array) -> Array:
+    """What the context adds to the first layer, of shape [..., size of that layer]."""
+    return context @ (params["context"] * params["context"].shape[0] ** -0.5)
+
+
+def apply(
+    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None = None
+) -> Array:
+    """The network itself: x of shape [..., D] to theta of shape [..., D, P].
+
+    The leading axes of `x` and `context` broadcast; the context's contribution is computed once per
+    context, not once per row of x.
+
+    Raises:
+        ValueError: if the last axis of x is not the event size.
+    """
+    checks.trailing_shape("x", x, (network.event_size,), "this masked network")
+    activation = activation_function(network.activation)
+    h = x if network.order is None else x[..., np.asarray(network.order)]
+    for index, (w, b) in enumerate(weights(network, params)):
+        h = h if index == 0 else activation(h)
+        h = h @ w + b
+        if index == 0 and context is not None:
+            h = h + context_term(params, context)
+    theta = h.reshape(*h.shape[:-1], network.event_size, network.num_params)
+    return theta if network.order is None else theta[..., np.argsort(network.order), :]

@@ -1,0 +1,99 @@
+"""Degrees and masks of masked autoregressive networks, in numpy.
+
+Every unit of a masked network carries a degree: the number of inputs, counted in the input order,
+that it may see. Input k (k = 1..D) has degree k, a hidden unit of degree k sees inputs 1..k, and
+the parameters of output d may use units of degree below d. A connection is kept where
+
+    layer to hidden:  degree(from) <= degree(to)
+    hidden to output: degree(from) <  degree(to)
+
+(Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution Estimation", 2015).
+
+Units are sorted by degree, so each mask is block triangular: a product skips its zero blocks, and
+the units that become computable once input d is known are neighbours. A unit of degree 0 sees no
+input. It is of use only where there is a context, and there it is needed, or the first output could
+depend on the context no more than linearly.
+"""
+
+import itertools
+
+import numpy as np
+
+Degrees = tuple[int, ...]
+
+
+def hidden_degrees(event_size: int, size: int, *, context: bool) -> Degrees:
+    """Sorted degrees of one hidden layer, spread evenly over the degrees that are of use.
+
+    Those are 1, ..., D - 1, and 0 where there is a context (or where D is 1 and nothing else is
+    left). A layer with fewer units than that keeps both ends, so that the first input is seen by
+    all later outputs and the last useful input is not lost.
+
+    Args:
+        event_size: D, the number of inputs.
+        size: the number of units.
+        context: whether the network has a context.
+
+    Returns:
+        `size` degrees in ascending order.
+
+    Example:
+        >>> hidden_degrees(4, 7, context=False)
+        (1, 1, 1, 2, 2, 3, 3)
+        >>> hidden_degrees(9, 3, context=True)
+        (0, 4, 8)
+    """
+    low = 0 if context or event_size == 1 else 1
+    count = event_size - low
+    if size >= count:
+        degrees = low + np.arange(size) * count // size
+    elif size == 1:
+        degrees = np.array([low + (count - 1) // 2])
+    else:
+        degrees = low + np.arange(size) * (count - 1) // (size - 1)
+    return tuple(int(degree) for degree in degrees)
+
+
+def layer_degrees(
+    event_size: int, hidden_sizes: tuple[int, ...], *, context: bool
+) -> tuple[Degrees, ...]:
+    """Degrees of the inputs, of every hidden layer, and of the outputs, in this order.
+
+    Example:
+        >>> layer_degrees(3, (4,), context=False)
+        ((1, 2, 3), (1, 1, 2, 2), (1, 2, 3))
+    """
+    ends = tuple(range(1, event_size + 1))
+    hidden = tuple(hidden_degrees(event_size, size, context=context) for size in hidden_sizes)
+    return (ends, *hidden, ends)
+
+
+def mask(degrees_in: Degrees, degrees_out: Degrees, *, strict: bool) -> np.ndarray:
+    """The mask of one layer, boolean of shape [in, out].
+
+    Args:
+        degrees_in: degrees of the units that feed the layer.
+        degrees_out: degrees of the layer's units.
+        strict: True for the output layer, whose units see only lower degrees.
+
+    Example:
+        >>> mask((1, 2), (1, 2), strict=True).astype(int)
+        array([[0, 1],
+               [0, 0]])
+    """
+    rows, columns = np.asarray(degrees_in)[:, None], np.asarray(degrees_out)[None, :]
+    return rows < columns if strict else rows <= columns
+
+
+def masks(
+    event_size: int, hidden_sizes: tuple[int, ...], *, context: bool
+) -> tuple[np.ndarray, ...]:
+    """The masks of all layers of a network with D outputs, each boolean of shape [in, out].
+
+    Example:
+        >>> [m.shape for m in masks(3, (4, 5), context=False)]
+        [(3, 4), (4, 5), (5, 3)]
+    """
+    degrees = layer_degrees(event_size, hidden_sizes, context=context)
+    pairs = list(itertools.pairwise(degrees))
+    return tuple(mask(a, b, strict=i == len(pairs) - 1) for i, (a, b) in enumerate(pairs))

@@ -1,0 +1,7 @@
+"""Networks: Haiku modules, pure networks, and adapters for those of others."""
+
+from flowvi.networks.adapters import HaikuNetwork, Network, PlainNetwork, as_network
+from flowvi.networks.made import MADE
+from flowvi.networks.mlp import MLP
+
+__all__ = ["MADE", "MLP", "HaikuNetwork", "Network", "PlainNetwork", "as_network"]

@@ -1,0 +1,119 @@
+"""MADE as a Haiku module."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+
+from flowvi import masked
+
+Array = jax.Array
+
+
+class MADE(hk.Module):
+    """A masked autoregressive network as a Haiku module, over `flowvi.masked`.
+
+    `made(x, context)` maps x of shape [..., D] to parameters of shape [..., D, P], where those of a
+    coordinate depend on the coordinates before it. `made.bind(context)` gives the conditioner of a
+    bijector, with its weights in sight.
+
+    Args:
+        event_size: D, at least 1.
+        hidden_sizes: widths of the hidden layers; any number of them, also none.
+        num_params: P, the number of parameters of one coordinate.
+        context_size: the length of the context vector, or None.
+        activation: a name such as "silu", or a function.
+        order: the input order; order[0] is the coordinate that depends on none.
+        name: the module's name.
+
+    Raises:
+        ValueError, TypeError: if a size, the order or the activation is none.
+
+    Source: Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution
+    Estimation", 2015.
+
+    Example:
+        >>> import haiku as hk, jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> def forward(x):
+        ...     made = fv.MADE(event_size=3, hidden_sizes=[16], num_params=2)
+        ...     return fv.IAF(made.bind()).forward(x)
+        >>> network = hk.without_apply_rng(hk.transform(forward))
+        >>> params = network.init(jax.random.key(0), jnp.zeros(3))
+        >>> network.apply(params, jnp.ones((5, 3))).shape
+        (5, 3)
+    """
+
+    def __init__(
+        self,
+        event_size: int,
+        hidden_sizes: Sequence[int],
+        num_params: int,
+        *,
+        context_size: int | None = None,
+        activation: str | Callable[[Array], Array] = "silu",
+        order: Sequence[int] | None = None,
+        name: str | None = None,
+    ):
+        # Haiku must not meet a half-built module, so the description is checked first.
+        network = masked.MaskedNetwork(
+            event_size,
+            tuple(hidden_sizes),
+            num_params,
+            context_size=context_size,
+            activation=activation,
+            order=None if order is None else tuple(order),
+        )
+        super().__init__(name=name)
+        self._network = network
+
+    @property
+    def network(self) -> masked.MaskedNetwork:
+        """The static description."""
+        return self._network
+
+    def bind(self, context: Array | None = None) -> masked.Conditioner:
+        """The conditioner x -> theta at this context.
+
+        Args:
+            context: of shape [..., context_size], or None where the module takes none.
+
+        Raises:
+            ValueError: if the context is missing, superfluous or of the wrong size.
+        """
+        params = _get_parameters(self._network)
+        return self._network.bind(params, context)
+
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        """Parameters of shape [..., D, P] for x of shape [..., D].
+
+        Raises:
+            ValueError: if `x` or `context` has the wrong shape.
+        """
+        return self.bind(context)(x)
+
+
+def _given(value: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """An initializer of Haiku that returns a value it was given."""
+    del shape, dtype
+    return value
+
+
+def _get_parameters(network: masked.MaskedNetwork) -> dict[str, Any]:
+    """The network's parameter tree, each array a Haiku parameter named by its place in the tree."""
+    # The arrays belong together, so one key draws them all, as `network.init` does elsewhere.
+    fresh = network.init(hk.next_rng_key()) if hk.running_init() else None
+    shapes = jax.eval_shape(network.init, jax.random.key(0)) if fresh is None else fresh
+    paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = [
+        hk.get_parameter(
+            jax.tree_util.keystr(path, simple=True, separator="_"),
+            leaf.shape,
+            leaf.dtype,
+            init=functools.partial(_given, leaf),
+        )
+        for path, leaf in paths
+    ]
+    return jax.tree.unflatten(structure, leaves)

@@ -1,0 +1,82 @@
+"""Parameters: what the optimizer may move, and what it may not.
+
+A parameter tree is any pytree. A subtree wrapped in `Fixed` belongs to the tree, travels with it
+and is saved with it, but no optimizer moves it: standardisation, whitening, batch statistics,
+running baselines. Only a loss or a family's training form hands back new ones.
+"""
+
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Fixed:
+    """A subtree of parameters that the optimizer never moves.
+
+    Args:
+        value: any pytree of arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> params = {"w": jnp.ones(2), "scale": fv.Fixed(jnp.full(2, 3.0))}
+        >>> params["scale"].value
+        Array([3., 3.], dtype=float32)
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
+        """See `jax.tree_util.register_pytree_with_keys_class`."""
+        return ((jax.tree_util.GetAttrKey("value"), self.value),), None
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return (self.value,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Any, ...]) -> "Fixed":
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return cls(children[0])
+
+    def __repr__(self) -> str:
+        return f"Fixed({self.value!r})"
+
+
+def _is_fixed(node: Any) -> bool:
+    return isinstance(node, Fixed)
+
+
+def partition(params: Any) -> tuple[Any, Any]:
+    """Splits a parameter tree into what the optimizer moves and what it does not.
+
+    Both results have the shape of `params`, with None where a leaf went to the other one, so
+    `jax.tree.leaves` of the first gives just the trainable arrays.
+
+    Args:
+        params: any pytree, with `Fixed` subtrees in any place.
+
+    Returns:
+        (trainable, fixed), which `combine` puts together again.
+
+    Example:
+        >>> import jax
+        >>> trainable, fixed = partition({"w": 1.0, "scale": Fixed(3.0)})
+        >>> jax.tree.leaves(trainable), jax.tree.leaves(fixed)
+        ([1.0], [3.0])
+    """
+    trainable = jax.tree.map(lambda n: None if _is_fixed(n) else n, params, is_leaf=_is_fixed)
+    fixed = jax.tree.map(lambda n: n if _is_fixed(n) else None, params, is_leaf=_is_fixed)
+    return trainable, fixed
+
+
+def combine(trainable: Any, fixed: Any) -> Any:
+    """The inverse of `partition`."""
+    return jax.tree.map(
+        lambda t, f: t if f is None else f,
+        trainable,
+        fixed,
+        is_leaf=lambda n: n is None or _is_fixed(n),
+    )

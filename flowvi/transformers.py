@@ -1,0 +1,156 @@
+"""Transformers: scalar maps with parameters.
+
+A transformer is a callable that takes raw parameters theta of shape [..., P] to a scalar Distrax
+bijector of batch shape [...], where theta = 0 is the identity and every finite theta gives a map
+that can be inverted in the same precision. Any callable of this kind will do; those here also know
+P and are hashable, so that a family can be configured with them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from flowvi import checks
+
+Array = jax.Array
+
+
+class Transformer(Protocol):
+    """What a family asks of a transformer: hashable, callable, and aware of its parameter count."""
+
+    @property
+    def num_params(self) -> int:
+        """P, the number of raw parameters of one coordinate."""
+
+    def __call__(self, theta: Array) -> distrax.Bijector:
+        """The scalar bijector at raw parameters theta of shape [..., P]."""
+
+
+def _bounded(raw: Array, bound: float) -> Array:
+    """A smooth, odd, increasing map of the reals into (-bound, bound) with slope 1 at 0."""
+    return bound * jnp.tanh(raw / bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """y = x exp(s) + m, with theta = (m, r) and s = B tanh(r / B).
+
+    The log-scale is bounded smoothly by B, so no finite parameter makes the map numerically
+    singular.
+
+    Attributes:
+        max_log_scale: B, in nats.
+
+    Raises:
+        ValueError: if `max_log_scale` is not positive.
+
+    Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
+    2017.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Affine()(jnp.zeros(2)).forward(3.0))
+        3.0
+    """
+
+    max_log_scale: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.max_log_scale > 0:
+            raise ValueError(f"`max_log_scale` must be positive; got {self.max_log_scale!r}.")
+
+    @property
+    def num_params(self) -> int:
+        """Two: a shift and a raw log-scale."""
+        return 2
+
+    def __call__(self, theta: Array) -> distrax.Bijector:
+        """The bijector at theta of shape [..., 2]."""
+        log_scale = _bounded(theta[..., 1], self.max_log_scale)
+        return distrax.ScalarAffine(shift=theta[..., 0], log_scale=log_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spline:
+    """Monotone rational quadratic spline on [-interval, interval] with identity tails.
+
+    theta holds K raw widths, K raw heights and K - 1 raw slopes of inner knots (those of the ends
+    are 1). Each is bounded smoothly to (-B, B) before Distrax turns it into bins by a softmax and
+    into slopes by a softplus: with unbounded ones a trained flow grows needle-thin bins, and a
+    stack of layers loses its inverse even in double precision.
+
+    Attributes:
+        num_bins: K.
+        interval: half the width of the interval, in units of the layer's input.
+        max_raw: B; the sizes of two bins differ by a factor of at most exp(2 B).
+
+    Raises:
+        TypeError, ValueError: if `num_bins` is not an integer of at least 2, or the others are not
+            positive.
+
+    Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> spline = Spline(num_bins=4)
+        >>> float(spline(jnp.zeros(spline.num_params)).forward(0.3))  # doctest: +ELLIPSIS
+        0.3...
+    """
+
+    num_bins: int = 8
+    interval: float = 4.0
+    max_raw: float = 2.0
+
+    def __post_init__(self) -> None:
+        if checks.positive_int("num_bins", self.num_bins) < 2:
+            raise ValueError(f"`num_bins` must be at least 2; got {self.num_bins!r}.")
+        for name in ("interval", "max_raw"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive; got {getattr(self, name)!r}.")
+
+    @property
+    def num_params(self) -> int:
+        """3 K - 1: widths, heights and inner slopes."""
+        return 3 * self.num_bins - 1
+
+    def __call__(self, theta: Array) -> distrax.Bijector:
+        """The bijector at theta of shape [..., 3 K - 1]."""
+        raw = _bounded(theta, self.max_raw)
+        # Distrax asks for the slopes of both ends too, and then sets them to one.
+        ends = jnp.zeros((*raw.shape[:-1], 1), raw.dtype)
+        sizes, slopes = raw[..., : 2 * self.num_bins], raw[..., 2 * self.num_bins :]
+        return distrax.RationalQuadraticSpline(
+            jnp.concatenate([sizes, ends, slopes, ends], axis=-1),
+            range_min=-self.interval,
+            range_max=self.interval,
+            boundary_slopes="identity",
+        )
+
+
+TRANSFORMERS: dict[str, Callable[[], Transformer]] = {"affine": Affine, "spline": Spline}
+
+
+def as_transformer(transformer: str | Transformer) -> Transformer:
+    """The transformer behind a name; a transformer stands for itself.
+
+    Raises:
+        ValueError: if the name is unknown.
+        TypeError: if it is no transformer.
+    """
+    known = ", ".join(repr(name) for name in TRANSFORMERS)
+    if isinstance(transformer, str):
+        if transformer not in TRANSFORMERS:
+            raise ValueError(
+                f"`transformer` must be one of {known}, or a transformer; got {transformer!r}."
+            )
+        return TRANSFORMERS[transformer]()
+    if not callable(transformer) or not hasattr(transformer, "num_params"):
+        raise TypeError(
+            f"`transformer` must be one of {known}, or a hashable callable with `num_params`; "
+            f"got {transformer!r}."
+        )
+    return transformer

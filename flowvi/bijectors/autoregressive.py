@@ -7,6 +7,8 @@ import distrax
 import jax
 import jax.numpy as jnp
 
+from flowvi import checks, triangular
+from flowvi.masked import Conditioner
 from flowvi.transformers import Affine
 
 Array = jax.Array
@@ -22,8 +24,10 @@ class IAF(distrax.Bijector):
 
         log |det J(x)| = sum_i log |dt/dx (x_i; theta_i)|.
 
-    `forward` is one pass of the conditioner: samples are cheap. `inverse` finds x_1, ..., x_D one
-    after the other.
+    `forward` is one pass of the conditioner. `inverse` costs about as much where the conditioner's
+    weights can be seen (see `flowvi.triangular`): where it is a bound masked network, as
+    `flowvi.MADE.bind` or a family gives it, with a transformer that knows its `num_params`. For any
+    other callable it costs D passes.
 
     Args:
         conditioner: a callable from x of shape [..., D] to theta of shape [..., D, P] that is
@@ -91,7 +95,11 @@ class IAF(distrax.Bijector):
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
-        return invert_by_passes(self._scalar_bijector, jnp.asarray(y))
+        y = jnp.asarray(y)
+        if isinstance(self._conditioner, Conditioner) and hasattr(self._transformer, "num_params"):
+            checks.trailing_shape("y", y, (self._conditioner.network.event_size,), self.name)
+            return triangular.inverse_and_log_det(self._conditioner, self._transformer, y)
+        return invert_by_passes(self._scalar_bijector, y)
 
     def same_as(self, other: distrax.Bijector) -> bool:
         """Whether `other` has the same conditioner (the same object) and an equal transformer."""

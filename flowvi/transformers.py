@@ -8,7 +8,7 @@ P and are hashable, so that a family can be configured with them.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import distrax
 import jax
@@ -19,6 +19,7 @@ from flowvi import checks
 Array = jax.Array
 
 
+@runtime_checkable
 class Transformer(Protocol):
     """What a family asks of a transformer: hashable, callable, and aware of its parameter count."""
 
@@ -148,7 +149,7 @@ def as_transformer(transformer: str | Transformer) -> Transformer:
                 f"`transformer` must be one of {known}, or a transformer; got {transformer!r}."
             )
         return TRANSFORMERS[transformer]()
-    if not callable(transformer) or not hasattr(transformer, "num_params"):
+    if not isinstance(transformer, Transformer):
         raise TypeError(
             f"`transformer` must be one of {known}, or a hashable callable with `num_params`; "
             f"got {transformer!r}."

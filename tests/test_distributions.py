@@ -40,7 +40,7 @@ KL_PATHS = {
 
 @pytest.mark.parametrize("path", KL_PATHS)
 def test_no_path_returns_a_silent_zero(path):
-    with pytest.raises(NotImplementedError, match="has no closed form. Estimate it from samples"):
+    with pytest.raises(NotImplementedError, match=r"has no closed form. Estimate it from samples"):
         KL_PATHS[path](flow(0), flow(1))
 
 

@@ -13,7 +13,7 @@ from flowvi.networks import MADE
 
 
 def random_params(network, seed=0):
-    """Parameters with no zeros, so that a missing connection is a missing connection of the mask."""
+    """Parameters without zeros, so that only a mask can take a connection away."""
     keys = iter(jax.random.split(jax.random.key(seed), 100))
     params = network.init(next(keys))
     return jax.tree.map(lambda a: a + jax.random.normal(next(keys), a.shape), params)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flowvi import checks, triangular
 from flowvi.masked import Conditioner
-from flowvi.transformers import Affine
+from flowvi.transformers import Affine, Transformer
 
 Array = jax.Array
 ConditionerFn = Callable[[Array], Array]
@@ -25,9 +25,9 @@ class IAF(distrax.Bijector):
         log |det J(x)| = sum_i log |dt/dx (x_i; theta_i)|.
 
     `forward` is one pass of the conditioner. `inverse` costs about as much where the conditioner's
-    weights can be seen (see `flowvi.triangular`): where it is a bound masked network, as
-    `flowvi.MADE.bind` or a family gives it, with a transformer that knows its `num_params`. For any
-    other callable it costs D passes.
+    weights can be seen (see `flowvi.triangular`): where it is a `flowvi.MADE`, or a bound masked
+    network as `MADE.bind` and the families give it, with a transformer that knows its `num_params`
+    and is hashable. For any other callable it costs D passes.
 
     Args:
         conditioner: a callable from x of shape [..., D] to theta of shape [..., D, P] that is
@@ -96,9 +96,12 @@ class IAF(distrax.Bijector):
         """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
         y = jnp.asarray(y)
-        if isinstance(self._conditioner, Conditioner) and hasattr(self._transformer, "num_params"):
-            checks.trailing_shape("y", y, (self._conditioner.network.event_size,), self.name)
-            return triangular.inverse_and_log_det(self._conditioner, self._transformer, y)
+        # A module such as `flowvi.MADE` shows its weights when it is bound.
+        bind = getattr(self._conditioner, "bind", None)
+        conditioner = self._conditioner if bind is None else bind()
+        if isinstance(conditioner, Conditioner) and isinstance(self._transformer, Transformer):
+            checks.trailing_shape("y", y, (conditioner.network.event_size,), self.name)
+            return triangular.inverse_and_log_det(conditioner, self._transformer, y)
         return invert_by_passes(self._scalar_bijector, y)
 
     def same_as(self, other: distrax.Bijector) -> bool:

@@ -1,6 +1,5 @@
 """MADE as a Haiku module."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,25 +94,19 @@ class MADE(hk.Module):
         return self.bind(context)(x)
 
 
-def _given(value: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """An initializer of Haiku that returns a value it was given."""
-    del shape, dtype
-    return value
-
-
 def _get_parameters(network: masked.MaskedNetwork) -> dict[str, Any]:
     """The network's parameter tree, each array a Haiku parameter named by its place in the tree."""
-    # The arrays belong together, so one key draws them all, as `network.init` does elsewhere.
-    fresh = network.init(hk.next_rng_key()) if hk.running_init() else None
-    shapes = jax.eval_shape(network.init, jax.random.key(0)) if fresh is None else fresh
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
     paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = [
-        hk.get_parameter(
-            jax.tree_util.keystr(path, simple=True, separator="_"),
-            leaf.shape,
-            leaf.dtype,
-            init=functools.partial(_given, leaf),
-        )
-        for path, leaf in paths
-    ]
+
+    def get(index: int, path: Any, leaf: jax.ShapeDtypeStruct) -> Array:
+        # A key may be drawn only where the parameter is new: not inside of a loop, for example.
+        def fresh(shape: Sequence[int], dtype: Any) -> Array:
+            del shape, dtype
+            return jax.tree.leaves(network.init(hk.next_rng_key()))[index]
+
+        name = jax.tree_util.keystr(path, simple=True, separator="_")
+        return hk.get_parameter(name, leaf.shape, leaf.dtype, init=fresh)
+
+    leaves = [get(index, path, leaf) for index, (path, leaf) in enumerate(paths)]
     return jax.tree.unflatten(structure, leaves)

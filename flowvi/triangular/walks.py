@@ -1,60 +1,7 @@
-r"""The inverse of an autoregressive map at the price of one pass, and its derivatives.
+"""The two walks over a triangular network, and the groups of coordinates they go by.
 
-The problem
-    A masked network turns x of D coordinates into theta(x), and a scalar map t gives
-    y_k = t(x_k; theta_k), where theta_k sees x_1..x_{k-1} only. Given y, find x. The usual way runs the
-    whole network D times, because theta_k is known only when x_{k-1} is.
-
-The solve
-    Hidden units are sorted by degree, the number of coordinates that they may see. As soon as
-    x_1..x_k are known, exactly the units of degree k become computable, in every layer, and they never
-    change again. So walk k = 0..D-1, and in each step compute
-
-        a_l[units of degree k] = rows of W_l^T h_{l-1} + b_l,   h_l = phi(a_l)      l = 1..L
-        o_k                    = rows of W_o^T h_L + b_o
-        x_k                    = t^{-1}(y_k; o_k)
-
-    from what is already there: forward substitution for a triangular system that is not linear. Every
-    row of every weight matrix is used once, so the arithmetic of all D steps is that of one pass.
-
-    Rows of a product need only the columns before them. The coordinates are cut into a few groups; at
-    the start of a group one product per layer collects what all earlier groups contribute to its
-    units, which skips the zero half of the weights, and the steps inside of the group then work on the
-    group's own block, which is small and stays in cache. The buffers are feature-major, [units, n], so
-    that the rows of a step are contiguous.
-
-The derivatives
-    The state s = (a_1..a_L, o, x) of the walk solves F(s; weights, y) = 0, with
-
-        F = (a_1 - W_1^T x - b_1,  a_l - W_l^T phi(a_{l-1}) - b_l,  o - W_o^T phi(a_L) - b_o,  t(x; o) - y).
-
-    By the implicit function theorem its tangent ds solves a linear system A ds = r, where
-    A = dF/ds at the solution and r = -(tangent of F at fixed s):
-
-        da_1 - W_1^T dx                      = dW_1^T x + db_1
-        da_l - W_l^T (phi'(a_{l-1}) da_{l-1}) = dW_l^T h_{l-1} + db_l
-        do   - W_o^T (phi'(a_L) da_L)         = dW_o^T h_L + db_o
-        t_x dx + t_o . do                     = dy
-
-    A is triangular in the order of the walk, so A ds = r is solved by the same walk with phi'(a_l) in the
-    place of phi, and A^T lambda = g by the walk from x_D down to x_1:
-
-        v_k                = (g_x + rows of W_1 lambda_1) / t_x
-        lambda_o,k         = g_o - t_o v_k
-        lambda_l[degree k] = g_l + phi'(a_l) (rows of W_{l+1} lambda_{l+1})
-
-    `jax.custom_jvp` states the tangent and `jax.lax.custom_linear_solve` holds both walks. JAX
-    differentiates r itself, so a weight gradient is one product h_{l-1} lambda_l^T, and derivatives of
-    every order, in either mode and any nesting, come out of the same two walks.
-
-What is stored
-    The state, once: L hidden layers, D P parameters and D coordinates for each of n rows, as much as a
-    forward pass keeps for its gradient. The log-determinant is a function of o and x, and is left to
-    ordinary differentiation.
-
-Source: forward substitution in blocks, as in Golub, Van Loan, "Matrix Computations", 2013, section 3.1;
-the derivative is the implicit function theorem, as in Krantz, Parks, "The Implicit Function Theorem",
-2013. We know of no earlier use for autoregressive flows.
+`ascend` serves the non-linear solve and its tangent, `descend` the transpose of the tangent; see
+`flowvi.triangular` for what they solve.
 """
 
 import dataclasses
@@ -68,10 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import masked
-from flowvi.transformers import Transformer
 
 Array = jax.Array
-Weights = tuple[tuple[Array, Array], ...]
 Slice = tuple[int, int]
 
 _slice = jax.lax.dynamic_slice_in_dim
@@ -100,10 +45,10 @@ class Group:
 def groups(network: masked.MaskedNetwork, num_groups: int) -> tuple[Group, ...]:
     """The groups of a network, of about equal numbers of coordinates.
 
-    All units of one degree are computed in one step. Steps of a layer have different numbers of units
-    where its width is no multiple of D - 1; the window is the largest of them, and a step with fewer
-    also touches units of the next degree, which are computed anew in their own step. So nothing is
-    padded, also not where a layer has fewer units than there are degrees.
+    All units of one degree are computed in one step. Steps of a layer have different numbers of
+    units where its width is no multiple of D - 1; the window is the largest of them, and a step with
+    a fewer also touches units of the next degree, which are computed anew in their own step. So
+    nothing is padded, also not where a layer has fewer units than there are degrees.
     """
     size = network.event_size
     hidden = [np.asarray(degrees) for degrees in network.degrees[1:-1]]
@@ -122,7 +67,7 @@ def groups(network: masked.MaskedNetwork, num_groups: int) -> tuple[Group, ...]:
     return tuple(result)
 
 
-def _ascend(
+def ascend(
     plan: tuple[Group, ...],
     weights_t: list[Array],
     rhs: list[Array],
@@ -192,8 +137,8 @@ class _StepUp:
         blocks: for each layer, the weights from the group's own units.
         aux: for each hidden layer, what `hidden` needs.
         coordinate_aux: what `coordinate` needs, with a leading axis of steps.
-        hidden: see `_ascend`.
-        coordinate: see `_ascend`.
+        hidden: see `ascend`.
+        coordinate: see `ascend`.
     """
 
     starts: Array
@@ -225,7 +170,7 @@ class _StepUp:
         return [inputs, results]
 
 
-def _descend(
+def descend(
     plan: tuple[Group, ...],
     weights: list[Array],
     rhs: list[Array],
@@ -339,141 +284,3 @@ class _StepDown:
         if lambdas[layer].shape[0]:
             z = z + _slice(self.blocks[layer], first, window) @ lambdas[layer]
         return z
-
-
-@dataclasses.dataclass(frozen=True)
-class _System:
-    """The static half of the solve: what F and its linearisation look like."""
-
-    network: masked.MaskedNetwork
-    transformer: Transformer
-    plan: tuple[Group, ...]
-
-    def activation(self, z: Array) -> Array:
-        """phi."""
-        return masked.activation_function(self.network.activation)(z)
-
-    def parameters(self, o: Array) -> Array:
-        """o of shape [D P, n] as theta of shape [D, n, P]."""
-        theta = o.reshape(-1, self.network.num_params, o.shape[-1])
-        return jnp.moveaxis(theta, 1, -1)
-
-    def forward(self, o: Array, x: Array) -> Array:
-        """t(x; o), of shape [D, n]."""
-        return self.transformer(self.parameters(o)).forward(x)
-
-    def walk(self, weights: Weights, y: Array) -> tuple[list[Array], Array]:
-        """The state (a_1, .., a_L, o) and x."""
-
-        def coordinate(o: Array, y: Array) -> Array:
-            return self.transformer(o.T).inverse(y)
-
-        return _ascend(
-            self.plan,
-            [w.T for w, _ in weights],
-            [b for _, b in weights],
-            [None] * (len(weights) - 1),
-            lambda z, _: self.activation(z),
-            coordinate,
-            y,
-        )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _solve(system: _System, weights: Weights, y: Array) -> tuple[list[Array], Array]:
-    """The state (a_1, .., a_L, o) and x with F = 0; biases are [units, n] or [units, 1]."""
-    return system.walk(weights, y)
-
-
-@_solve.defjvp
-def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
-    weights, y = primals
-    (zs, x), (d_weights, dy) = _solve(system, weights, y), tangents
-    hs, slopes = [x], []
-    for z in zs[:-1]:
-        h, slope = jax.jvp(system.activation, (z,), (jnp.ones_like(z),))
-        hs.append(h)
-        slopes.append(slope)
-    _, pull = jax.vjp(system.forward, zs[-1], x)
-    t_o, t_x = pull(jnp.ones_like(x))
-    num_params = system.network.num_params
-    matrices = [w for w, _ in weights]
-
-    def matvec(unknown: Any) -> Any:
-        dz, dx = unknown
-        dh = [dx, *(s * z for s, z in zip(slopes, dz, strict=False))]
-        rows = [z - w.T @ h for z, w, h in zip(dz, matrices, dh, strict=True)]
-        through = (t_o * dz[-1]).reshape(-1, num_params, dx.shape[-1]).sum(1)
-        return rows, t_x * dx + through
-
-    def solve_up(_: Any, rhs: Any) -> Any:
-        r, r_y = rhs
-
-        def coordinate(do: Array, here: Any) -> Array:
-            r_k, t_x_k, t_o_k = here
-            return (r_k - (t_o_k * do).sum(0)) / t_x_k
-
-        aux = (r_y, t_x, t_o.reshape(-1, num_params, r_y.shape[-1]))
-        return _ascend(
-            system.plan,
-            [w.T for w in matrices],
-            r,
-            list(slopes),
-            lambda z, slope: slope * z,
-            coordinate,
-            aux,
-        )
-
-    def solve_down(_: Any, rhs: Any) -> Any:
-        g, g_x = rhs
-        return _descend(system.plan, matrices, g, slopes, g_x, t_x, t_o)
-
-    n = x.shape[-1]
-    r = [
-        jnp.broadcast_to(dw.T @ h + db, (dw.shape[1], n))
-        for (dw, db), h in zip(d_weights, hs, strict=True)
-    ]
-    # JAX transposes a linear solve only where all of its right-hand side is unknown together, but
-    # where just y or just some weights are differentiated, part of it is known. The barrier ties them.
-    rhs = jax.lax.optimization_barrier((r, dy))
-    solution = jax.lax.custom_linear_solve(matvec, rhs, solve_up, solve_down)
-    return (zs, x), solution
-
-
-def num_groups(network: masked.MaskedNetwork) -> int:
-    """How many groups to cut the coordinates into."""
-    return max(1, min(8, network.event_size // 8))
-
-
-def inverse_and_log_det(
-    conditioner: masked.Conditioner, transformer: Transformer, y: Array
-) -> tuple[Array, Array]:
-    """The inverse of y_k = t(x_k; theta_k(x_<k)) and the log-determinant of its Jacobian.
-
-    Args:
-        conditioner: a masked network with its parameters and context.
-        transformer: the scalar map t; static and hashable, as those of `flowvi.transformers`.
-        y: of shape [..., D]; its leading axes broadcast against those of the context.
-
-    Returns:
-        (x, log_det) of shapes [..., D] and [...].
-    """
-    network, context = conditioner.network, conditioner.context
-    weights = masked.weights(network, conditioner.params)
-    columns = [(w, b[:, None]) for w, b in weights]
-    batch = y.shape[:-1]
-    if context is not None:
-        batch = jnp.broadcast_shapes(batch, context.shape[:-1])
-        term = masked.context_term(conditioner.params, context)
-        term = jnp.broadcast_to(term, (*batch, term.shape[-1])).reshape(-1, term.shape[-1])
-        columns[0] = (columns[0][0], columns[0][1] + term.T)
-    dtype = jnp.result_type(y, *(w for w, _ in weights))
-    rows = jnp.broadcast_to(y, (*batch, network.event_size)).reshape(-1, network.event_size)
-    if network.order is not None:
-        rows = rows[:, np.asarray(network.order)]
-    system = _System(network, transformer, groups(network, num_groups(network)))
-    zs, x = _solve(system, tuple(columns), rows.T.astype(dtype))
-    theta = system.parameters(zs[-1])
-    log_det = -transformer(theta).forward_log_det_jacobian(x).sum(0)
-    x = x.T if network.order is None else x.T[:, np.argsort(network.order)]
-    return x.reshape(*batch, network.event_size), log_det.reshape(batch)

@@ -1,0 +1,154 @@
+"""The solve of a triangular network with derivatives of every order; see `flowvi.triangular`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowvi import masked
+from flowvi.transformers import Transformer
+from flowvi.triangular.walks import Group, ascend, descend, groups
+
+Array = jax.Array
+Weights = tuple[tuple[Array, Array], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _System:
+    """The static half of the solve: what F and its linearisation look like."""
+
+    network: masked.MaskedNetwork
+    transformer: Transformer
+    plan: tuple[Group, ...]
+
+    def activation(self, z: Array) -> Array:
+        """phi."""
+        return masked.activation_function(self.network.activation)(z)
+
+    def parameters(self, o: Array) -> Array:
+        """o of shape [D P, n] as theta of shape [D, n, P]."""
+        theta = o.reshape(-1, self.network.num_params, o.shape[-1])
+        return jnp.moveaxis(theta, 1, -1)
+
+    def forward(self, o: Array, x: Array) -> Array:
+        """t(x; o), of shape [D, n]."""
+        return self.transformer(self.parameters(o)).forward(x)
+
+    def walk(self, weights: Weights, y: Array) -> tuple[list[Array], Array]:
+        """The state (a_1, .., a_L, o) and x."""
+
+        def coordinate(o: Array, y: Array) -> Array:
+            return self.transformer(o.T).inverse(y)
+
+        return ascend(
+            self.plan,
+            [w.T for w, _ in weights],
+            [b for _, b in weights],
+            [None] * (len(weights) - 1),
+            lambda z, _: self.activation(z),
+            coordinate,
+            y,
+        )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _solve(system: _System, weights: Weights, y: Array) -> tuple[list[Array], Array]:
+    """The state (a_1, .., a_L, o) and x with F = 0; biases are [units, n] or [units, 1]."""
+    return system.walk(weights, y)
+
+
+@_solve.defjvp
+def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
+    weights, y = primals
+    (zs, x), (d_weights, dy) = _solve(system, weights, y), tangents
+    hs, slopes = [x], []
+    for z in zs[:-1]:
+        h, slope = jax.jvp(system.activation, (z,), (jnp.ones_like(z),))
+        hs.append(h)
+        slopes.append(slope)
+    _, pull = jax.vjp(system.forward, zs[-1], x)
+    t_o, t_x = pull(jnp.ones_like(x))
+    num_params = system.network.num_params
+    matrices = [w for w, _ in weights]
+
+    def matvec(unknown: Any) -> Any:
+        dz, dx = unknown
+        dh = [dx, *(s * z for s, z in zip(slopes, dz, strict=False))]
+        rows = [z - w.T @ h for z, w, h in zip(dz, matrices, dh, strict=True)]
+        through = (t_o * dz[-1]).reshape(-1, num_params, dx.shape[-1]).sum(1)
+        return rows, t_x * dx + through
+
+    def solve_up(_: Any, rhs: Any) -> Any:
+        r, r_y = rhs
+
+        def coordinate(do: Array, here: Any) -> Array:
+            r_k, t_x_k, t_o_k = here
+            return (r_k - (t_o_k * do).sum(0)) / t_x_k
+
+        aux = (r_y, t_x, t_o.reshape(-1, num_params, r_y.shape[-1]))
+        return ascend(
+            system.plan,
+            [w.T for w in matrices],
+            r,
+            list(slopes),
+            lambda z, slope: slope * z,
+            coordinate,
+            aux,
+        )
+
+    def solve_down(_: Any, rhs: Any) -> Any:
+        g, g_x = rhs
+        return descend(system.plan, matrices, g, slopes, g_x, t_x, t_o)
+
+    n = x.shape[-1]
+    r = [
+        jnp.broadcast_to(dw.T @ h + db, (dw.shape[1], n))
+        for (dw, db), h in zip(d_weights, hs, strict=True)
+    ]
+    # JAX transposes a linear solve only where all of its right-hand side is unknown together, but
+    # where just y or some of the weights are differentiated, part of it is known. This ties it.
+    rhs = jax.lax.optimization_barrier((r, dy))
+    solution = jax.lax.custom_linear_solve(matvec, rhs, solve_up, solve_down)
+    return (zs, x), solution
+
+
+def num_groups(network: masked.MaskedNetwork) -> int:
+    """How many groups to cut the coordinates into."""
+    return max(1, min(8, network.event_size // 8))
+
+
+def inverse_and_log_det(
+    conditioner: masked.Conditioner, transformer: Transformer, y: Array
+) -> tuple[Array, Array]:
+    """The inverse of y_k = t(x_k; theta_k(x_<k)) and the log-determinant of its Jacobian.
+
+    Args:
+        conditioner: a masked network with its parameters and context.
+        transformer: the scalar map t; static and hashable, as those of `flowvi.transformers`.
+        y: of shape [..., D]; its leading axes broadcast against those of the context.
+
+    Returns:
+        (x, log_det) of shapes [..., D] and [...].
+    """
+    network, context = conditioner.network, conditioner.context
+    weights = masked.weights(network, conditioner.params)
+    columns = [(w, b[:, None]) for w, b in weights]
+    batch = y.shape[:-1]
+    if context is not None:
+        batch = jnp.broadcast_shapes(batch, context.shape[:-1])
+        term = masked.context_term(conditioner.params, context)
+        term = jnp.broadcast_to(term, (*batch, term.shape[-1])).reshape(-1, term.shape[-1])
+        columns[0] = (columns[0][0], columns[0][1] + term.T)
+    dtype = jnp.result_type(y, *(w for w, _ in weights))
+    rows = jnp.broadcast_to(y, (*batch, network.event_size)).reshape(-1, network.event_size)
+    if network.order is not None:
+        rows = rows[:, np.asarray(network.order)]
+    system = _System(network, transformer, groups(network, num_groups(network)))
+    zs, x = _solve(system, tuple(columns), rows.T.astype(dtype))
+    theta = system.parameters(zs[-1])
+    log_det = -transformer(theta).forward_log_det_jacobian(x).sum(0)
+    x = x.T if network.order is None else x.T[:, np.argsort(network.order)]
+    return x.reshape(*batch, network.event_size), log_det.reshape(batch)

@@ -1,0 +1,222 @@
+"""The walk against D passes: values and derivatives of every order, in float64."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowvi as fv
+from flowvi import masked
+from flowvi.bijectors.autoregressive import invert_by_passes
+from flowvi.transformers import Affine, Spline
+from flowvi.triangular import solve, walks
+
+TOLERANCE = 1e-9
+AFFINE, SPLINE = Affine(), Spline(num_bins=3)
+
+# event size, hidden sizes, transformer, context size, order, number of groups
+CASES = {
+    "one coordinate, only a context": (1, (), AFFINE, 2, None, 1),
+    "no hidden layer": (5, (), AFFINE, None, (4, 2, 0, 1, 3), 2),
+    "narrow layers": (9, (3, 2), AFFINE, 2, None, 3),
+    "no unit in a group": (9, (2,), AFFINE, None, None, 9),
+    "wide, narrow, wide": (6, (20, 2, 20), SPLINE, 3, (5, 4, 3, 2, 1, 0), 2),
+    "uneven groups": (7, (9, 16), SPLINE, None, (3, 1, 4, 0, 5, 2, 6), 3),
+}
+
+
+# Where compiling takes long, two cases that have everything between them.
+heavy = pytest.mark.parametrize("case", ["narrow layers", "wide, narrow, wide"], indirect=True)
+
+
+@pytest.fixture(params=CASES)
+def case(request, monkeypatch, x64):
+    """(fast, slow, params, context, y) of one case; both map (params, context, y)."""
+    del x64
+    size, hidden_sizes, transformer, context_size, order, num_groups = CASES[request.param]
+    monkeypatch.setattr(solve, "num_groups", lambda network: num_groups)
+    network = masked.MaskedNetwork(
+        size, hidden_sizes, transformer.num_params, context_size=context_size, order=order
+    )
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    params = network.init(next(keys))
+    params = jax.tree.map(lambda a: a + 0.5 * jax.random.normal(next(keys), a.shape), params)
+    context = None if context_size is None else jax.random.normal(next(keys), (4, context_size))
+    y = jax.random.normal(next(keys), (4, size))
+
+    def fast(params, context, y):
+        return solve.inverse_and_log_det(network.bind(params, context), transformer, y)
+
+    def slow(params, context, y):
+        bound = network.bind(params, context)
+        return invert_by_passes(lambda x: transformer(bound(x)), y)
+
+    return fast, slow, params, context, y
+
+
+def scalar(inverse):
+    """A scalar function of both results."""
+
+    def loss(params, context, y):
+        x, log_det = inverse(params, context, y)
+        return jnp.sin(x).sum() + (log_det**2).sum()
+
+    return loss
+
+
+def agree(first, second):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        scale = np.abs(b).max() if b.size else 0.0
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * max(scale, 1e-6))
+
+
+def both(case, transform):
+    fast, slow, *arguments = case
+    agree(*(jax.jit(transform(inverse))(*arguments) for inverse in (fast, slow)))
+
+
+def test_values(case):
+    both(case, lambda inverse: inverse)
+
+
+def test_gradients_of_everything(case):
+    argnums = (0, 2) if case[3] is None else (0, 1, 2)
+    both(case, lambda inverse: jax.grad(scalar(inverse), argnums))
+
+
+@heavy
+@pytest.mark.parametrize("argnum", [0, 1, 2])
+def test_gradients_of_each_argument_alone(case, argnum):
+    both(case, lambda inverse: jax.grad(scalar(inverse), argnum))
+
+
+def test_tangents(case):
+    def transform(inverse):
+        def tangent(*arguments):
+            directions = jax.tree.map(jnp.cos, arguments)
+            return jax.jvp(inverse, arguments, directions)[1]
+
+        return tangent
+
+    both(case, transform)
+
+
+@heavy
+def test_hessian_vector_products_of_parameters_and_inputs(case):
+    def transform(inverse):
+        def product(params, context, y):
+            gradient = jax.grad(lambda p, y: scalar(inverse)(p, context, y), (0, 1))
+            directions = jax.tree.map(jnp.cos, (params, y))
+            return jax.jvp(gradient, (params, y), directions)[1]
+
+        return product
+
+    both(case, transform)
+
+
+@heavy
+def test_hessian_in_both_nestings(case):
+    fast, slow, params, context, y = case
+    context = None if context is None else context[0]
+    for outer, inner in ((jax.jacfwd, jax.jacrev), (jax.jacrev, jax.jacrev)):
+        agree(
+            *(
+                jax.jit(outer(inner(lambda y, f=f: scalar(f)(params, context, y))))(y[0])
+                for f in (fast, slow)
+            )
+        )
+
+
+@heavy
+def test_vmap_over_parameters_and_checkpoint(case):
+    def transform(inverse):
+        def several(params, context, y):
+            stacked = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), params)
+            each = jax.checkpoint(lambda p: jax.grad(scalar(inverse))(p, context, y))
+            return jax.vmap(each)(stacked)
+
+        return several
+
+    both(case, transform)
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_other_activations(activation, x64):
+    del x64
+    network = masked.MaskedNetwork(4, (9,), 2, activation=activation)
+    params = jax.tree.map(jnp.cos, network.init(jax.random.key(0)))
+    y = jax.random.normal(jax.random.key(1), (3, 4))
+
+    def loss(params, fast):
+        bound = network.bind(params)
+        if fast:
+            x, log_det = solve.inverse_and_log_det(bound, AFFINE, y)
+        else:
+            x, log_det = invert_by_passes(lambda x: AFFINE(bound(x)), y)
+        return (x**2).sum() + log_det.sum()
+
+    agree(jax.grad(loss)(params, True), jax.grad(loss)(params, False))
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (2, 3)])
+def test_batch_shapes_broadcast_against_the_context(batch):
+    network = masked.MaskedNetwork(3, (8,), 2, context_size=2)
+    params = jax.tree.map(jnp.cos, network.init(jax.random.key(0)))
+    for context_batch in ((), (3,) if batch[-1:] == (3,) else (1,)):
+        layer = fv.IAF(network.bind(params, jnp.ones((*context_batch, 2))), AFFINE)
+        y = jax.random.normal(jax.random.key(1), (*batch, 3))
+        x, log_det = layer.inverse_and_log_det(y)
+        expected = jnp.broadcast_shapes(batch, context_batch)
+        assert x.shape == (*expected, 3)
+        assert log_det.shape == expected
+        back = layer.forward(x)
+        np.testing.assert_allclose(back, jnp.broadcast_to(y, back.shape), atol=1e-5)
+
+
+def test_float32_stays_float32_under_64_bits(x64):
+    del x64
+    network = masked.MaskedNetwork(3, (8,), 2)
+    params = jax.tree.map(lambda a: jnp.cos(a).astype(jnp.float32), network.init(jax.random.key(0)))
+    x, log_det = fv.IAF(network.bind(params), AFFINE).inverse_and_log_det(jnp.ones(3, jnp.float32))
+    assert x.dtype == log_det.dtype == jnp.float32
+
+
+def test_a_row_with_nan_spoils_no_other():
+    network = masked.MaskedNetwork(3, (8,), 2)
+    params = jax.tree.map(jnp.cos, network.init(jax.random.key(0)))
+    y = jnp.ones((3, 3)).at[1, 0].set(jnp.nan)
+    x, _ = fv.IAF(network.bind(params), AFFINE).inverse_and_log_det(y)
+    assert jnp.isfinite(x[jnp.array([0, 2])]).all()
+    assert jnp.isnan(x[1]).any()
+
+
+def test_visible_weights_take_the_walk_and_others_the_passes(monkeypatch):
+    calls = []
+    original = solve.inverse_and_log_det
+    monkeypatch.setattr(
+        fv.bijectors.autoregressive.triangular,
+        "inverse_and_log_det",
+        lambda *a: calls.append(1) or original(*a),
+    )
+    network = masked.MaskedNetwork(3, (8,), 2)
+    conditioner = network.bind(network.init(jax.random.key(0)))
+    fv.IAF(conditioner).inverse(jnp.ones(3))
+    fv.MAF(conditioner).forward(jnp.ones(3))
+    assert len(calls) == 2
+    fv.IAF(lambda x: conditioner(x)).inverse(jnp.ones(3))
+    fv.IAF(conditioner, lambda theta: AFFINE(theta)).inverse(jnp.ones(3))
+    assert len(calls) == 2
+
+
+def test_groups_cover_every_unit_once():
+    network = masked.MaskedNetwork(10, (7, 23), 2)
+    plan = walks.groups(network, 4)
+    assert plan[0].coordinates[0] == 0
+    assert plan[-1].coordinates[1] == 10
+    for layer, width in enumerate(network.hidden_sizes):
+        slices = [group.units[layer] for group in plan]
+        assert slices[0][0] == 0
+        assert slices[-1][1] == width
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(slices))

@@ -2,8 +2,8 @@
 
     python examples/conditional_density.py [--short] [--output conditional_density.png]
 
-Conditional density estimation is the same call with a context. The truth here is one branch of a wave
-or the other, with noise that grows with x: no regression to a mean can describe it.
+Conditional density estimation is the same call with a context. The truth here is one branch of a
+wave or the other, with noise that grows with x: no regression to a mean can describe it.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def main():
     """Fit, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="few steps, for a quick check")
-    parser.add_argument("--output", default="conditional_density.png", help="where the picture goes")
+    parser.add_argument(
+        "--output", default="conditional_density.png", help="where the picture goes"
+    )
     arguments = parser.parse_args()
 
     x, y = simulate(10_000, seed=0)

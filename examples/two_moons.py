@@ -2,8 +2,8 @@
 
     python examples/two_moons.py [--short] [--output two_moons.png]
 
-Prints the negative log-likelihood per point, in nats, of the fitted flow on its training points and on
-20,000 fresh ones, beside that of the true density on the same points.
+Prints the negative log-likelihood per point, in nats, of the fitted flow on its training points and
+on 20,000 fresh ones, beside that of the true density on the same points.
 """
 
 import argparse
@@ -21,7 +21,7 @@ NOISE = 0.05
 
 
 def true_log_density(x, num_angles=2000):
-    """Log density of two half circles, blurred by the noise: the mean over the angle of a normal."""
+    """Log density of two half circles with noise: a mean of normals over the angle."""
     angle = (np.arange(num_angles) + 0.5) / num_angles * np.pi
     upper = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     lower = np.stack([1 - np.cos(angle), 0.5 - np.sin(angle)], axis=1)

@@ -1,5 +1,6 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
+from flowvi import testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
@@ -14,6 +15,7 @@ from flowvi.families import (
 )
 from flowvi.networks import MADE
 from flowvi.params import Fixed
+from flowvi.training import FitResult, fit, fit_density
 
 __version__ = "0.1.0"
 
@@ -23,15 +25,19 @@ __all__ = [
     "MAF",
     "Chain",
     "Family",
+    "FitResult",
     "Fixed",
     "FlowDistribution",
     "LULinear",
     "Permutation",
     "conditional",
     "coupling",
+    "fit",
+    "fit_density",
     "full_rank",
     "iaf",
     "maf",
     "mean_field",
     "standard_normal",
+    "testing",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -30,7 +31,8 @@ class _System:
 
     def parameters(self, o: Array) -> Array:
         """o of shape [D P, n] as theta of shape [D, n, P]."""
-        theta = o.reshape(-1, self.network.num_params, o.shape[-1])
+        num_params = self.network.num_params
+        theta = o.reshape(o.shape[0] // num_params, num_params, o.shape[-1])
         return jnp.moveaxis(theta, 1, -1)
 
     def forward(self, o: Array, x: Array) -> Array:
@@ -78,7 +80,7 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
         dz, dx = unknown
         dh = [dx, *(s * z for s, z in zip(slopes, dz, strict=False))]
         rows = [z - w.T @ h for z, w, h in zip(dz, matrices, dh, strict=True)]
-        through = (t_o * dz[-1]).reshape(-1, num_params, dx.shape[-1]).sum(1)
+        through = (t_o * dz[-1]).reshape(dx.shape[0], num_params, dx.shape[-1]).sum(1)
         return rows, t_x * dx + through
 
     def solve_up(_: Any, rhs: Any) -> Any:
@@ -88,7 +90,7 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
             r_k, t_x_k, t_o_k = here
             return (r_k - (t_o_k * do).sum(0)) / t_x_k
 
-        aux = (r_y, t_x, t_o.reshape(-1, num_params, r_y.shape[-1]))
+        aux = (r_y, t_x, t_o.reshape(r_y.shape[0], num_params, r_y.shape[-1]))
         return ascend(
             system.plan,
             [w.T for w in matrices],
@@ -136,14 +138,14 @@ def inverse_and_log_det(
     network, context = conditioner.network, conditioner.context
     weights = masked.weights(network, conditioner.params)
     columns = [(w, b[:, None]) for w, b in weights]
-    batch = y.shape[:-1]
+    batch = jnp.broadcast_shapes(y.shape[:-1], () if context is None else context.shape[:-1])
+    n = math.prod(batch)
     if context is not None:
-        batch = jnp.broadcast_shapes(batch, context.shape[:-1])
         term = masked.context_term(conditioner.params, context)
-        term = jnp.broadcast_to(term, (*batch, term.shape[-1])).reshape(-1, term.shape[-1])
+        term = jnp.broadcast_to(term, (*batch, term.shape[-1])).reshape(n, term.shape[-1])
         columns[0] = (columns[0][0], columns[0][1] + term.T)
     dtype = jnp.result_type(y, *(w for w, _ in weights))
-    rows = jnp.broadcast_to(y, (*batch, network.event_size)).reshape(-1, network.event_size)
+    rows = jnp.broadcast_to(y, (*batch, network.event_size)).reshape(n, network.event_size)
     if network.order is not None:
         rows = rows[:, np.asarray(network.order)]
     system = _System(network, transformer, groups(network, num_groups(network)))

@@ -46,9 +46,9 @@ def groups(network: masked.MaskedNetwork, num_groups: int) -> tuple[Group, ...]:
     """The groups of a network, of about equal numbers of coordinates.
 
     All units of one degree are computed in one step. Steps of a layer have different numbers of
-    units where its width is no multiple of D - 1; the window is the largest of them, and a step with
-    a fewer also touches units of the next degree, which are computed anew in their own step. So
-    nothing is padded, also not where a layer has fewer units than there are degrees.
+    units where its width is no multiple of D - 1; the window is the largest of them, and a step
+    with fewer also touches units of the next degree, which are computed anew in their own step.
+    So nothing is padded, also not where a layer has fewer units than there are degrees.
     """
     size = network.event_size
     hidden = [np.asarray(degrees) for degrees in network.degrees[1:-1]]

@@ -1,0 +1,1 @@
+"""The same work in other libraries: `python -m benchmarks.peers`; see benchmarks/README.md."""

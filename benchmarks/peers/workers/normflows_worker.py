@@ -1,0 +1,28 @@
+"""normflows. Its affine autoregressive layer is an IAF; a MAF is its reverse."""
+
+import normflows as nf
+from normflows.flows.base import Reverse
+from protocol import serve, torch_task
+from torch.nn import functional
+
+
+def build(task, size):
+    flows = []
+    for _ in range(size["layers"]):
+        # One block after the first layer: two hidden layers.
+        layer = nf.flows.MaskedAffineAutoregressive(
+            size["event_size"],
+            size["hidden"][0],
+            num_blocks=len(size["hidden"]) - 1,
+            use_residual_blocks=False,
+            activation=getattr(functional, size["activation"]),
+        )
+        layer = Reverse(layer) if task.startswith("maf") else layer
+        flows += [layer, nf.flows.Permute(size["event_size"])]
+    base = nf.distributions.DiagGaussian(size["event_size"], trainable=False)
+    flow = nf.NormalizingFlow(base, flows)
+    return torch_task(task, size, flow, flow.log_prob, lambda: flow.sample(size["batch"])[0])
+
+
+if __name__ == "__main__":
+    serve(["normflows", "torch"], build)

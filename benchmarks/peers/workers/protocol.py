@@ -1,0 +1,174 @@
+"""The worker's half of the line protocol.
+
+A worker is a process in the environment of one library. It reads requests, one JSON object a line,
+and answers each with one line: {"answer": ...}, {"absent": reason} or {"error": text}.
+
+    {"do": "describe"}                           versions
+    {"do": "prepare", "task": ..., "size": ...}  builds and compiles; seconds of the first run
+    {"do": "run", "task": ...}                   runs a prepared task once; seconds
+    {"do": "moons", ...}                         fits two moons to a bar; seconds and more
+    {"do": "quit"}
+
+Tasks, of a flow of affine autoregressive layers with a permutation between them:
+
+    maf_log_prob, maf_gradient, maf_sample       the density in one pass of each layer
+    iaf_log_prob, iaf_gradient                   samples in one pass of each layer
+"""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+
+TASKS = ("maf_log_prob", "maf_gradient", "maf_sample", "iaf_log_prob", "iaf_gradient")
+
+
+class Absent(Exception):  # noqa: N818
+    """The library has no such thing; the message says why."""
+
+
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        # A checkout that is not installed.
+        return importlib.import_module(name).__version__
+
+
+def serve(packages, build, moons=None):
+    """Answers requests until told to quit.
+
+    Args:
+        packages: names of the distributions whose versions count.
+        build: (task, size) -> (function without arguments that runs the task once, to the end).
+            Raises `Absent`.
+        moons: (request) -> dict, or None.
+    """
+    # What a library prints must not stand between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    prepared = {}
+
+    def handle(request):
+        what = request["do"]
+        if what == "describe":
+            names = {name: version(name) for name in packages}
+            return {"versions": {"python": platform.python_version()} | names}
+        if what == "prepare":
+            start = time.perf_counter()
+            call = build(request["task"], request["size"])
+            call()
+            prepared[request["task"]] = call
+            return {"seconds": time.perf_counter() - start}
+        if what == "run":
+            call = prepared[request["task"]]
+            start = time.perf_counter()
+            call()
+            return {"seconds": time.perf_counter() - start}
+        if what == "forget":
+            prepared.pop(request["task"], None)
+            return {}
+        if what == "moons":
+            if moons is None:
+                raise Absent("not part of this comparison")
+            return moons(request)
+        raise ValueError(f"unknown request {request!r}")
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "quit":
+            break
+        try:
+            answer = {"answer": handle(request)}
+        except Absent as reason:
+            answer = {"absent": str(reason)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def jax_task(task, size, params, log_prob, sample):
+    """The call of a task, for a flow given as pure functions.
+
+    Args:
+        task, size: as in `serve`.
+        params: a pytree of arrays.
+        log_prob: (params, x) -> array of shape [n].
+        sample: (params, key) -> array of shape [n, D].
+    """
+    import jax
+
+    kind = task.split("_", 1)[1]
+    if kind == "sample":
+        function, argument = sample, jax.random.key(3)
+    else:
+        argument = jax.random.normal(jax.random.key(4), (size["batch"], size["event_size"]))
+        function = log_prob
+        if kind == "gradient":
+
+            def function(params, x):
+                return jax.grad(lambda params: -log_prob(params, x).mean())(params)
+
+    # jax.jit of a fresh function: tasks share nothing.
+    program = jax.jit(lambda params, argument: function(params, argument))
+    program = program.lower(params, argument).compile()
+    return lambda: jax.block_until_ready(program(params, argument))
+
+
+def torch_task(task, size, module, log_prob, sample):
+    """The call of a task, for a flow that is a torch module; eager, without gradients if it may.
+
+    Args:
+        task, size: as in `serve`.
+        module: the module.
+        log_prob: x -> tensor of shape [n].
+        sample: () -> tensor of shape [n, D].
+    """
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    kind = task.split("_", 1)[1]
+    x = torch.randn(size["batch"], size["event_size"])
+
+    def without_gradient():
+        with torch.no_grad():
+            sample() if kind == "sample" else log_prob(x)
+
+    def gradient():
+        module.zero_grad(set_to_none=True)
+        (-log_prob(x).mean()).backward()
+
+    return gradient if kind == "gradient" else without_gradient
+
+
+def moons_data():
+    """(training points, test points), both in the training set's standard units, float32."""
+    import numpy as np
+    from sklearn.datasets import make_moons
+
+    train, _ = make_moons(10_000, noise=0.05, random_state=1)
+    test, _ = make_moons(20_000, noise=0.05, random_state=99)
+    shift, scale = train.mean(0), train.std(0)
+    return tuple(((x - shift) / scale).astype(np.float32) for x in (train, test))
+
+
+class Clock:
+    """A stopwatch that can be held while something is evaluated that is no part of the work."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self._held = 0.0
+
+    def __enter__(self):
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *error):
+        self._held += time.perf_counter() - self._entered
+
+    def seconds(self):
+        return time.perf_counter() - self._start - self._held

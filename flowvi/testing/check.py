@@ -1,0 +1,141 @@
+"""`check_bijector`: the laws, applied."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from flowvi import checks
+from flowvi.testing.laws import LAWS, Law
+from flowvi.testing.trial import BrokenError, Trial, make_trial
+
+
+def check_bijector(
+    bijector: Any,
+    x: Any,
+    *,
+    order: Sequence[int] | None = None,
+    batch_shape: Sequence[int] = (),
+    laws: Iterable[str] | None = None,
+    tolerance: float | None = None,
+    max_autodiff_size: int = 33,
+) -> None:
+    """Checks that a bijector keeps the laws of a bijector on a batch of events.
+
+    With f the bijector, J its Jacobian at a row of x, y = f(x), and t the tolerance, the laws are
+
+    | name | law |
+    |---|---|
+    | `shape` | y, x are batches of events of the right rank; log-dets have the shape of the batch |
+    | `dtype` | results have the dtype of the input, also 32-bit input while 64-bit is enabled |
+    | `finite` | finite inputs give finite outputs |
+    | `methods` | the methods that return one result agree with those that return both |
+    | `round_trip` | f(f^-1(y)) = y up to t scale(y), and f^-1(f(x)) = x up to
+      t (scale(x) + abs(J^-1) scale(y)) |
+    | `log_det` | the forward log-det is log abs(det J), with J by automatic differentiation |
+    | `inverse_log_det` | the log-det of the inverse at y is minus the forward one at f^-1(y) |
+    | `triangular` | where an order is claimed, output order[k] depends on inputs
+      order[: k + 1] only, and on order[k] |
+    | `batch` | a batch equals its rows alone; further leading axes and an empty batch work |
+    | `jit` | compiled equals eager, rebuilt equals itself, a second call is not traced again |
+
+    Here scale(v) is abs(v), or where that is larger the largest abs(v) of the same coordinate in
+    the batch, up to 1. An error in x is judged by the conditioning of the inverse, so that a steep
+    map is not blamed for what no floating-point inverse could deliver, nor a flat one forgiven.
+
+    Args:
+        bijector: a `distrax.Bijector`, or what `distrax.as_bijector` converts to one.
+        x: events in the domain of the bijector, float32 or float64, of shape
+            [..., *batch_shape, *event_shape], where the leading axes hold at least one event.
+        order: order[k] is the coordinate that stands at position k. None claims no structure.
+        batch_shape: the bijector's own batch shape, such as that of a batch of contexts.
+        laws: the names of the laws to check; None is all.
+        tolerance: t; by default 1e-9 in float64 and 1e-4 in float32.
+        max_autodiff_size: `log_det` is skipped for events with more coordinates than this, and
+            conditioning is then estimated from a few random directions.
+
+    Raises:
+        AssertionError: if a law is broken. The message names each broken law, where it broke, by
+            how much, and what was allowed.
+        TypeError: if x is not float32 or float64, or `order` holds no integers.
+        ValueError: if x is empty, not finite or has too few axes, `order` is no permutation of the
+            coordinates, or a law is unknown.
+
+    Example:
+        >>> import distrax
+        >>> import jax
+        >>> from flowvi.testing import check_bijector
+        >>> x = jax.random.normal(jax.random.key(0), (5, 3))
+        >>> check_bijector(distrax.Block(distrax.Tanh(), 1), x, order=(0, 1, 2))
+        >>> check_bijector(distrax.Tanh(), x[:, 0], laws=["shape", "finite"])
+        >>> class Wrong(distrax.ScalarAffine):
+        ...     def forward_and_log_det(self, x):
+        ...         y, log_det = super().forward_and_log_det(x)
+        ...         return y, -log_det
+        >>> check_bijector(Wrong(shift=0.0, scale=2.0), x, laws=["log_det"])
+        Traceback (most recent call last):
+            ...
+        AssertionError: Wrong breaks 1 of 1 laws:
+          log_det: the forward log-det against autodiff at row 0: got -0.693..., expected 0.693...
+    """
+    chosen = _choose(laws)
+    checks.positive_int("max_autodiff_size", max_autodiff_size)
+    trial = make_trial(
+        bijector,
+        x,
+        order=order,
+        batch_shape=batch_shape,
+        tolerance=tolerance,
+        max_autodiff_size=max_autodiff_size,
+    )
+    broken: dict[str, list[str]] = {}
+    cause: Exception | None = None
+    try:
+        _ = trial.compiled
+    except BrokenError as error:
+        # Without results nothing can be compared.
+        broken, cause = {_culprit(trial): [str(error)]}, error
+    for name, law in chosen.items() if not broken else ():
+        complaints, stopped_by = _judge(law, trial)
+        # One error can stop many laws, and is told once.
+        told = [complaint for earlier in broken.values() for complaint in earlier]
+        if new := [complaint for complaint in complaints if complaint not in told]:
+            broken[name] = new
+            cause = cause or stopped_by
+        if name == "shape" and new:
+            break
+    if broken:
+        lines = [f"  {name}: {text}" for name, complaints in broken.items() for text in complaints]
+        title = f"{trial.bijector.name} breaks {len(broken)} of {len(chosen)} laws:"
+        raise AssertionError("\n".join([title, *lines])) from cause
+
+
+def _culprit(trial: Trial) -> str:
+    """The law to blame for an error in the compiled bijector."""
+    try:
+        y, _ = trial.bijector.forward_and_log_det(trial.x)
+        trial.bijector.inverse_and_log_det(y)
+    except Exception:
+        return "shape"
+    return "jit"
+
+
+def _choose(laws: Iterable[str] | None) -> dict[str, Law]:
+    if laws is None:
+        return LAWS
+    names = [laws] if isinstance(laws, str) else list(laws)
+    for name in names:
+        if name not in LAWS:
+            raise ValueError(f"`laws` must be out of {', '.join(LAWS)}; got {name!r}.")
+    return {name: LAWS[name] for name in LAWS if name in names}
+
+
+def _judge(law: Law, trial: Trial) -> tuple[list[str], Exception | None]:
+    """The complaints of a law, and the error that stopped it, if any."""
+    complaints: list[str] = []
+    try:
+        for complaint in law(trial):
+            complaints.append(complaint)
+    except BrokenError as error:
+        return [*complaints, str(error)], error
+    except Exception as error:
+        return [*complaints, f"raised {type(error).__name__}: {error}"], error
+    return complaints, None

@@ -1,0 +1,144 @@
+"""The host's copy of a run, and what it makes of it."""
+
+from typing import Any
+
+import numpy as np
+
+from flowvi.training.result import History, TrainingDiverged
+from flowvi.training.stopping import NEVER
+from flowvi.training.stretch import CAPACITY, Limits
+
+#: Seconds between two looks of the host.
+LOOK_SECONDS = 0.25
+
+#: Steps over which the loss is averaged to be shown, where a stretch has fewer.
+SMOOTHING = 20
+
+
+class Pace:
+    """How many steps to do before the next look."""
+
+    def __init__(self) -> None:
+        self.compiling = True
+        self.steps = 1
+
+    def learn(self, steps: int, seconds: float) -> None:
+        """Takes into account how long a stretch took."""
+        # The first stretch is one step and compiles; its time says nothing about steps.
+        if not self.compiling:
+            self.steps = int(np.clip(LOOK_SECONDS * steps / seconds, 1, CAPACITY))
+        self.compiling = False
+
+
+class Record:
+    """What the host knows of a run.
+
+    Args:
+        names: "loss" and the names of the metrics.
+        limits: of the run.
+
+    Attributes:
+        step: steps done.
+        faults: the count of bad steps.
+        waited: validations since the best.
+        best_step: steps that the best parameters have seen; None before the first validation.
+        loss: the mean loss of the latest stretch, but of at least the last 20 steps, bad ones left
+            out; NaN if there was no other.
+        validation: the latest validation loss; None before the first.
+    """
+
+    def __init__(self, names: list[str], limits: Limits):
+        self._limits = limits
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self._validation: list[np.ndarray] = [np.zeros(0)]
+        self._validation_step: list[np.ndarray] = [np.zeros(0, np.int64)]
+        self.step = 0
+        self.faults: Any = None
+        self.waited = 0
+        self.best_step: int | None = None
+        self.loss = float("nan")
+        self.validation: float | None = None
+
+    def add(self, signs: Any, history: dict[str, np.ndarray]) -> int:
+        """Takes in a stretch; returns its number of steps."""
+        first = self.step
+        step, self.faults, best = signs
+        self.step = int(step)
+        for name, parts in self._parts.items():
+            # A copy, so that the rest of the buffer is not kept.
+            parts.append(history[name][: self.step - first].copy())
+        self.loss = self._recent_loss(max(self.step - first, SMOOTHING))
+        if best is not None:
+            self.waited = int(best.waited)
+            self.best_step = None if best.step < 0 else int(best.step)
+            self._add_validations(first, history["validation"])
+        return self.step - first
+
+    def _recent_loss(self, num_steps: int) -> float:
+        # As many parts as are sure to hold so many steps.
+        losses = np.concatenate(self._parts["loss"][-num_steps:])[-num_steps:]
+        losses = losses[np.isfinite(losses)]
+        return float(np.mean(losses, dtype=np.float64)) if losses.size else float("nan")
+
+    def _add_validations(self, first: int, losses: np.ndarray) -> None:
+        steps = np.arange(first + 1, self.step + 1)
+        due = (steps % self._limits.validate_every == 0) | (steps == self._limits.num_steps)
+        if self.diverged:
+            due &= steps < self.step  # it ended before it would have validated
+        self._validation_step.append(steps[due])
+        self._validation.append(losses[: len(steps)][due])
+        if due.any():
+            self.validation = float(self._validation[-1][-1])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether there were too many bad steps in a row."""
+        return bool(self.faults.in_row >= self._limits.max_bad_steps)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the latest step."""
+        return {name: float(parts[-1][-1]) for name, parts in self._parts.items() if name != "loss"}
+
+    def history(self) -> History:
+        """All of it, as numpy arrays."""
+        history = {name: np.concatenate(parts) for name, parts in self._parts.items()}
+        if self._limits.validate_every != NEVER:
+            dtype = self._validation[-1].dtype
+            history["validation"] = np.concatenate(self._validation, dtype=dtype)
+            history["validation_step"] = np.concatenate(self._validation_step)
+        return history
+
+    def error(self, suspects: list[str], params: Any) -> TrainingDiverged:
+        """The error that ends a run with too many bad steps in a row.
+
+        Args:
+            suspects: what the entries of `Faults.suspects` stand for.
+            params: the last good parameters.
+        """
+        history = self.history()
+        in_row = int(self.faults.in_row)
+        step = self.step - in_row
+        values = {name: history[name][step] for name in self._parts}
+        # A metric that is not finite says which part of the loss it was.
+        broken = [name for name in values if name != "loss" and not np.isfinite(values[name])]
+        if np.isfinite(values["loss"]):
+            culprit = suspects[int(np.argmax(self.faults.suspects))]
+            got = "not finite"
+        elif broken:
+            culprit, got = f"the metric {broken[0]!r}", str(values[broken[0]])
+        else:
+            culprit, got = "the loss", str(values["loss"])
+        start = (
+            " That is the very first step, so look at the starting parameters and the data."
+            if step == 0
+            else ""
+        )
+        message = (
+            f"Training ended after {in_row} bad steps in a row: at step {step}, {culprit} was "
+            f"{got}.{start} What usually helps: a smaller learning rate, "
+            "`optax.clip_by_global_norm` before the optimizer, a look at the data for outliers, "
+            "and at the loss for logarithms, quotients and square roots near zero. This error's "
+            "`params` are the last good ones."
+        )
+        return TrainingDiverged(message, params=params, step=step, culprit=culprit, history=history)

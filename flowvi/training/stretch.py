@@ -1,0 +1,249 @@
+"""Many steps between two looks of the host, as one compiled program.
+
+The number of steps is traced, so a stretch of any length runs the same program, and every number
+that a step uses depends on the key and the step's own number: the result is the same, bit for bit,
+however the steps are cut into stretches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowvi.params import partition
+from flowvi.training import data as rows
+from flowvi.training import stopping
+from flowvi.training.step import Faults, LossFn, no_faults, train_step, unpack
+
+Array = jax.Array
+
+#: Steps in a stretch at most: the length of the buffers that hold their history.
+CAPACITY = 4096
+
+
+class State(NamedTuple):
+    """All of a run's state.
+
+    Attributes:
+        params: the parameters.
+        opt_state: the optimizer's state.
+        keys: the random keys of steps, shuffles and validations, which never change.
+        step: steps done.
+        order: the place in the stream of rows; None where every step sees the same batch.
+        best: the best parameters by validation; None without validation.
+        faults: the count of bad steps.
+    """
+
+    params: Any
+    opt_state: Any
+    keys: Any
+    step: Any
+    order: rows.Order | None
+    best: stopping.Best | None
+    faults: Faults
+
+
+class Limits(NamedTuple):
+    """Where a stretch ends. All are traced, so none of them compiles anything anew.
+
+    Attributes:
+        stretch: the step at which the host wants to look.
+        num_steps: the last step of all.
+        validate_every: steps between two validations.
+        patience: validations without a new best.
+        max_bad_steps: bad steps in a row.
+    """
+
+    stretch: Any
+    num_steps: Any
+    validate_every: Any
+    patience: Any
+    max_bad_steps: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled stretch is made of; equal programs share it.
+
+    Attributes:
+        loss_fn: the loss.
+        optimizer: the optimizer.
+        validate: the validation loss; None without validation.
+        batch_size: rows of a batch; None where every step sees all the data.
+        num_rows: rows of the data; None without data.
+    """
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    validate: LossFn | None
+    batch_size: int | None
+    num_rows: int | None
+
+
+class Compiled(NamedTuple):
+    """The functions of a program.
+
+    Attributes:
+        loss_fn: the loss, whose trace `jit` remembers.
+        validate: the validation loss, likewise; None without validation.
+        begin: (params, keys) -> the state before the first step. It owns its buffers.
+        run: (state, data, validation data, limits) -> (state, history). It takes the state's
+            buffers away from the caller.
+    """
+
+    loss_fn: LossFn
+    validate: LossFn | None
+    begin: Callable[[Any, Array], State]
+    run: Callable[[State, Any, Any, np.ndarray], tuple[State, dict[str, Array]]]
+
+
+# Bounded, because a program keeps alive whatever its loss has closed over.
+@functools.lru_cache(maxsize=64)
+def build(program: Program) -> Compiled:
+    """The compiled functions of a program, the same ones at every call."""
+    # Traced once: checks, steps and their derivatives all start from the same trace.
+    loss_fn = jax.jit(program.loss_fn)
+    validate = None if program.validate is None else jax.jit(program.validate)
+    program = dataclasses.replace(program, loss_fn=loss_fn, validate=validate)
+    return Compiled(
+        loss_fn=loss_fn,
+        validate=validate,
+        begin=jax.jit(functools.partial(_begin, program)),
+        run=jax.jit(functools.partial(_run, program), donate_argnums=0),
+    )
+
+
+def _begin(program: Program, params: Any, keys: Array) -> State:
+    # A stretch takes its buffers away from the caller and may not be given one twice, so all are
+    # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
+    params = jax.tree.map(_own, params)
+    num_rows = program.num_rows if program.batch_size is not None else None
+    state = State(
+        params=params,
+        opt_state=program.optimizer.init(partition(params)[0]),
+        keys=keys,
+        step=np.int32(0),
+        order=None if num_rows is None else rows.start(num_rows),
+        best=None if program.validate is None else stopping.no_best(params),
+        faults=no_faults(params),
+    )
+    return jax.tree.map(_own, state)
+
+
+def _own(leaf: Any) -> Array:
+    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        return jnp.copy(leaf)
+    return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
+
+
+Carry = tuple[State, dict[str, Array]]
+
+
+def _run(
+    program: Program, state: State, data: Any, validation_data: Any, limits: Array
+) -> tuple[State, dict[str, Array]]:
+    bounds = Limits(*limits)
+    first = state.step
+
+    # Two loops, so that the inner one holds nothing but steps: shuffles and validations happen
+    # between its runs, and cost nothing where there are none.
+    def segment(carry: Carry) -> Carry:
+        state, history = carry
+        end = bounds.stretch
+        if state.order is not None and program.batch_size is not None:
+            order = rows.turn(state.order, state.keys[1])
+            state = state._replace(order=order)
+            end = jnp.minimum(end, state.step + rows.batches_left(order, program.batch_size))
+        if program.validate is not None:
+            every = bounds.validate_every
+            end = jnp.minimum(end, (state.step // every + 1) * every)
+        state, history = jax.lax.while_loop(
+            lambda carry: (carry[0].step < end) & (carry[0].faults.in_row < bounds.max_bad_steps),
+            functools.partial(_step, program, data, first),
+            (state, history),
+        )
+        if program.validate is not None and state.best is not None:
+            due = (state.step % every == 0) | (state.step == bounds.num_steps)
+            due &= state.faults.in_row < bounds.max_bad_steps
+            # Nothing but what a validation changes: a branch not taken copies what it hands on.
+            best, losses = jax.lax.cond(
+                due,
+                functools.partial(_validated, program.validate, validation_data, first, state),
+                lambda best, losses: (best, losses),
+                state.best,
+                history["validation"],
+            )
+            state, history = state._replace(best=best), history | {"validation": losses}
+        return state, history
+
+    def goes_on(carry: Carry) -> Array:
+        state, _ = carry
+        on = (state.step < bounds.stretch) & (state.faults.in_row < bounds.max_bad_steps)
+        return on if state.best is None else on & (state.best.waited < bounds.patience)
+
+    return jax.lax.while_loop(goes_on, segment, (state, _empty_history(program, state, data)))
+
+
+def _step(program: Program, data: Any, first: Array, carry: Carry) -> Carry:
+    state, history = carry
+    batch, order = data, state.order
+    if order is not None and program.batch_size is not None:
+        batch, order = rows.take(data, order, program.batch_size)
+    key = jax.random.fold_in(state.keys[0], state.step)
+    out = train_step(
+        program.loss_fn,
+        program.optimizer,
+        state.params,
+        state.opt_state,
+        state.faults,
+        key,
+        batch,
+    )
+    index = state.step - first
+    values = {"loss": out.loss, **out.metrics}
+    history = {
+        name: _write(buffer, values[name], index) if name in values else buffer
+        for name, buffer in history.items()
+    }
+    state = state._replace(
+        params=out.params,
+        opt_state=out.opt_state,
+        faults=out.faults,
+        step=state.step + 1,
+        order=order,
+    )
+    return state, history
+
+
+def _validated(
+    validate: LossFn,
+    validation_data: Any,
+    first: Array,
+    state: State,
+    best: stopping.Best,
+    losses: Array,
+) -> tuple[stopping.Best, Array]:
+    value = unpack(validate(state.params, state.keys[2], validation_data))[0]
+    value = value.astype(best.value.dtype)
+    best = stopping.judge(best, state.params, value, state.step)
+    return best, _write(losses, value, state.step - first - 1)
+
+
+def _write(buffer: Array, value: Array, index: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(buffer, value.astype(buffer.dtype), index, 0)
+
+
+def _empty_history(program: Program, state: State, data: Any) -> dict[str, Array]:
+    batch = data
+    if program.batch_size is not None:
+        batch = jax.tree.map(lambda leaf: leaf[: program.batch_size], data)
+    loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, state.keys[0], batch))
+    values = {"loss": loss, **metrics}
+    if state.best is not None:
+        values["validation"] = state.best.value
+    return {name: jnp.zeros(CAPACITY, value.dtype) for name, value in values.items()}

@@ -1,0 +1,39 @@
+"""The strategies make what they say, and our bijectors keep the laws on it."""
+
+import subprocess
+import sys
+
+import jax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowvi.testing import check_bijector, strategies
+
+
+@settings(max_examples=4)
+@given(st.data())
+def test_our_bijectors_keep_the_laws_on_whatever_is_drawn(data):
+    with jax.enable_x64(True):
+        size = data.draw(strategies.event_sizes(4))
+        bijector = data.draw(strategies.bijectors(size, max_layers=2))
+        x = data.draw(strategies.events((size,), (3,)))
+        check_bijector(
+            bijector, x, laws=["shape", "dtype", "finite", "round_trip", "inverse_log_det"]
+        )
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_shapes(data):
+    batch_shape = data.draw(strategies.batch_shapes())
+    assert data.draw(strategies.events((2, 3), batch_shape)).shape == (*batch_shape, 2, 3)
+    order = data.draw(strategies.orders(5))
+    assert sorted(order) == list(range(5))
+
+
+def test_hypothesis_is_imported_on_first_use_only():
+    code = (
+        "import sys, flowvi; assert 'hypothesis' not in sys.modules and 'matplotlib' not in "
+        "sys.modules; flowvi.testing.strategies.seeds(); assert 'hypothesis' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -1,0 +1,365 @@
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flowvi.params import Fixed
+from flowvi.training import StopReason, TrainingDiverged, fit, record
+from tests.training.helpers import assert_trees_equal, quadratic, rows, start
+
+KEY = jax.random.key(0)
+SGD = optax.sgd(1.0)
+ADAM = optax.adam(0.1)
+
+
+def walk(params, key, batch):
+    """A loss of slope -1: after t steps of SGD(1), params["t"] is t."""
+    del key, batch
+    return -params["t"], {"t": params["t"]}
+
+
+def bowl(params, key, batch):
+    """Its least value is at t = 12."""
+    del key, batch
+    return (params["t"] - 12.0) ** 2
+
+
+def walked(**options):
+    return fit(walk, {"t": jnp.zeros(())}, SGD, key=KEY, progress=False, **options)
+
+
+def test_best_parameters():
+    result = walked(num_steps=20, validate=bowl, validate_every=5)
+    np.testing.assert_array_equal(result.history["validation_step"], [5, 10, 15, 20])
+    np.testing.assert_array_equal(result.history["validation"], [49.0, 4.0, 9.0, 64.0])
+    assert result.best_step == 10
+    assert result.params["t"] == 10
+    assert result.last_params["t"] == 20
+    assert result.stop_reason is StopReason.MAX_STEPS
+    assert "best_step=10, validation=4" in repr(result)
+
+
+def test_the_last_step_is_validated():
+    result = walked(num_steps=12, validate=bowl, validate_every=5)
+    np.testing.assert_array_equal(result.history["validation_step"], [5, 10, 12])
+    assert result.best_step == 12
+
+
+@pytest.mark.parametrize(("patience", "stop"), [(1, 15), (2, 20), (100, 30)])
+def test_patience(patience, stop):
+    result = walked(num_steps=30, validate=bowl, validate_every=5, patience=patience)
+    assert result.num_steps == stop
+    assert result.stop_reason == ("max_steps" if stop == 30 else "patience")
+    assert result.params["t"] == 10
+    assert len(result.history["loss"]) == stop
+    assert result.history["validation_step"][-1] == stop
+
+
+def test_validation_of_nan_is_no_improvement():
+    def validate(params, key, batch):
+        del key, batch
+        return jnp.where(params["t"] > 6, jnp.nan, bowl(params, None, None))
+
+    result = walked(num_steps=20, validate=validate, validate_every=5, patience=2)
+    assert result.num_steps == 15
+    assert result.best_step == 5
+
+    def always(params, key, batch):
+        del key, batch
+        return params["t"] * jnp.nan
+
+    result = walked(num_steps=20, validate=always, validate_every=5)
+    assert result.best_step is None
+    assert result.params["t"] == 20
+
+
+def test_validation_sees_its_data_and_one_key():
+    def validate(params, key, batch):
+        del params
+        return batch["offset"] + jax.random.uniform(key), {"ignored": 1.0}
+
+    result = walked(
+        num_steps=4, validate=validate, validate_every=1, validation_data={"offset": 5.0}
+    )
+    assert len(np.unique(result.history["validation"])) == 1
+    assert 5 < result.history["validation"][0] < 6
+
+
+def test_loss_validates_by_default():
+    held_out = rows(10)
+    result = fit(
+        quadratic,
+        start(),
+        optax.sgd(0.0),
+        key=KEY,
+        num_steps=1,
+        data=rows(),
+        validation_data=held_out,
+        validate_every=1,
+        progress=False,
+    )
+    np.testing.assert_allclose(
+        result.history["validation"], [quadratic(start(), None, held_out)], rtol=1e-6
+    )
+
+
+def test_callback_sees_and_stops(monkeypatch):
+    monkeypatch.setattr(record, "LOOK_SECONDS", 0.0)
+    looks = []
+
+    def callback(look):
+        looks.append(look)
+        assert look.params["t"] == look.step
+        return look.step == 7
+
+    result = walked(num_steps=20, callback=callback, validate=bowl, validate_every=5)
+    assert result.stop_reason == "callback"
+    assert result.num_steps == 7
+    assert result.last_params["t"] == 7
+    assert result.params["t"] == 5
+    last = looks[-1]
+    assert (last.step, last.num_steps, last.best_step) == (7, 20, 5)
+    assert last.validation == 49.0
+    assert last.loss == pytest.approx(-3.0)
+    assert last.metrics == {"t": 6.0}
+    assert last.steps_per_second > 0
+    assert looks[0].validation is None
+
+
+def test_parameters_taken_in_a_callback_survive(monkeypatch):
+    monkeypatch.setattr(record, "LOOK_SECONDS", 0.0)
+    taken = []
+    walked(num_steps=4, callback=lambda look: taken.append(look.params))
+    assert [float(params["t"]) for params in taken] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_an_interrupting_callback(monkeypatch):
+    monkeypatch.setattr(record, "LOOK_SECONDS", 0.0)
+
+    def callback(look):
+        if look.step == 3:
+            raise KeyboardInterrupt
+
+    result = walked(num_steps=20, callback=callback)
+    assert result.stop_reason is StopReason.INTERRUPTED
+    assert result.num_steps == 3
+    assert result.params["t"] == 3
+
+
+def test_ctrl_c_returns_what_was_learned(monkeypatch):
+    monkeypatch.setattr(record, "LOOK_SECONDS", 0.0)
+
+    def callback(look):
+        if look.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    result = walked(num_steps=20, callback=callback)
+    assert result.stop_reason is StopReason.INTERRUPTED
+    # The signal came during the look after step 3, and the next look obeys it.
+    assert result.num_steps == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    def callback(look):
+        del look
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    assert walked(num_steps=20, callback=callback).stop_reason == "interrupted"
+
+
+def test_handlers_of_others_are_left_alone():
+    seen = []
+    old = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        result = walked(num_steps=5, callback=lambda look: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert seen
+    assert result.stop_reason == "max_steps"
+
+
+def test_fits_in_another_thread():
+    results = []
+    thread = threading.Thread(target=lambda: results.append(walked(num_steps=5)))
+    thread.start()
+    thread.join()
+    assert results[0].num_steps == 5
+
+
+def test_errors_of_a_callback_pass_through():
+    def callback(look):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        walked(num_steps=5, callback=callback)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ------------------------------------------------------------------------------------- bad steps
+
+
+@jax.custom_jvp
+def square(w, factor):
+    """The sum of squares, whose gradient is `factor` times what it should be."""
+    del factor
+    return jnp.sum(w**2)
+
+
+@square.defjvp
+def square_jvp(primals, tangents):
+    w, factor = primals
+    return square(w, factor), 2 * factor * jnp.sum(w * tangents[0])
+
+
+def planted(params, key, batch):
+    del key
+    loss = jnp.sum(params["a"] ** 2) + square(params["b"]["w"], batch["gradient"][0])
+    return loss + batch["loss"][0], {"other": 1.0}
+
+
+def plant(num_steps, gradient=1.0, loss=0.0, where=5, **options):
+    """Trains on one of 64 rows a step; those at `where` have another gradient or loss."""
+    data = {"gradient": np.ones(64), "loss": np.zeros(64)}
+    data["gradient"][where], data["loss"][where] = gradient, loss
+    return fit(
+        planted,
+        {"a": jnp.ones(2), "b": {"w": jnp.ones(3)}},
+        ADAM,
+        key=KEY,
+        num_steps=num_steps,
+        data=data,
+        batch_size=1,
+        progress=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("gradient", np.nan),
+        ("gradient", np.inf),
+        # Adam would keep its square, infinity, for good.
+        ("gradient", 1e30),
+        ("loss", np.nan),
+        ("loss", np.inf),
+    ],
+)
+def test_a_bad_step_is_skipped_and_counted(kind, value):
+    # Every row once: the bad one comes somewhere among the first 64 steps.
+    result = plant(64, **{kind: value})
+    assert result.num_bad_steps == 1
+    assert result.stop_reason == "max_steps"
+    # It moved neither the parameters nor the optimizer's state: 64 steps with a bad one among
+    # them end where 63 good ones do.
+    good = plant(63)
+    assert good.num_bad_steps == 0
+    assert_trees_equal(result.params, good.params)
+    assert len(result.history["loss"]) == 64
+    assert (~np.isfinite(result.history["loss"])).sum() == (kind == "loss")
+
+
+def test_bad_steps_take_no_fixed_leaves():
+    def loss_fn(params, key, batch):
+        del key
+        new = params | {"count": Fixed(params["count"].value + 1)}
+        return params["w"] ** 2 + batch[0], {}, new
+
+    params = {"w": jnp.ones(()), "count": Fixed(jnp.zeros(()))}
+    data = np.zeros(10)
+    data[3] = np.nan
+    result = fit(
+        loss_fn, params, SGD, key=KEY, num_steps=10, data=data, batch_size=1, progress=False
+    )
+    assert result.params["count"].value == 9
+    assert result.num_bad_steps == 1
+
+
+def diverging(culprit):
+    """A loss of which `culprit` is NaN from step 7 on."""
+
+    def loss_fn(params, key, batch):
+        del key, batch
+        count = params["count"].value
+        nan = jnp.where(count >= 7, jnp.nan, 0.0)
+        wrong = {name: nan if name == culprit else 0.0 for name in CULPRITS}
+        loss = jnp.sum(params["a"] ** 2) + square(params["b"]["w"], 1.0 + wrong["gradient"])
+        metrics = {"fine": 1.0, "part": wrong["part"]}
+        # Infinity may be meant; NaN is not.
+        new = params | {"count": Fixed(count + 1), "stat": Fixed(wrong["stat"] + jnp.inf)}
+        return loss + wrong["loss"] + wrong["part"], metrics, new
+
+    return loss_fn
+
+
+CULPRITS = {
+    "loss": "the loss",
+    "part": "the metric 'part'",
+    "gradient": "the gradient of `params['b']['w']`",
+    "stat": "the new value of the Fixed leaf `params['stat'].value`",
+}
+
+
+@pytest.mark.parametrize("culprit", CULPRITS)
+def test_divergence_names_step_and_culprit(culprit):
+    params = {
+        "a": jnp.ones(2),
+        "b": {"w": jnp.ones(3)},
+        "count": Fixed(jnp.zeros((), jnp.int32)),
+        "stat": Fixed(jnp.zeros(())),
+    }
+    with pytest.raises(
+        TrainingDiverged, match="after 10 bad steps in a row: at step 7, "
+    ) as caught:
+        fit(
+            diverging(culprit),
+            params,
+            optax.sgd(0.1),
+            key=KEY,
+            num_steps=50,
+            validate=lambda params, key, batch: params["a"][0],
+            validate_every=2,
+            progress=False,
+        )
+    error = caught.value
+    assert error.culprit == CULPRITS[culprit]
+    assert f"{error.culprit} was " in str(error)
+    assert "learning rate" in str(error)
+    assert "very first step" not in str(error)
+    assert error.step == 7
+    assert len(error.history["loss"]) == 17
+    # The tenth bad step is the end: there is no validation after step 17, nor one at 18.
+    np.testing.assert_array_equal(error.history["validation_step"], np.arange(2, 17, 2))
+    assert int(error.params["count"].value) == 7
+    np.testing.assert_allclose(error.params["a"], 0.8**7, rtol=1e-5)
+
+
+def sqrt_loss(params, key, batch):
+    """Its gradient at 0 is infinite, and its value is not."""
+    del key, batch
+    return jnp.sum(params["a"] ** 2) + jnp.sqrt(params["b"])
+
+
+def test_divergence_at_the_start():
+    params = {"a": jnp.ones(2), "b": jnp.zeros(())}
+    with pytest.raises(
+        TrainingDiverged, match=r"params\['b'\]` was not finite.*very first"
+    ) as caught:
+        fit(sqrt_loss, params, SGD, key=KEY, num_steps=50, max_bad_steps=3, progress=False)
+    assert caught.value.step == 0
+    assert len(caught.value.history["loss"]) == 3
+    assert_trees_equal(caught.value.params, params)
+
+
+def test_good_steps_between_bad_ones_start_the_count_anew():
+    # Half of the rows are bad, in random order: 32 in all, never 16 in a row.
+    result = plant(64, loss=np.nan, where=slice(0, 64, 2), max_bad_steps=16)
+    assert result.num_bad_steps == 32

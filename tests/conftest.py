@@ -2,11 +2,17 @@ import os
 
 import jax
 import pytest
+from hypothesis import settings
 
 if jax.__version_info__ < (0, 11):
     # Most of the time of the suite goes into compilation; this halves it for small programs.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+
+
+# An example takes as long as its compilation, and a run of CI should be the same twice.
+settings.register_profile("flowvi", deadline=None, derandomize=True)
+settings.load_profile("flowvi")
 
 
 @pytest.fixture
@@ -16,10 +22,14 @@ def x64():
         yield
 
 
-@pytest.fixture
-def quick_compilation():
-    """Compiles with few optimizations, for tests whose programs run once or twice."""
+@pytest.fixture(autouse=True)
+def quick_compilation(request):
+    """Compiles with few optimizations: most programs of the suite run once or twice.
+
+    Examples, benchmarks and doctests see the optimizations that users see, and so does a test with
+    the marker `optimized`.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.keywords)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

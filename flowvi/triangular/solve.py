@@ -118,7 +118,13 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
 
 
 def num_groups(network: masked.MaskedNetwork) -> int:
-    """How many groups to cut the coordinates into."""
+    """How many groups to cut the coordinates into.
+
+    Each group is a loop of its own in the program, and takes about half a second to compile. It
+    pays where weight matrices outgrow the caches: at 256 units and more.
+    """
+    if max(network.hidden_sizes, default=0) < 256:
+        return 1
     return max(1, min(8, network.event_size // 8))
 
 

@@ -1,27 +1,32 @@
 """All laws over the whole registry."""
 
-import itertools
-
 import jax
 import pytest
 
 from flowvi.testing import LAWS, check_bijector
-from tests.registry import CONDITIONS, REGISTRY
+from tests.registry import REGISTRY
 
 #: Laws of form rather than of numbers: there, one precision and one condition are enough.
-FORM = {"methods", "batch", "jit", "triangular"}
+FORM = {"shape", "methods", "batch", "jit", "triangular"}
 
 
-def conditions(case):
-    return CONDITIONS if case.has_params else CONDITIONS[:1]
+def runs(case):
+    """Precisions and conditions to try, and whether all laws are held, or those of numbers only."""
+    if not case.has_params:
+        return [("float64", "start", True), ("float32", "start", False)]
+    return [
+        ("float64", "start", False),
+        ("float64", "perturbed", False),
+        ("float64", "trained", True),
+        ("float32", "trained", False),
+    ]
 
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_laws(name, quick_compilation):
     case = REGISTRY[name]
     # In one test, because precisions share the training, and conditions their compiled programs.
-    for dtype, condition in itertools.product(["float64", "float32"], conditions(case)):
-        whole = dtype == "float64" and condition == conditions(case)[-1]
+    for dtype, condition, whole in runs(case):
         with jax.enable_x64(dtype == "float64"):
             sample = case.make(condition, dtype)
             try:

@@ -13,7 +13,8 @@ from flowvi.transformers import Affine
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-NETWORK = MaskedNetwork(3, (8,), 2)
+# Without hidden layers, for a quick compilation: a mutant is one whatever it is made of.
+NETWORK = MaskedNetwork(3, (), 2)
 ORDER = (0, 1, 2)
 X = jax.random.normal(jax.random.key(0), (4, 3))
 
@@ -56,7 +57,7 @@ def test_one_dimension_missing_from_the_log_det():
     caught(Mutant(), "log_det")
 
 
-@pytest.mark.parametrize(("shift", "law"), [(0, "(log_det|round_trip)"), (1, "triangular")])
+@pytest.mark.parametrize(("shift", "law"), [(0, "log_det"), (1, "triangular")])
 def test_a_mask_off_by_one(monkeypatch, shift, law):
     def off_by_one(network, params):
         first, (_, b) = original(network, params)
@@ -68,7 +69,8 @@ def test_a_mask_off_by_one(monkeypatch, shift, law):
     original = masked.weights
     monkeypatch.setattr(masked, "weights", off_by_one)
     # A description of its own: programs are cached by it.
-    caught(Healthy(MaskedNetwork(3, (9 + shift,), 2)), law)
+    bijector = Healthy(MaskedNetwork(3, (9 + shift,), 2))
+    caught(bijector, law, laws=["log_det", "triangular"])
 
 
 def test_an_inverse_stopped_one_step_early():
@@ -99,4 +101,4 @@ def test_an_inverse_right_only_for_batch_size_one():
             # A sum over the wrong axis does nothing to one row.
             return (x + (rows.sum(0) - rows[:1].sum(0)) * 1e-2), log_det
 
-    caught(Mutant(), "(batch|round_trip)")
+    caught(Mutant(), "batch")

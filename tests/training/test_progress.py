@@ -81,6 +81,8 @@ def test_closed_after_an_error(monkeypatch):
     def callback(look):
         raise RuntimeError("mine")
 
-    with pytest.raises(RuntimeError, match="mine"):
+    # The error's traceback keeps the bar alive, so that it is not closed by being forgotten.
+    with pytest.raises(RuntimeError, match="mine") as caught:
         run(callback=callback)
+    assert caught.traceback
     assert stream.getvalue().endswith("\n")

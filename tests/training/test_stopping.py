@@ -359,6 +359,34 @@ def test_divergence_at_the_start():
     assert_trees_equal(caught.value.params, params)
 
 
+def test_divergence_names_the_first_bad_step_of_the_row():
+    # Nothing but the key differs between the steps of a row; it decides which gradient is broken.
+    def loss_fn(params, key, batch):
+        del batch
+        heads = jax.random.bernoulli(key)
+        factors = jnp.where(heads, jnp.array([1.0, jnp.nan]), jnp.array([jnp.nan, 1.0]))
+        loss = square(params["a"], factors[0]) + square(params["b"], factors[1])
+        return loss, {"heads": heads}
+
+    named = set()
+    for seed in range(6):
+        with pytest.raises(TrainingDiverged, match="at step 0, ") as caught:
+            fit(
+                loss_fn,
+                {"a": jnp.ones(1), "b": jnp.ones(1)},
+                SGD,
+                key=jax.random.key(seed),
+                num_steps=20,
+                progress=False,
+            )
+        heads = caught.value.history["heads"]
+        assert len(np.unique(heads)) == 2
+        leaf = "b" if heads[0] else "a"
+        assert caught.value.culprit == f"the gradient of `params['{leaf}']`"
+        named.add(leaf)
+    assert named == {"a", "b"}
+
+
 def test_good_steps_between_bad_ones_start_the_count_anew():
     # Half of the rows are bad, in random order: 32 in all, never 16 in a row.
     result = plant(64, loss=np.nan, where=slice(0, 64, 2), max_bad_steps=16)

@@ -20,7 +20,7 @@ class Fixed:
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
-        >>> params = {"w": jnp.ones(2), "scale": fv.Fixed(jnp.full(2, 3.0))}
+        >>> params = {"w": jnp.ones(2), "scale": fv.Fixed(jnp.array([3.0, 3.0]))}
         >>> params["scale"].value
         Array([3., 3.], dtype=float32)
     """

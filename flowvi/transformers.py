@@ -54,7 +54,7 @@ class Affine:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(Affine()(jnp.zeros(2)).forward(3.0))
+        >>> float(Affine()(jnp.zeros(2)).forward(jnp.array(3.0)))
         3.0
     """
 
@@ -98,7 +98,9 @@ class Spline:
     Example:
         >>> import jax.numpy as jnp
         >>> spline = Spline(num_bins=4)
-        >>> float(spline(jnp.zeros(spline.num_params)).forward(0.3))  # doctest: +ELLIPSIS
+        >>> float(
+        ...     spline(jnp.zeros(spline.num_params)).forward(jnp.array(0.3))
+        ... )  # doctest: +ELLIPSIS
         0.3...
     """
 

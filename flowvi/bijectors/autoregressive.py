@@ -45,9 +45,10 @@ class IAF(distrax.Bijector):
     with Inverse Autoregressive Flow", 2016.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax.numpy as jnp
         >>> import flowvi as fv
-        >>> layer = fv.IAF(lambda x: jnp.stack([0 * x, jnp.roll(x, 1, -1).at[..., 0].set(0)], -1))
+        >>> before = lambda x: jnp.roll(x, 1, -1).at[..., 0].set(0)
+        >>> layer = fv.IAF(lambda x: jnp.stack([before(x), 0 * x], -1))
         >>> y, log_det = layer.forward_and_log_det(jnp.array([1.0, 2.0]))
         >>> layer.inverse(y)
         Array([1., 2.], dtype=float32)

@@ -32,8 +32,8 @@ class LULinear(distrax.Chain):
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
-        >>> fv.LULinear(jnp.array([[0.0, 1.0], [0.0, 0.0]])).forward(jnp.ones(2))
-        Array([1.7071067, 1.       ], dtype=float32)
+        >>> fv.LULinear(jnp.zeros((2, 2)), jnp.ones(2)).forward(jnp.ones(2))
+        Array([2., 2.], dtype=float32)
     """
 
     def __init__(self, matrix: Array, bias: Array | None = None):

@@ -157,6 +157,7 @@ def integral(family, params, points):
     return np.exp(np.asarray(log_prob, np.float64)).sum() * steps.prod()
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ALL)
 def test_densities_integrate_to_one(name):
     for event_size, points in ((1, 20_000), (2, 1_200)):
@@ -164,6 +165,7 @@ def test_densities_integrate_to_one(name):
         assert abs(integral(family, perturbed(family.init(KEY)), points) - 1) < 1e-3
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["iaf", "maf", "coupling", "maf_lu", "full_rank", "mean_field"])
 def test_densities_integrate_to_one_after_training(name):
     rng = np.random.default_rng(0)

@@ -197,6 +197,7 @@ def test_samples_never_leave_the_support():
     assert np.isfinite(family.log_prob(result.params, samples)).all()
 
 
+@pytest.mark.optimized
 def test_two_moons_with_no_settings():
     datasets = pytest.importorskip("sklearn.datasets")
     x, _ = datasets.make_moons(10_000, noise=0.05, random_state=1)

@@ -12,6 +12,15 @@ from flowvi.params import Fixed
 from flowvi.training import StopReason, TrainingDiverged, fit, record
 from tests.training.helpers import assert_trees_equal, quadratic, rows, start
 
+
+@pytest.fixture(autouse=True)
+def heeds_ctrl_c():
+    """A process started in the background ignores Ctrl-C, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 KEY = jax.random.key(0)
 SGD = optax.sgd(1.0)
 ADAM = optax.adam(0.1)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from flowvi.testing import LAWS, check_bijector
-from tests.registry import REGISTRY
+from tests.registry import CONDITIONS, REGISTRY
 
 #: Laws of form rather than of numbers: there, one precision and one condition are enough.
 FORM = {"shape", "methods", "batch", "jit", "triangular"}
@@ -15,10 +15,9 @@ def runs(case):
     if not case.has_params:
         return [("float64", "start", True), ("float32", "start", False)]
     return [
-        ("float64", "start", False),
-        ("float64", "perturbed", False),
-        ("float64", "trained", True),
-        ("float32", "trained", False),
+        (dtype, condition, (dtype, condition) == ("float64", "trained"))
+        for dtype in ("float64", "float32")
+        for condition in CONDITIONS
     ]
 
 

@@ -110,11 +110,19 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
         jnp.broadcast_to(dw.T @ h + db, (dw.shape[1], n))
         for (dw, db), h in zip(d_weights, hs, strict=True)
     ]
-    # JAX transposes a linear solve only where all of its right-hand side is unknown together, but
-    # where just y or some of the weights are differentiated, part of it is known. This ties it.
-    rhs = jax.lax.optimization_barrier((r, dy))
-    solution = jax.lax.custom_linear_solve(matvec, rhs, solve_up, solve_down)
+    solution = jax.lax.custom_linear_solve(matvec, _tied((r, dy)), solve_up, solve_down)
     return (zs, x), solution
+
+
+def _tied(parts: Any) -> Any:
+    """`parts`, each of them depending on all of them as far as JAX can tell.
+
+    JAX transposes a linear solve only where all of its right-hand side is unknown together, but
+    where just y or some of the weights are differentiated, part of it is known. The compiler
+    removes what this adds.
+    """
+    total = sum(jnp.sum(part) for part in jax.tree.leaves(parts))
+    return jax.tree.map(lambda part: part + jnp.where(False, total, 0), parts)
 
 
 def num_groups(network: masked.MaskedNetwork) -> int:

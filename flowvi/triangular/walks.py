@@ -19,9 +19,10 @@ from flowvi import masked
 Array = jax.Array
 Slice = tuple[int, int]
 
-_slice = jax.lax.dynamic_slice_in_dim
-_update = jax.lax.dynamic_update_slice_in_dim
-_index = jax.lax.dynamic_index_in_dim
+# No index counts from the end, and looking whether one does takes time in each step.
+_slice = functools.partial(jax.lax.dynamic_slice_in_dim, allow_negative_indices=False)
+_update = functools.partial(jax.lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
+_index = functools.partial(jax.lax.dynamic_index_in_dim, allow_negative_indices=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from flowvi.families import (
 )
 from flowvi.networks import MADE
 from flowvi.params import Fixed
-from flowvi.training import FitResult, fit, fit_density
+from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
 
 __version__ = "0.1.0"
 
@@ -30,14 +30,18 @@ __all__ = [
     "FlowDistribution",
     "LULinear",
     "Permutation",
+    "Plateau",
+    "TrainingDiverged",
     "conditional",
     "coupling",
     "fit",
     "fit_density",
     "full_rank",
     "iaf",
+    "load",
     "maf",
     "mean_field",
+    "save",
     "standard_normal",
     "testing",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from flowvi import masked
 from flowvi.transformers import Transformer
@@ -65,7 +66,8 @@ def _solve(system: _System, weights: Weights, y: Array) -> tuple[list[Array], Ar
 @_solve.defjvp
 def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
     weights, y = primals
-    (zs, x), (d_weights, dy) = _solve(system, weights, y), tangents
+    # By this name a caller that trades memory for time can keep what is slow to compute anew.
+    (zs, x), (d_weights, dy) = checkpoint_name(_solve(system, weights, y), "walk"), tangents
     hs, slopes = [x], []
     for z in zs[:-1]:
         h, slope = jax.jvp(system.activation, (z,), (jnp.ones_like(z),))

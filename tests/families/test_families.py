@@ -201,7 +201,7 @@ def test_conditional_owns_the_parameters_of_its_network():
     ]
     for family in networks:
         params = perturbed(family.init(KEY))
-        assert set(params) == {"family", "network"}
+        assert set(params) == {"family", "network", "origin"}
         context = jax.random.normal(KEY, (5, 10))
         x, log_prob = family.sample_and_log_prob(params, KEY, 3, context)
         assert x.shape == (3, 5, 2)

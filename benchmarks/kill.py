@@ -19,7 +19,7 @@ import time
 
 from benchmarks import timing
 
-NUM_STEPS, EVERY = 30_000, 200
+NUM_STEPS, EVERY = 4_000, 100
 
 
 def fit(directory):

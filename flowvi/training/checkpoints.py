@@ -7,6 +7,7 @@ tells whether it is still whole when it is read.
 
 import contextlib
 import hashlib
+import logging
 import pathlib
 import tempfile
 import warnings
@@ -46,6 +47,10 @@ class Checkpoints:
         self._every = every
         self._fingerprint = fingerprint
         self._saved: int | None = None
+        # Orbax tells every reader of the terminal what it tidies up.
+        self._logger = logging.getLogger("absl")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
         with _quiet():
             ocp = _orbax()
             self._args = ocp.args
@@ -184,6 +189,7 @@ class Checkpoints:
         with _quiet():
             self._manager.wait_until_finished()
             self._manager.close()
+        self._logger.setLevel(self._level)
 
 
 class _Foreign(Exception):  # noqa: N818 (a finding, which the caller turns into an error)

@@ -66,9 +66,9 @@ def rows_at(key: Array, place: int, count: int, num_rows: int) -> np.ndarray:
     They are those of `epoch_order`, found one by one: nothing of the size of the data is made.
     """
     places = place + np.arange(count, dtype=np.int64)
-    epochs = (places // num_rows).astype(np.int32)
+    epochs: Any = (places // num_rows).astype(np.int32)
     if not count or epochs[0] == epochs[-1]:
-        epochs = epochs[:1].sum(dtype=np.int32)
+        epochs = np.int32(place // num_rows)
     return np.asarray(_rows_at(key, epochs, (places % num_rows).astype(np.uint32), num_rows))
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+#: Log weights that differ by less are equal.
+EQUAL = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -28,12 +31,12 @@ class PSIS:
     """Pareto-smoothed importance weights.
 
     Attributes:
-        khat: the shape of the generalised Pareto distribution fitted to the largest weights; infinite
-            where there are too few of them. Below 0.5 importance sampling works well, above 0.7 it
-            cannot be trusted.
+        khat: the shape of the generalised Pareto distribution fitted to the largest weights;
+            infinite where there are too few of them, 0 where all weights are equal. Below 0.5
+            importance sampling works well, above 0.7 it cannot be trusted.
         ess: the effective sample size of the smoothed weights, as a fraction of the draws.
-        log_weights: smoothed and normalised log weights, of shape [num_samples], in the order of the
-            draws.
+        log_weights: smoothed and normalised log weights, of shape [num_samples], in the order of
+            the draws.
     """
 
     khat: float
@@ -41,7 +44,9 @@ class PSIS:
     log_weights: np.ndarray
 
     def __repr__(self) -> str:
-        return f"PSIS(khat={self.khat:.3f}, ess={self.ess:.3f}, num_samples={len(self.log_weights)})"
+        return (
+            f"PSIS(khat={self.khat:.3f}, ess={self.ess:.3f}, num_samples={len(self.log_weights)})"
+        )
 
 
 def _weights(log_weights: Any) -> np.ndarray:
@@ -145,6 +150,9 @@ def psis(log_weights: Any) -> PSIS:
     top = log_weights.max()
     if not np.isfinite(top):
         return PSIS(float("inf"), 0.0, np.full(count, np.nan))
+    if top - log_weights.min() < EQUAL:
+        # Rounding has no tail to be judged by.
+        return PSIS(0.0, 1.0, np.full(count, -np.log(count)))
     shifted = log_weights - top
     num_tail = int(np.ceil(min(0.2 * count, 3 * np.sqrt(count))))
     order = np.argsort(shifted, kind="stable")

@@ -1,7 +1,9 @@
 """Targets with a known normalising constant. Those that need data files are left out without them.
 
-A `Case` holds the target, log Z and what the gap may be; where there are reference draws, also the
-map from the vector to the reference's parameters.
+Nothing here needs flowvi, so that other libraries can be run on the same targets.
+
+A `Case` holds the log density of an unconstrained vector, log Z and what the gap may be; where
+there are reference draws, also the map from the vector to the reference's parameters.
 """
 
 import dataclasses
@@ -15,21 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
 
-import flowvi as fv
-
 LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    target: fv.Target
+    log_density: Callable[[Any], Any]
+    size: int
     log_z: float
     bar: float | None
     mean: np.ndarray | None = None
     sd: np.ndarray | None = None
     constrain: Callable[[Any], Any] | None = None  # vector -> the reference's parameters
     draws: np.ndarray | None = None
-    options: dict = dataclasses.field(default_factory=dict)
 
 
 def normal(x, mean, sd):
@@ -58,11 +58,7 @@ def funnel(size=10, scale_last=False):
         u = u[::-1] if scale_last else u
         return normal(u[0], 0.0, 3.0) + jnp.sum(normal(u[1:], 0.0, jnp.exp(u[0] / 2)))
 
-    sd = np.r_[3.0, np.full(size - 1, np.exp(9 / 4))]
-    sd = sd[::-1] if scale_last else sd
-    # Moments of the narrow coordinates are not judged: 1e6 draws do not give their sd.
-    del sd
-    return Case(fv.Target(log_density, size), 0.0, 0.02)
+    return Case(log_density, size, 0.0, 0.02)
 
 
 def banana():
@@ -70,7 +66,7 @@ def banana():
         return normal(u[0], 0.0, 10.0) + normal(u[1], 0.03 * (u[0] ** 2 - 100), 1.0)
 
     sd = np.array([10.0, math.sqrt(19.0)])
-    return Case(fv.Target(log_density, 2), 0.0, 0.01, np.zeros(2), sd, lambda u: u)
+    return Case(log_density, 2, 0.0, 0.01, np.zeros(2), sd, lambda u: u)
 
 
 EIGHT_Y = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])
@@ -89,7 +85,7 @@ def eight_schools():
         tau = jnp.exp(u[9:])
         return jnp.concatenate([u[8] + tau * u[:8], u[8:9], tau])
 
-    return Case(fv.Target(log_density, 10), EIGHT_LOG_Z, 0.01, constrain=constrain)
+    return Case(log_density, 10, EIGHT_LOG_Z, 0.01, constrain=constrain)
 
 
 def eight_schools_centred():
@@ -102,7 +98,7 @@ def eight_schools_centred():
     def constrain(u):
         return jnp.concatenate([u[:9], jnp.exp(u[9:])])
 
-    return Case(fv.Target(log_density, 10), EIGHT_LOG_Z, 0.02, constrain=constrain)
+    return Case(log_density, 10, EIGHT_LOG_Z, 0.02, constrain=constrain)
 
 
 def many_well(pairs=16):
@@ -110,7 +106,7 @@ def many_well(pairs=16):
         d, v = u[0::2], u[1::2]
         return jnp.sum(0.5 * d + 6 * d**2 - d**4 - 0.5 * v**2)
 
-    return Case(fv.Target(log_density, 2 * pairs), 164.69568 / 16 * pairs, None)
+    return Case(log_density, 2 * pairs, 164.69568 / 16 * pairs, None)
 
 
 SEEDS = {
@@ -124,8 +120,12 @@ def seeds():
     x1 = np.r_[np.zeros(11), np.ones(10)]
     x2 = np.r_[np.zeros(5), np.ones(6), np.zeros(5), np.ones(5)]
     x = np.stack([np.ones(21), x1, x2, x1 * x2], 1)
-    binomial = float(sum(math.comb(int(a), int(b)) and math.log(math.comb(int(a), int(b)))
-                         for a, b in zip(n, r, strict=True)))
+    binomial = float(
+        sum(
+            math.comb(int(a), int(b)) and math.log(math.comb(int(a), int(b)))
+            for a, b in zip(n, r, strict=True)
+        )
+    )
 
     def log_density(u):
         w, a, b = u[0], u[1:5], u[5:]
@@ -135,7 +135,7 @@ def seeds():
         prior = gamma(tau, 0.01, 0.01) + w + jnp.sum(normal(a, 0.0, 10.0))
         return prior + jnp.sum(normal(b, 0.0, tau**-0.5)) + likelihood
 
-    return Case(fv.Target(log_density, 26), -73.41, 0.06)
+    return Case(log_density, 26, -73.41, 0.06)
 
 
 def correlated(size=50, spread=6.0):
@@ -150,14 +150,14 @@ def correlated(size=50, spread=6.0):
         return constant - 0.5 * jnp.sum(((u - 3.0) @ root) ** 2)
 
     sd = np.sqrt((basis**2) @ scales**2)
-    return Case(fv.Target(log_density, size), 0.0, 0.01, np.full(size, 3.0), sd, lambda u: u)
+    return Case(log_density, size, 0.0, 0.01, np.full(size, 3.0), sd, lambda u: u)
 
 
 def student_t(size=5, nu=5.0):
     def log_density(u):
         return jnp.sum(student(u, nu, 0.0, 1.0))
 
-    return Case(fv.Target(log_density, size), 0.0, 0.05)
+    return Case(log_density, size, 0.0, 0.05)
 
 
 INSIDE = {
@@ -173,7 +173,7 @@ INSIDE = {
 }
 
 
-# ------------------------------------------------------------------------------ with the data folder
+# ---------------------------------------------------------------------------- with the data folder
 
 
 def reference(name, function, size, bar, constrain=None, select=None):
@@ -185,10 +185,9 @@ def reference(name, function, size, bar, constrain=None, select=None):
             arrays = {key: file[key] for key in ("draws", "ref_mean", "ref_sd")}
             log_z = float(file["logZ"])
         mean, sd = arrays["ref_mean"], arrays["ref_sd"]
-        target = fv.Target(function(data), size)
         log_draws = arrays["draws"].reshape(-1, mean.shape[0]).astype(np.float64)
         to_reference = constrain(data) if constrain else lambda u: u
-        return Case(target, log_z, bar, mean, sd, to_reference, log_draws)
+        return Case(function(data), size, log_z, bar, mean, sd, to_reference, log_draws)
 
     return make
 
@@ -217,9 +216,7 @@ def sblrc(data):
 def ark(data):
     y, lags = data["y"], 5
     x = np.stack([np.ones(len(y) - lags)] + [y[lags - k : len(y) - k] for k in range(1, 6)], 1)
-    return regression(
-        x, y[lags:], lambda b, s: jnp.sum(normal(b, 0.0, 10.0)) + cauchy(s, 2.5)
-    )
+    return regression(x, y[lags:], lambda b, s: jnp.sum(normal(b, 0.0, 10.0)) + cauchy(s, 2.5))
 
 
 def kidscore(data):
@@ -365,7 +362,8 @@ def logistic(name, bar):
 
         draws = draws.reshape(-1, x.shape[1])
         return Case(
-            fv.Target(log_density, x.shape[1]),
+            log_density,
+            x.shape[1],
             log_z,
             bar,
             draws.mean(0),
@@ -394,7 +392,7 @@ def cox(folder):
         z = jnp.asarray(inverse) @ (u - mean)
         return constant - 0.5 * z @ z + jnp.sum(counts * u - jnp.exp(u) / 1600)
 
-    return Case(fv.Target(log_density, 1600), 501.9, None)
+    return Case(log_density, 1600, 501.9, None)
 
 
 OUTSIDE = {

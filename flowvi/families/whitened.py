@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import distrax
-import jax
 import jax.numpy as jnp
 
 from flowvi import checks

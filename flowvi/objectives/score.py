@@ -45,9 +45,7 @@ class ScoreFunction(Variational):
         '-1.8379'
     """
 
-    controls: tuple[ControlVariate, ...] = dataclasses.field(
-        default=(LeaveOneOut(),), kw_only=True
-    )
+    controls: tuple[ControlVariate, ...] = dataclasses.field(default=(LeaveOneOut(),), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,9 +67,7 @@ class ScoreFunction(Variational):
         """The loss, metrics ("baseline_loss"), and parameters."""
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
-        z = jax.lax.stop_gradient(
-            q.frozen.sample(seed=draw_key, sample_shape=self.num_samples)
-        )
+        z = jax.lax.stop_gradient(q.frozen.sample(seed=draw_key, sample_shape=self.num_samples))
         log_q = q.distribution.log_prob(z)
         log_joint = self.log_joint(params, model_key, z, batch)
         raw = jax.lax.stop_gradient(log_joint - log_q)

@@ -83,9 +83,10 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
         change = jnp.where(found, gradient - state.gradient, 0)
         product = jnp.vdot(step, change)
         useful = product > 1e-10 * jnp.linalg.norm(step) * jnp.linalg.norm(change)
-        push = lambda old, new: jnp.where(  # noqa: E731
-            useful, jnp.concatenate([old[1:], new[None]]), old
-        )
+
+        def push(old: Array, new: Array) -> Array:
+            return jnp.where(useful, jnp.concatenate([old[1:], new[None]]), old)
+
         tiny = jnp.finfo(value.dtype).eps * 10
         stuck = jnp.abs(state.value - value) <= tiny * (1 + jnp.abs(value))
         new = _State(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,12 @@ NUM_DRAWS, MAX_LOST = 64, 0.1
 
 #: Scales around zero at which starting points are looked for.
 SCALES = (0.0, 1.0, 0.1, 1.0, 3.0, 1.0, 10.0, 0.3)
+
+#: Distance from zero beyond which a run that still rises has gone.
+FAR = 1e8
+
+#: Directions in which the density is followed outwards.
+MOST_DIRECTIONS = 32
 
 #: Bounds on the precision of a candidate, and on one change of it.
 PRECISIONS, CHANGE = (1e-12, 1e18), 10.0
@@ -169,10 +174,11 @@ def find(
     Gaussian Approximation Revisited", 2009.
     """
     size = target.event_size
-    point_key, draw_key, refine_key, judge_key = jax.random.split(key, 4)
+    point_key, draw_key, refine_key = jax.random.split(key, 3)
     points, num_finite = starting_points(target, point_key, start)
     density = Tempered(target, power)
     paths = _paths(density, points, target.data)
+    _check_bounded(paths)
     z = jax.random.normal(draw_key, (NUM_DRAWS, size))
     x, gradient, steps, changes, diagonal = _candidates(density, paths)
     found, elbos = _pathfinders(density, z, x, gradient, steps, changes, diagonal, target.data)
@@ -182,7 +188,6 @@ def find(
     if rank is None:
         hessians = has_hessian(target)
         normal = _dense(whitening)
-        seeds = [normal]
         if hessians:
             order = x if size <= EVERY_HESSIAN else x[_last_of_best(paths)][None]
             laplaces, scores = _laplaces(density, z, order, target.data)
@@ -195,7 +200,6 @@ def find(
             refined, score = _refine(density, settings, normal, refine_key, z, target.data)
             if score > elbo:
                 normal, elbo, origin = refined, float(score), "variational"
-        del seeds
         whitening = normal._asdict()
     if not np.isfinite(elbo):
         raise ValueError(
@@ -203,7 +207,6 @@ def find(
             f"where draws around {len(x)} of them fell. The density may be unbounded, or its "
             "support full of holes. Perhaps give supports with `fv.Target.from_named`?"
         )
-    del judge_key
     values = np.asarray(paths.value).ravel()
     values = np.where(np.isfinite(values), values, np.inf)
     top = int(np.argmin(values))
@@ -223,6 +226,50 @@ def _paths(density: Tempered, points: Array, data: Any) -> Path:
         return -density(u, data)
 
     return jax.vmap(lambda u: lbfgs(negative, u, NUM_STEPS))(points)
+
+
+def _check_bounded(paths: Path) -> None:
+    """Checks that no run went far away and would still gain by going twice as far.
+
+    Raises:
+        ValueError: if one did.
+    """
+    x, gradient = np.asarray(paths.x[:, -1]), np.asarray(paths.gradient[:, -1])
+    values = -np.asarray(paths.value[:, -1])
+    distance = np.abs(x).max(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gain = -(x * gradient).sum(-1)
+    gone = (distance > FAR) & ~(gain < 1)
+    if gone.any():
+        index = int(np.argmax(gone))
+        raise ValueError(
+            "`target` must be bounded above and fall off; got a log density of "
+            f"{values[index]:.3g} at a point {distance[index]:.1g} away from zero, where it still "
+            "rises. It cannot be normalised."
+        )
+
+
+def directions_that_do_not_fall(target: Target, found: Start) -> int:
+    """How many directions there are along which the density does not fall off as 1 / distance.
+
+    The widest directions of the start are tried, both ways, a hundred and ten thousand of its
+    standard deviations away. Where the density of a line falls more slowly than that it has no
+    integral.
+    """
+    loc = found.whitening["loc"]
+    if "matrix" in found.whitening:
+        columns = found.whitening["matrix"].T
+    else:
+        basis, gain = found.whitening["basis"].T, found.whitening["gain"]
+        columns = found.whitening["scale"] * basis * (1 + gain[:, None])
+    widest = np.argsort(-np.linalg.norm(np.asarray(columns), axis=-1))[:MOST_DIRECTIONS]
+    steps = jnp.concatenate([columns[widest], -columns[widest]])
+    near, far = 1e2, 1e4
+    points = jnp.stack([loc + near * steps, loc + far * steps])
+    values = np.asarray(target(points), np.float64)
+    with np.errstate(invalid="ignore"):
+        fall = values[0] - values[1]
+    return int((np.isfinite(values).all(0) & (fall < np.log(far / near))).sum())
 
 
 def _last_of_best(paths: Path) -> int:

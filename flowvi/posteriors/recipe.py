@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.families import Family, Flow, iaf
-from flowvi.families.normal import LocationScale, LocationTriangular
+from flowvi.families import Family, Flow, iaf, mean_field
+from flowvi.families.normal import LocationTriangular
 from flowvi.families.whitened import whitened
 from flowvi.objectives import ELBO
 from flowvi.posteriors import diagnosis as diagnoses
@@ -33,8 +33,8 @@ Array = jax.Array
 #: Steps, draws of a step, learning rate, bound on the gradient's norm.
 NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
-#: Up to this size the map after the flow's layers is a full triangular matrix.
-TRIANGULAR = 200
+#: Up to this size there are autoregressive layers; beyond, fewer steps, draws, and marginal maps.
+MODERATE, FEWER_STEPS, FEWER_SAMPLES = 200, 2_000, 64
 
 #: Directions of the low-rank start.
 RANK = 20
@@ -51,8 +51,9 @@ Objective = Callable[[Family, Any], Any]
 def default_family(event_size: int, *, transformer: str = "affine") -> Flow:
     """The flow that is fitted by default, in the units of the start.
 
-    Four autoregressive layers that sample in one pass, and an affine map after them: triangular up
-    to 200 coordinates, diagonal beyond.
+    Four autoregressive layers that sample in one pass, and a triangular map after them. Beyond 200
+    coordinates nothing but a shift and a scale of each: there the marginal maps do the work, which
+    `fit_posterior` puts after the affine map of the start.
 
     Args:
         event_size: D.
@@ -66,9 +67,10 @@ def default_family(event_size: int, *, transformer: str = "affine") -> Flow:
         (3,)
     """
     size = checks.positive_int("event_size", event_size)
+    if size > MODERATE:
+        return mean_field(size)
     layers = iaf(size, num_layers=4, hidden_sizes=(64, 64), transformer=transformer)
-    last = LocationTriangular(size) if size <= TRIANGULAR else LocationScale(size)
-    return Flow(layers, last)
+    return Flow(layers, LocationTriangular(size))
 
 
 @functools.lru_cache(maxsize=64)
@@ -85,8 +87,8 @@ def fit_posterior(
     family: Family | None = None,
     objective: Objective | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    num_steps: int = NUM_STEPS,
-    num_samples: int = NUM_SAMPLES,
+    num_steps: int | None = None,
+    num_samples: int | None = None,
     batch_size: int | None = None,
     start: Any = None,
     tempering: float | None = None,
@@ -100,7 +102,8 @@ def fit_posterior(
        Newton steps: the start (`flowvi.posteriors.start`).
     2. A flow that begins as the identity is put before that normal distribution's affine map, so
        all targets look alike to it, and is fitted by path gradients of the ELBO, with many draws a
-       step and a step size that decays.
+       step and a step size that decays. Beyond 200 coordinates it is a map of each marginal after
+       the affine map instead.
     3. The start and the fit are compared by ELBO on the same draws, and the better one is taken.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
@@ -121,8 +124,9 @@ def fit_posterior(
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.005.
-        num_steps: steps to do.
-        num_samples: draws of a step, where `objective` is not given.
+        num_steps: steps to do; by default 4000, or 2000 beyond 200 coordinates.
+        num_samples: draws of a step, where `objective` is not given; by default 256, or 64 beyond
+            200 coordinates.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
             default.
         start: points to start from, in the user's space, with a leading axis if there are several.
@@ -164,14 +168,20 @@ def fit_posterior(
             f"`target` must be a target, such as `fv.Target(log_density, 2)`; got {target!r}."
         )
     check_key(key)
-    num_steps = checks.positive_int("num_steps", num_steps)
     _check_options(target, family, objective, batch_size, tempering)
     target.check()
     size = target.event_size
+    large = size > MODERATE
+    if num_steps is None:
+        num_steps = FEWER_STEPS if large else NUM_STEPS
+    if num_samples is None:
+        num_samples = FEWER_SAMPLES if large else NUM_SAMPLES
+    num_steps = checks.positive_int("num_steps", num_steps)
+    marginal = "spline" if family is None and large else None
     if family is None:
         family = default_family(size, transformer="affine" if tempering is None else "spline")
     rank = None if size <= ANY_HESSIAN else RANK
-    placed = whitened(family, rank=rank)
+    placed = whitened(family, rank=rank, marginal=marginal)
     make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
     loss_fn = make(placed, target.log_joint)
 

@@ -154,7 +154,7 @@ def psis(log_weights: Any) -> PSIS:
         # Rounding has no tail to be judged by.
         return PSIS(0.0, 1.0, np.full(count, -np.log(count)))
     shifted = log_weights - top
-    num_tail = int(np.ceil(min(0.2 * count, 3 * np.sqrt(count))))
+    num_tail = int(min(0.2 * count, 3 * np.sqrt(count)))
     order = np.argsort(shifted, kind="stable")
     tail = order[count - num_tail :]
     cutoff = max(shifted[order[count - num_tail - 1]], np.log(np.finfo(float).tiny))

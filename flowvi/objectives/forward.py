@@ -70,5 +70,5 @@ class ForwardKL(Variational):
             log_weights = jnp.where(good, log_weights, -jnp.inf)
             metrics["skipped"] = 1 - jnp.mean(good.astype(log_weights.dtype))
         shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
-        terms = jnp.where(shares > 0, shares * q.distribution.log_prob(z), 0)
+        terms = jnp.where(shares == 0, 0, shares * q.distribution.log_prob(z))
         return finish(-jnp.mean(jnp.sum(terms, axis=0)), metrics, params, q.new)

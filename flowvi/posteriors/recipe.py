@@ -293,11 +293,14 @@ def _remarks(target: Target, found: Start, result: FitResult) -> list[str]:
         )
     losses = result.history["loss"]
     part = len(losses) // 20
-    if part:
-        late, before = losses[-part:], losses[-2 * part : -part]
-        gain = np.nanmean(before) - np.nanmean(late) if np.isfinite(late).any() else np.nan
-        noise = np.nanstd(late) / np.sqrt(part)
-        if not gain < max(STILL_RISING, 5 * noise):
+    late, before = (
+        each[np.isfinite(each)]
+        for each in (losses[len(losses) - part :], losses[-2 * part : -part])
+    )
+    if min(len(late), len(before)) > 1:
+        gain = float(np.mean(before) - np.mean(late))
+        noise = float(np.std(late)) / np.sqrt(len(late))
+        if gain > max(STILL_RISING, 5 * noise):
             remarks.append(
                 f"The ELBO still rose by {gain:.2g} nats in the last twentieth of the steps. "
                 "Perhaps allow more with `num_steps`?"

@@ -19,7 +19,7 @@ EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
 #: Runs of L-BFGS, their steps, and the points of each run that become candidates.
 NUM_PATHS, NUM_STEPS, NUM_POINTS = 6, 300, 10
 
-#: Draws that judge a candidate, and the part of them that may fall where there is no density.
+#: Draws at least that judge a candidate, and the part of them that may fall where there is no density.
 NUM_DRAWS, MAX_LOST = 128, 0.1
 
 #: Variational Newton steps, and pairs of draws of each: where Hessians are cheap, and where not.
@@ -44,7 +44,7 @@ class Start:
 
     Attributes:
         whitening: the arguments of `flowvi.bijectors.Dense`, or of `LowRank`.
-        elbo: the ELBO of that normal distribution, in nats, from 128 draws.
+        elbo: the ELBO of that normal distribution, in nats, from a few hundred draws.
         origin: how it was found: "pathfinder", "laplace" or "variational".
         mode: the point of highest density that was seen.
         mode_value: the log density there.
@@ -110,7 +110,7 @@ def find(
     paths = jax.device_get(_paths(density, points, target.data))
     _check_bounded(paths)
     size = target.event_size
-    judge = _Judge(density, rng.standard_normal((NUM_DRAWS, size)))
+    judge = _Judge(density, _even_draws(rng, size))
     indices = [_indices(int(length)) for length in paths.length]
     scored = judge.best(_pathfinders(paths, indices), "pathfinder")
     if rank is None:
@@ -246,6 +246,19 @@ def _top(paths: Path) -> int:
 
 def _elbo(scored: _Scored) -> float:
     return scored.elbo
+
+
+def _even_draws(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Standard normal draws in pairs of opposites, and to moderate size of unit covariance.
+
+    The ELBO of a normal distribution is exact from them where the target is normal too, so noise
+    does not choose between candidates there.
+    """
+    count = max(NUM_DRAWS, 3 * size) if size <= EVERY_HESSIAN else NUM_DRAWS
+    z = rng.standard_normal((count // 2, size))
+    if len(z) > size:
+        z = np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T
+    return np.concatenate([z, -z])
 
 
 class _Judge:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.posteriors.supports import Layout, as_layout
-from flowvi.training import data as rows_of
 
 Array = jax.Array
 
@@ -143,8 +142,7 @@ class Target:
             )
         layout = None if parameters is None else as_layout(parameters)
         size = event_size if layout is None else layout.event_size
-        data, num_rows = rows_of.check("data", data)
-        data = jax.tree.map(jnp.asarray, data)
+        data, num_rows = _check_rows(data)
 
         def of_vector(u: Array) -> Array:
             return target.at(u, data)
@@ -243,6 +241,23 @@ def _evaluate(target: Target, u: Array, rows: Any) -> Array:
 def _check_function(name: str, function: Any) -> None:
     if not callable(function):
         raise TypeError(f"`{name}` must be a function; got {function!r}.")
+
+
+def _check_rows(data: Any) -> tuple[Any, int]:
+    """(data as JAX's arrays, number of rows)."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
+    if not shapes or any(len(shape) == 0 for shape in shapes):
+        raise ValueError(
+            "`data` must be arrays whose leading axis is the row; got shapes "
+            f"{', '.join(map(str, shapes)) or 'none'}."
+        )
+    counts = {shape[0] for shape in shapes}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(
+            "`data` must have the same number of rows, at least one, in all arrays; got shapes "
+            f"{', '.join(map(str, shapes))}."
+        )
+    return jax.tree.map(jnp.asarray, data), counts.pop()
 
 
 def _check_scalar(name: str, value: Any) -> None:

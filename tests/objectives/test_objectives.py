@@ -55,11 +55,11 @@ def losses_and_gradients(objective, params, count=400):
     return np.asarray(values), np.concatenate([gradients["loc"], gradients["raw_scale"]], -1)
 
 
-def assert_mean(values, expected):
+def assert_mean(values, expected, bias=1e-6):
     """The mean of independent values is right within its standard errors."""
     values = np.asarray(values, np.float64)
     error = values.std(0, ddof=1) / np.sqrt(len(values))
-    assert (abs(values.mean(0) - expected) < STANDARD_ERRORS * error + 1e-6).all(), (
+    assert (abs(values.mean(0) - expected) < STANDARD_ERRORS * error + bias).all(), (
         values.mean(0),
         expected,
         error,
@@ -71,9 +71,9 @@ def kl(loc=LOC, scale=SCALE, mean=MEAN, sd=SD):
     return jnp.log(sd / scale) + 0.5 * ((scale**2 + (loc - mean) ** 2) / sd**2 - 1)
 
 
-def derivative(function):
+def derivative(function, scale=SCALE):
     """That of a function of loc and scale, with respect to loc and raw scale."""
-    place = q_params(FAMILY)["transform"]
+    place = q_params(FAMILY, scale=scale)["transform"]
 
     def of_raw(loc, raw_scale):
         return function(loc, jax.nn.softplus(raw_scale + jnp.log(jnp.e - 1)))
@@ -137,38 +137,44 @@ def test_path_gradient_has_less_variance_near_the_optimum():
     assert (spread["path"] < 0.2 * spread["reparameterised"]).all()
 
 
+#: Power, sign, a scale of q at which its weights have a variance, and the objective.
 POWERS = {
-    "renyi_half": (0.5, -1, lambda **kw: ob.Renyi(FAMILY, log_joint, alpha=0.5, **kw)),
-    "renyi_two": (-1.0, -1, lambda **kw: ob.Renyi(FAMILY, log_joint, alpha=2.0, **kw)),
-    "iwelbo": (1.0, -1, lambda **kw: ob.IWELBO(FAMILY, log_joint, **kw)),
-    "cubo": (2.0, 1, lambda **kw: ob.CUBO(FAMILY, log_joint, **kw)),
+    "renyi_half": (0.5, -1, SCALE, lambda **kw: ob.Renyi(FAMILY, log_joint, alpha=0.5, **kw)),
+    "renyi_two": (-1.0, -1, SCALE, lambda **kw: ob.Renyi(FAMILY, log_joint, alpha=2.0, **kw)),
+    "iwelbo": (1.0, -1, 1.6, lambda **kw: ob.IWELBO(FAMILY, log_joint, **kw)),
+    "cubo": (2.0, 1, 1.6, lambda **kw: ob.CUBO(FAMILY, log_joint, **kw)),
 }
 
 
 @pytest.mark.parametrize("name", POWERS)
 def test_power_bounds_approach_their_limits(name):
-    power, sign, make = POWERS[name]
+    power, sign, scale, make = POWERS[name]
     objective = make(num_samples=4_000)
-    losses, gradients = losses_and_gradients(objective, params_of(objective), 60)
+    losses, gradients = losses_and_gradients(objective, params_of(objective, scale=scale), 100)
 
     def bound(loc, scale):
         return log_power_mean(loc, scale, power) / power
 
-    limit = sign * (LOG_Z + bound(jnp.asarray(LOC), jnp.asarray(SCALE)))
-    np.testing.assert_allclose(losses.mean(), limit, atol=3e-3)
-    np.testing.assert_allclose(gradients.mean(0), sign * derivative(bound), atol=6e-3)
+    limit = sign * (LOG_Z + bound(jnp.asarray(LOC), jnp.asarray(scale)))
+    # The bias is of order 1 / num_samples.
+    assert_mean(losses, limit, bias=1 / 4_000)
+    assert_mean(gradients, sign * derivative(bound, scale), bias=1 / 4_000)
 
 
 @pytest.mark.parametrize("name", POWERS)
 def test_the_doubly_reparameterised_gradient_has_the_plain_ones_mean(name):
-    _, _, make = POWERS[name]
+    _, _, scale, make = POWERS[name]
     doubly, plain = make(num_samples=5), make(num_samples=5, doubly=False)
-    first = losses_and_gradients(doubly, params_of(doubly), 4_000)[1]
-    second = losses_and_gradients(plain, params_of(plain), 4_000)[1]
+    first = losses_and_gradients(doubly, params_of(doubly, scale=scale), 4_000)[1]
+    second = losses_and_gradients(plain, params_of(plain, scale=scale), 4_000)[1]
+    # The same draws, so that the comparison is sharp.
     assert_mean(first - second, 0.0)
-    assert (first.std(0) < second.std(0)).all()
-    at_optimum = losses_and_gradients(doubly, params_of(doubly, loc=MEAN, scale=SD))[1]
-    assert (at_optimum.std(0) < 1e-5).all()
+    assert (abs(first - second).max(0) > 1e-2).all()
+    at_optimum = [
+        losses_and_gradients(o, params_of(o, loc=MEAN, scale=SD))[1].std(0) for o in (doubly, plain)
+    ]
+    assert (at_optimum[0] < 1e-5).all()
+    assert (at_optimum[1] > 1e-2).all()
 
 
 def test_bounds_come_in_their_order():

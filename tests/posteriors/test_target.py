@@ -140,6 +140,16 @@ def test_likelihood_over_named_parameters(x64):
             "`event_size` must be given, or else `parameters`; got both",
         ),
         (
+            lambda: fv.Target.from_likelihood(jnp.sum, jnp.sum, 3.0, 2),
+            ValueError,
+            "`data` must be arrays whose leading axis is the row",
+        ),
+        (
+            lambda: fv.Target.from_likelihood(jnp.sum, jnp.sum, (jnp.ones(3), jnp.ones(2)), 2),
+            ValueError,
+            "`data` must have the same number of rows",
+        ),
+        (
             lambda: fv.Target(lambda u: u, 2).check(),
             ValueError,
             r"`log_density` must return a scalar for one vector of parameters; got shape \(2,\)",

@@ -15,6 +15,7 @@ from flowvi.families.normal import LocationTriangular
 from flowvi.families.whitened import whitened
 from flowvi.objectives import ELBO
 from flowvi.posteriors import diagnosis as diagnoses
+from flowvi.posteriors.diagnosis import Diagnosis
 from flowvi.posteriors.posterior import Posterior, draws
 from flowvi.posteriors.start import (
     ANY_HESSIAN,
@@ -41,6 +42,10 @@ RANK = 20
 
 #: Draws that choose between the start and the fit, and that make the diagnosis.
 NUM_CHOICE, NUM_DIAGNOSIS = 4_000, 10_000
+
+#: A mode is missing if draws around it have so many nats more than log evidence, by their weights,
+#: and at least this part of the mass.
+LEFT_OUT, LEAST_MASS = 5.0, 1e-8
 
 #: Nats in the last twentieth of the steps that are no convergence.
 STILL_RISING = 0.5
@@ -206,7 +211,9 @@ def fit_posterior(
         candidates.append(params["posterior"])
     best = _best(placed, target, candidates, choice_key)
     weights = draws(placed, target, best, final_key, NUM_DIAGNOSIS)[2]
-    diagnosis = diagnoses.diagnose(weights, _remarks(target, found, result))
+    remarks = _remarks(target, found, result)
+    remarks += _left_out(placed, target, best, found, diagnoses.diagnose(weights))
+    diagnosis = diagnoses.diagnose(weights, remarks)
     diagnoses.warn(diagnosis, stacklevel=2)
     return Posterior(target, placed, best, result, found, diagnosis)
 
@@ -311,3 +318,23 @@ def _remarks(target: Target, found: Start, result: FitResult) -> list[str]:
             "its gradient was not finite."
         )
     return remarks
+
+
+def _left_out(
+    family: Family, target: Target, params: Any, found: Start, diagnosis: Diagnosis
+) -> list[str]:
+    """Modes that runs of the optimiser ended in, and that the posterior leaves out."""
+    if not len(found.ends):
+        return []
+    log_q = np.asarray(family.log_prob(params, found.ends), np.float64)
+    excess = np.asarray(target(found.ends), np.float64) - log_q
+    excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - diagnosis.log_evidence.value
+    mass = found.end_elbos - diagnosis.log_evidence.value
+    lost = (excess > LEFT_OUT) & (mass > np.log(LEAST_MASS))
+    if not lost.any():
+        return []
+    return [
+        f"{lost.sum()} of {len(lost)} runs of the optimiser ended where the posterior has next to "
+        f"no density, around modes of up to {np.exp(mass[lost].max()):.1g} times the mass that it "
+        "found: modes are missing. Perhaps fit with `tempering=0.1`?"
+    ]

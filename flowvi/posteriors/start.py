@@ -19,8 +19,11 @@ EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
 #: Runs of L-BFGS, their steps, and the points of each run that become candidates.
 NUM_PATHS, NUM_STEPS, NUM_POINTS = 6, 300, 10
 
-#: Draws at least that judge a candidate, and the part of them that may fall where there is no density.
+#: Draws that judge a candidate, at least, and the part of them that may lie outside the support.
 NUM_DRAWS, MAX_LOST = 128, 0.1
+
+#: Draws around the end of a run, to look whether a posterior has anything there.
+NUM_END_DRAWS = 32
 
 #: Variational Newton steps, and pairs of draws of each: where Hessians are cheap, and where not.
 ROUNDS, PAIRS = (24, 10), (32, 4)
@@ -49,6 +52,9 @@ class Start:
         mode: the point of highest density that was seen.
         mode_value: the log density there.
         num_finite: how many of the first points had a density.
+        ends: for each run that led to one, draws of the normal distribution around its end, of
+            shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
+        end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 
     whitening: dict[str, np.ndarray]
@@ -57,6 +63,8 @@ class Start:
     mode: np.ndarray
     mode_value: float
     num_finite: int
+    ends: np.ndarray
+    end_elbos: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +121,7 @@ def find(
     judge = _Judge(density, _even_draws(rng, size))
     indices = [_indices(int(length)) for length in paths.length]
     scored = judge.best(_pathfinders(paths, indices), "pathfinder")
+    ends: list[_Scored] = []
     if rank is None:
         if has_hessian(target):
             top = _top(paths)
@@ -120,7 +129,12 @@ def find(
             if size > EVERY_HESSIAN:
                 places = [(top, int(paths.length[top]))]
             x = np.stack([paths.x[place] for place in places])
-            scored = max(scored, judge.best(_laplaces(density, x), "laplace"), key=_elbo)
+            around = list(_laplaces(density, x))
+            scored = max(scored, judge.best(around, "laplace"), key=_elbo)
+            if size <= EVERY_HESSIAN and power == 1:
+                last = [a for a, (p, i) in zip(around, places, strict=True) if i == indices[p][-1]]
+                ends = [judge.best([each], "laplace") for each in last]
+                ends = [end for end in ends if np.isfinite(end.elbo)]
             if np.isfinite(scored.elbo):
                 scored = _refine(density, scored, judge, rng)
         if isinstance(scored.normal, normals.LowRank):
@@ -145,6 +159,8 @@ def find(
         mode=paths.x[place],
         mode_value=-float(values[place]) / power,
         num_finite=num_finite,
+        ends=np.array([end.normal.draw(judge.z[:NUM_END_DRAWS]) for end in ends], dtype),
+        end_elbos=np.array([end.elbo for end in ends]),
     )
 
 
@@ -266,12 +282,12 @@ class _Judge:
 
     def __init__(self, density: Tempered, z: np.ndarray):
         self._density = density
-        self._z = z
+        self.z = z
         self._noise = 0.5 * (z**2).sum(-1) + 0.5 * z.shape[-1] * np.log(2 * np.pi)
 
     def elbo(self, normal: normals.Dense | normals.LowRank) -> float:
         """The ELBO, or -inf where too many draws have no density."""
-        u = jnp.asarray(normal.draw(self._z), jnp.result_type(float))
+        u = jnp.asarray(normal.draw(self.z), jnp.result_type(float))
         values = np.asarray(_values(self._density, u, self._density.target.data), np.float64)
         terms = values + self._noise + normal.log_det
         good = np.isfinite(terms)

@@ -203,3 +203,26 @@ def test_default_family_is_the_identity():
     x = jax.random.normal(KEY, (4, 3))
     expected = fv.standard_normal(3).log_prob({}, x)
     np.testing.assert_allclose(family.log_prob(family.init(KEY), x), expected, rtol=1e-5)
+
+
+def two_modes(u):
+    """Two normals of scale 1, twelve apart, with weights 0.8 and 0.2."""
+    first = -0.5 * jnp.sum((u - 6.0) ** 2) + jnp.log(0.8)
+    second = -0.5 * jnp.sum((u + 6.0) ** 2) + jnp.log(0.2)
+    return jnp.logaddexp(first, second) - LOG_2PI
+
+
+def test_a_mode_that_is_left_out_is_warned_of_where_a_run_ended_in_it(x64):
+    with pytest.warns(fv.PosteriorWarning, match=r"modes are missing.*`tempering=0.1`"):
+        posterior = quick(fv.Target(two_modes, 2), num_steps=20)
+    # Nothing else could have told.
+    assert len(posterior.diagnosis.messages) == 1
+    assert posterior.diagnosis.ess > 0.9
+    assert abs(posterior.diagnosis.log_evidence.value - np.log(0.8)) < 0.01
+
+
+def test_tempering_finds_all_modes_and_their_weights(x64):
+    posterior = quick(fv.Target(two_modes, 2), num_steps=1500, num_samples=128, tempering=0.1)
+    u = posterior.sample(jax.random.key(1), 20_000)
+    assert abs((u[:, 0] > 0).mean() - 0.8) < 0.05
+    assert abs(posterior.diagnosis.log_evidence.value) < 0.05

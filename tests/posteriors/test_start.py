@@ -76,6 +76,7 @@ def test_without_second_derivatives_pathfinder_remains(x64):
     found = start.find(target, KEY)
     assert found.origin == "pathfinder"
     assert abs(found.elbo - np.log(2 * np.pi)) < 1e-3
+    assert len(found.ends) == 0
 
 
 @pytest.mark.parametrize(

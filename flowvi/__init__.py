@@ -18,7 +18,7 @@ from flowvi.families import (
 from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
-from flowvi.training import FitResult, fit, fit_density
+from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
 
 __version__ = "0.1.0"
 
@@ -34,9 +34,11 @@ __all__ = [
     "FlowDistribution",
     "LULinear",
     "Permutation",
+    "Plateau",
     "Posterior",
     "PosteriorWarning",
     "Target",
+    "TrainingDiverged",
     "conditional",
     "coupling",
     "diagnostics",
@@ -45,9 +47,11 @@ __all__ = [
     "fit_posterior",
     "full_rank",
     "iaf",
+    "load",
     "maf",
     "mean_field",
     "objectives",
+    "save",
     "standard_normal",
     "testing",
     "whitened",

@@ -215,11 +215,31 @@ def apply(
     """
     checks.trailing_shape("x", x, (network.event_size,), "this masked network")
     activation = activation_function(network.activation)
-    h = x if network.order is None else x[..., np.asarray(network.order)]
+    x = x if network.order is None else x[..., np.asarray(network.order)]
+    coordinates, *layers, _ = masks.blocks(network.degrees, num_blocks(network))
+    layers.append([(a * network.num_params, b * network.num_params) for a, b in coordinates])
+    below, hs = coordinates, [x[..., a:b] for a, b in coordinates]
     for index, (w, b) in enumerate(weights(network, params)):
-        h = h if index == 0 else activation(h)
-        h = h @ w + b
-        if index == 0 and context is not None:
-            h = h + context_term(params, context)
-    theta = h.reshape(*h.shape[:-1], network.event_size, network.num_params)
+        if index > 0:
+            hs = [activation(h) for h in hs]
+        elif context is not None:
+            b = b + context_term(params, context)
+        # A block sees no later block of the layer below.
+        terms = [
+            [h @ w[e:f, c:d] for h, (e, f) in zip(hs[: i + 1], below, strict=False)]
+            for i, (c, d) in enumerate(layers[index])
+        ]
+        hs = [b[..., c:d] + sum(t) for t, (c, d) in zip(terms, layers[index], strict=True)]
+        below = layers[index]
+    theta = hs[0] if len(hs) == 1 else jnp.concatenate(hs, axis=-1)
+    theta = theta.reshape(*theta.shape[:-1], network.event_size, network.num_params)
     return theta if network.order is None else theta[..., np.argsort(network.order), :]
+
+
+def num_blocks(network: MaskedNetwork) -> int:
+    """Into how many blocks `apply` cuts the units, to skip the zero blocks above the diagonal.
+
+    Two blocks save a quarter of the arithmetic, and a little less than that in time, once matrices
+    have 512 rows; below, and with more blocks, the products become too small to be fast.
+    """
+    return 2 if max(network.hidden_sizes, default=0) >= 512 and network.event_size > 1 else 1

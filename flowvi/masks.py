@@ -85,6 +85,30 @@ def mask(degrees_in: Degrees, degrees_out: Degrees, *, strict: bool) -> np.ndarr
     return rows < columns if strict else rows <= columns
 
 
+def blocks(degrees: tuple[Degrees, ...], num_blocks: int) -> list[list[tuple[int, int]]]:
+    """Cuts a network between coordinates into blocks that follow one another.
+
+    Block i holds the coordinates low, ..., high - 1 and, of each hidden layer, the units of degree
+    low, ..., high - 1. A unit of block i is connected to blocks 0, ..., i of the layer before it.
+
+    Args:
+        degrees: of the inputs, of every hidden layer, and of the outputs.
+        num_blocks: the number of blocks, of about equal numbers of coordinates.
+
+    Returns:
+        For the inputs, each hidden layer and the outputs: first and last + 1 unit of each block.
+
+    Example:
+        >>> blocks(layer_degrees(4, (6,), context=False), 2)
+        [[(0, 2), (2, 4)], [(0, 2), (2, 6)], [(0, 2), (2, 4)]]
+    """
+    size = len(degrees[0])
+    cuts = np.linspace(0, size, num_blocks + 1).round().astype(int)
+    ends = list(itertools.pairwise(cuts.tolist()))
+    hidden = [np.searchsorted(each, cuts).tolist() for each in degrees[1:-1]]
+    return [ends, *(list(itertools.pairwise(each)) for each in hidden), ends]
+
+
 def masks(
     event_size: int, hidden_sizes: tuple[int, ...], *, context: bool
 ) -> tuple[np.ndarray, ...]:

@@ -45,6 +45,39 @@ class Fixed:
         return f"Fixed({self.value!r})"
 
 
+@jax.tree_util.register_pytree_node_class
+class Origin:
+    """Which family some parameters belong to: a part of the tree that holds no arrays.
+
+    It travels with the parameters, so that a file of them can tell whose they are.
+
+    Args:
+        family: the family; hashable and equal by configuration.
+    """
+
+    def __init__(self, family: Any):
+        self.family = family
+
+    def tree_flatten(self) -> tuple[tuple[()], Any]:
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return (), self.family
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: tuple[()]) -> "Origin":
+        """See `jax.tree_util.register_pytree_node_class`."""
+        del children
+        return cls(aux)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origin) and self.family == other.family
+
+    def __hash__(self) -> int:
+        return hash(self.family)
+
+    def __repr__(self) -> str:
+        return f"Origin({self.family!r})"
+
+
 def _is_fixed(node: Any) -> bool:
     return isinstance(node, Fixed)
 

@@ -54,6 +54,24 @@ def test_no_connection_is_lost_where_layers_are_wide_enough(hidden_sizes, contex
     assert (dependence(network, context=context) == np.tri(6, k=-1, dtype=bool)).all()
 
 
+@pytest.mark.parametrize("hidden_sizes", [(), (2,), (30, 3, 24)])
+def test_blocks_change_nothing(monkeypatch, hidden_sizes):
+    network = masked.MaskedNetwork(7, hidden_sizes, 2, context_size=2, order=(3, 1, 4, 0, 5, 2, 6))
+    params, context = random_params(network), jnp.linspace(-1, 1, 8).reshape(4, 2)
+    x = jax.random.normal(jax.random.key(1), (4, 7))
+    whole = network.bind(params, context)(x)
+    for num_blocks in (2, 7):
+        monkeypatch.setattr(masked, "num_blocks", lambda network, n=num_blocks: n)
+        cut = network.bind(params, context)(x)
+        np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_wide_layers_are_cut_into_blocks():
+    network = masked.MaskedNetwork(5, (512, 600), 1)
+    assert masked.num_blocks(network) == 2
+    assert (dependence(network) == np.tri(5, k=-1, dtype=bool)).all()
+
+
 def test_every_output_depends_on_the_context_nonlinearly():
     network = masked.MaskedNetwork(3, (8, 8), 2, context_size=2)
     params = random_params(network)

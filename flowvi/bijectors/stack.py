@@ -1,5 +1,6 @@
 """Layers of one structure, applied by one scan, so that they compile once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,9 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+
+#: What a gradient keeps of the inside of a layer: walks, which are slow, see `flowvi.triangular`.
+_KEPT = jax.checkpoint_policies.save_only_these_names("walk")
 
 
 class Stack(distrax.Bijector):
@@ -61,6 +65,9 @@ class Stack(distrax.Bijector):
         return self._build(jax.tree.map(lambda a: a[index], self._stacked), self._shared)
 
     def _scan(self, method: str, x: Array, *, reverse: bool) -> tuple[Array, Array]:
+        # A gradient keeps what goes into each layer, and computes the layer anew: to read the
+        # inside of all layers from memory takes longer, and there may be no room for it.
+        @functools.partial(jax.checkpoint, prevent_cse=False, policy=_KEPT)
         def apply(params: Any, x: Array) -> tuple[Array, Array]:
             return getattr(self._build(params, self._shared), method)(x)
 

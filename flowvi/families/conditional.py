@@ -8,7 +8,7 @@ import jax
 
 from flowvi.families.family import Array, Family, Params
 from flowvi.networks import Network, as_network
-from flowvi.params import Fixed
+from flowvi.params import Fixed, Origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,13 @@ class Conditional(Family):
         return self.family.has_units
 
     def init(self, key: Array) -> Params:
-        """{"family": ..., "network": ...}."""
+        """{"family", "network", "origin"}."""
         family_key, network_key = jax.random.split(key)
-        return {"family": self.family.init(family_key), "network": self.network.init(network_key)}
+        return {
+            "family": self.family.init(family_key),
+            "network": self.network.init(network_key),
+            "origin": Origin(self),
+        }
 
     def with_units(self, params: Params, units: Any, context_units: Any = None) -> Params:
         """See `Family.with_units`; the context is standardised before it enters the network."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flowvi.bijectors import Units
 from flowvi.distributions import FlowDistribution
 from flowvi.families.family import Array, Family, Params
-from flowvi.params import Fixed
+from flowvi.params import Fixed, Origin
 
 
 class Transform(Protocol):
@@ -76,9 +76,13 @@ class Flow(Family):
         return self.base.reparameterized
 
     def init(self, key: Array) -> Params:
-        """{"base": ..., "transform": ...}; the map starts as the identity."""
+        """{"base", "transform", "origin"}; the map starts as the identity."""
         base_key, transform_key = jax.random.split(key)
-        return {"base": self.base.init(base_key), "transform": self.transform.init(transform_key)}
+        return {
+            "base": self.base.init(base_key),
+            "transform": self.transform.init(transform_key),
+            "origin": Origin(self),
+        }
 
     def with_units(self, params: Params, units: Any, context_units: Any = None) -> Params:
         """See `Family.with_units`."""

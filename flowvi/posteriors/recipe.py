@@ -26,7 +26,7 @@ from flowvi.posteriors.start import (
 from flowvi.posteriors.target import Target
 from flowvi.posteriors.tempering import Tempered
 from flowvi.training import FitResult, fit
-from flowvi.training.loop import check_key
+from flowvi.training.arguments import check_key
 from flowvi.training.result import Look
 
 Array = jax.Array

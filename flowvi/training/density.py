@@ -11,8 +11,9 @@ import optax
 from flowvi import checks
 from flowvi.families import Family
 from flowvi.objectives import NegativeLogLikelihood
-from flowvi.training import units
-from flowvi.training.loop import check_key, fit
+from flowvi.training import order, sources, units
+from flowvi.training.arguments import check_key
+from flowvi.training.loop import fit
 from flowvi.training.result import FitResult, Look
 
 Array = jax.Array
@@ -22,6 +23,9 @@ BATCH_SIZE = 128
 
 #: Steps: so many epochs, but within these bounds.
 EPOCHS, MIN_STEPS, MAX_STEPS = 40, 1_000, 20_000
+
+#: Rows that are held out at most.
+MAX_HELD_OUT = 20_000
 
 #: Validations over the length of a fit, and how many without a new best end it.
 VALIDATIONS, PATIENCE = 50, 15
@@ -40,14 +44,17 @@ def fit_density(
     optimizer: optax.GradientTransformation | None = None,
     validation_fraction: float = 0.1,
     patience: int | None = PATIENCE,
+    checkpoint_dir: Any = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     progress: bool = True,
     callback: Callable[[Look], bool | None] | None = None,
 ) -> FitResult:
     """Fits a family to data by maximum likelihood.
 
     Minimises the mean negative log likelihood -1/n sum_i log p(x_i | context_i; params) of the
-    training rows. A random tenth of the rows is held out: the result holds the parameters that
-    score best on it, and training ends early when it stops improving.
+    training rows. A random tenth of the rows, at most 20,000, is held out: the result holds the
+    parameters that score best on it, and training ends early when it stops improving.
 
     A flow is placed in the data's own units first: the bijector `Units` after its last layer maps
     to the support and to the mean and standard deviation of the training rows, and a floating
@@ -56,7 +63,8 @@ def fit_density(
 
     Args:
         family: any family. Of a conditional one the fit is p(x | context).
-        x: array of shape [num_rows, *event_shape] of finite floating numbers.
+        x: array of shape [num_rows, *event_shape] of finite floating numbers. An `np.memmap` may be
+            larger than memory: its rows are read as they are needed.
         key: a random key.
         context: array of shape [num_rows, *context_shape], where the family takes one.
         support: where samples may lie: None or "real"; "positive"; (low, high), of which either may
@@ -66,10 +74,14 @@ def fit_density(
         batch_size: rows of a batch; 128 by default, or all if there are fewer.
         optimizer: an Optax optimizer. By default Adam with a learning rate that rises over the
             first steps to 0.01 and falls to zero with the last, and gradients clipped to norm 10.
-        validation_fraction: the part of the rows to hold out; 0 for none. Without it the result
-            holds the last parameters, and `patience` must be None or left alone.
+        validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
+            Without it the result holds the last parameters, and `patience` must be None or left
+            alone.
         patience: end training when so many validations in a row brought no new best; None for
             never. There are 50 over the length of a fit.
+        checkpoint_dir: as in `fit`, as are the two that follow.
+        checkpoint_every: see there.
+        resume: see there.
         progress: whether to show progress on standard error.
         callback: as in `fit`.
 
@@ -109,17 +121,13 @@ def fit_density(
         checks.positive_int("patience", patience)
 
     init_key, split_key, fit_key = jax.random.split(key, 3)
-    # The split needs no program of its own.
-    rows = np.random.default_rng(np.asarray(jax.random.key_data(split_key)).ravel())
-    order = rows.permutation(len(x))
     data = {"x": x} if context is None else {"x": x, "context": context}
-    held_out = {name: array[order[:num_held_out]] for name, array in data.items()}
-    data = {name: array[order[num_held_out:]] for name, array in data.items()}
+    held_out, data = _split(data, split_key, num_held_out)
 
     if params is None:
         params = _init(family, init_key)
-        data_units = units.data_units(data["x"], bounds)
         if family.has_units:
+            data_units = units.data_units(data["x"], bounds)
             params = family.with_units(params, data_units, units.context_units(data.get("context")))
     validation: dict[str, Any] = {}
     if num_held_out:
@@ -137,10 +145,30 @@ def fit_density(
         num_steps=num_steps,
         data=data,
         batch_size=batch_size,
+        check_finite=False,  # they have been looked at
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
         progress=progress,
         callback=callback,
         **validation,
     )
+
+
+def _split(data: dict[str, Any], key: Array, num_held_out: int) -> tuple[dict, dict]:
+    """Some random rows of data, and the rest of them, which stays on the host if it is there."""
+    num_rows = len(data["x"])
+    if not any(isinstance(array, np.memmap) for array in data.values()):
+        rows = order.rows_at(key, 0, num_rows, num_rows)
+        held_out = {name: array[rows[:num_held_out]] for name, array in data.items()}
+        return held_out, {name: array[rows[num_held_out:]] for name, array in data.items()}
+    rows = order.rows_at(key, 0, num_held_out, num_rows)
+    dtypes = {name: jax.dtypes.canonicalize_dtype(array.dtype) for name, array in data.items()}
+    held_out = {name: array[rows].astype(dtypes[name]) for name, array in data.items()}
+    return held_out, {
+        name: sources.Subset(array, key, num_held_out, num_rows - num_held_out)
+        for name, array in data.items()
+    }
 
 
 # The same object for the same length, so that a second fit compiles nothing.
@@ -184,7 +212,7 @@ def _num_held_out(fraction: Any, num_rows: int) -> int:
         raise TypeError(f"`validation_fraction` must be a number; got {fraction!r}.")
     if not 0 <= fraction < 1:
         raise ValueError(f"`validation_fraction` must be at least 0 and below 1; got {fraction}.")
-    return int(fraction * num_rows)
+    return min(int(fraction * num_rows), MAX_HELD_OUT)
 
 
 def _check_batch_size(batch_size: Any, num_rows: int) -> int:

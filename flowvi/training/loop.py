@@ -1,5 +1,6 @@
 """The training loop: the host's side of it."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +10,13 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.training import data as rows
-from flowvi.training import stretch
+from flowvi.training import arguments, fingerprint, sources, stretch
+from flowvi.training.checkpoints import Checkpoints
 from flowvi.training.progress import Progress
 from flowvi.training.record import Pace, Record
 from flowvi.training.result import FitResult, Look, StopReason
-from flowvi.training.step import LossFn, check_loss, check_params, suspects
-from flowvi.training.stopping import NEVER, Interrupts
+from flowvi.training.step import LossFn, check_params, suspects
+from flowvi.training.stopping import Interrupts, Plateau
 
 Array = jax.Array
 
@@ -33,7 +34,12 @@ def fit(
     validation_data: Any = None,
     validate_every: int | None = None,
     patience: int | None = None,
+    plateau: Plateau | None = None,
     max_bad_steps: int = 10,
+    check_finite: bool = True,
+    checkpoint_dir: Any = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     progress: bool = True,
     callback: Callable[[Look], bool | None] | None = None,
 ) -> FitResult:
@@ -51,7 +57,9 @@ def fit(
     Data are rows along the leading axis of every leaf. Rows are reshuffled each epoch and every row
     is used exactly once an epoch; a batch may hold the end of one epoch and the beginning of the
     next, so that all batches have one size. A loss that wants the index of each row takes it as one
-    more leaf, `data={"x": x, "row": jnp.arange(len(x))}`.
+    more leaf, `data={"x": x, "row": jnp.arange(len(x))}`. Rows of an `np.memmap` are read as they
+    are needed, in the same order, a few batches ahead. An iterable of batches is iterated anew
+    whenever it ends; its batches are taken as they come, ragged ones included.
 
     A step whose loss or gradient is not finite is skipped: it moves neither the parameters nor the
     optimizer's state, and is counted.
@@ -68,7 +76,9 @@ def fit(
             `value`, `grad` and `value_fn`.
         key: a random key. Each step gets its own, and so does each shuffle.
         num_steps: steps to do.
-        data: None, an array, or a pytree of arrays with a common leading axis.
+        data: None, an array, a pytree of arrays with a common leading axis, or an iterable of
+            batches that is no pytree, such as a data loader. A one-way iterator ends training
+            when it ends.
         batch_size: rows of a batch. By default every step sees all the data, in their own order.
         validate: a function like `loss_fn`, evaluated as `validate(params, key, validation_data)`,
             with the same key each time; only its loss counts. By default `loss_fn`.
@@ -76,7 +86,17 @@ def fit(
         validate_every: steps between two validations; there is one after the last step too. With
             it, the result holds the parameters with the lowest validation loss.
         patience: end training when so many validations in a row brought no new best.
+        plateau: end training when the loss itself stops improving; see `Plateau`.
         max_bad_steps: end training when so many steps in a row were bad.
+        check_finite: whether to refuse data with NaN or infinity in them. Those of an iterable are
+            not looked at.
+        checkpoint_dir: a directory for checkpoints, of which the last three are kept. They are
+            written by Orbax beside the running steps, and there is one at the end.
+        checkpoint_every: steps between two checkpoints; by default a tenth of all.
+        resume: go on from the last whole checkpoint in `checkpoint_dir`, or begin if there is none.
+            The result is that of a run that was never interrupted, to the bit. It needs the same
+            arguments; `num_steps` and what ends training early may differ. An iterable must give
+            the same batches again.
         progress: whether to show progress on standard error.
         callback: called with a `Look` whenever the host looks, a few times a second; training
             ends when it returns True.
@@ -86,7 +106,9 @@ def fit(
 
     Raises:
         TypeError: if an argument is of the wrong kind.
-        ValueError: if sizes or shapes do not go together.
+        ValueError: if sizes or shapes do not go together, data are not finite, or a checkpoint is
+            that of another run.
+        ImportError: if there is a `checkpoint_dir` and Orbax is not installed.
         TrainingDiverged: if `max_bad_steps` steps in a row were bad; it carries the last good
             parameters.
 
@@ -110,54 +132,85 @@ def fit(
         (True, 'max_steps')
     """
     started = time.perf_counter()
-    check_key(key)
-    _check_functions(loss_fn, optimizer, validate, callback)
+    arguments.check_key(key)
+    arguments.check_functions(loss_fn, optimizer, validate, callback)
     limits = stretch.Limits(
         stretch=0,
+        chunk=0,
         num_steps=checks.positive_int("num_steps", num_steps),
-        validate_every=_count("validate_every", validate_every),
-        patience=_count("patience", patience),
+        validate_every=arguments.count("validate_every", validate_every),
+        patience=arguments.count("patience", patience),
         max_bad_steps=checks.positive_int("max_bad_steps", max_bad_steps),
     )
-    validate = _check_validation(loss_fn, validate, validation_data, validate_every, patience)
+    validate = arguments.check_validation(
+        loss_fn, validate, validation_data, validate_every, patience
+    )
+    plateau = arguments.check_plateau(plateau)
+    checkpoint_every = arguments.check_checkpoints(
+        checkpoint_dir, checkpoint_every, resume, num_steps
+    )
     check_params(params)
-    num_rows = None
-    if data is not None:
-        data, num_rows = rows.check("data", data)
-    validation_data = rows.as_arrays("validation_data", validation_data)
-
-    batch_size = rows.check_batch_size(batch_size, num_rows)
-    program = stretch.Program(loss_fn, optimizer, validate, batch_size, num_rows)
+    validation_data = jax.tree.map(
+        jax.numpy.asarray, sources.as_arrays("validation_data", validation_data)
+    )
+    source = sources.make(data, batch_size, check_finite=check_finite)
+    program = stretch.Program(
+        loss_fn, optimizer, validate, source.batch_size, source.num_rows, source.streamed
+    )
     compiled = stretch.build(program)
-    names = _check_losses(program, compiled, params, key, data, validation_data)
-    state = compiled.begin(params, jax.random.split(key, 3))
-
-    record = Record(["loss", *names], limits)
+    names = arguments.check_losses(program, compiled, params, key, source.batch, validation_data)
+    keys = jax.random.split(key, 3)
+    state = compiled.begin(params, keys)
+    record = Record(["loss", *names], limits, plateau)
     pace = Pace()
-    reason = None
-    with Interrupts() as interrupts, Progress(num_steps, progress) as bar:
+    with contextlib.ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        checkpoints = None
+        if checkpoint_dir is not None:
+            about = _fingerprint(program, state, names, key, validate_every)
+            checkpoints = stack.enter_context(
+                Checkpoints(checkpoint_dir, checkpoint_every, resume, about)
+            )
+            restored = checkpoints.restore(state)
+            if restored is not None:
+                state, saved = restored
+                record.resume(jax.device_get(_signs(state)), saved)
+        stack.callback(source.close)
+        source.begin(keys[1], record.step)
+        bar = stack.enter_context(Progress(num_steps, progress))
+        reason = record.reason
         while reason is None:
             begun = time.perf_counter()
-            goal = limits._replace(stretch=min(record.step + pace.steps, num_steps))
-            state, history = compiled.run(state, data, validation_data, np.asarray(goal, np.int32))
+            chunk = source.at(record.step)
+            if chunk is None:
+                reason = StopReason.DATA
+                break
+            chosen = record.step + pace.steps
+            ends = [chosen, num_steps, chunk.end, record.boundary]
+            if checkpoints is not None:
+                ends.append(checkpoints.until(record.step))
+            goal = limits._replace(stretch=min(ends), chunk=chunk.first)
+            state, history = compiled.run(
+                state, chunk.data, validation_data, np.asarray(goal, np.int32)
+            )
             # The one transfer of the stretch; it waits for the steps to be done.
             steps = record.add(*jax.device_get((_signs(state), history)))
             seconds = time.perf_counter() - begun
             if pace.compiling:
                 bar.begin(record.step)
             pace.learn(steps, seconds)
-            bar.update(record.step, record.loss, record.validation)
             if record.diverged:
                 raise record.error(suspects(state.params), state.params)
-            if record.waited >= limits.patience:
-                reason = StopReason.PATIENCE
-            elif record.step >= num_steps:
-                reason = StopReason.MAX_STEPS
-            elif interrupts.requested:
+            reason = record.reason
+            if reason is None and interrupts.requested:
                 reason = StopReason.INTERRUPTED
-            if callback is not None:
-                stop = _call(callback, record, num_steps, steps / seconds, state.params)
-                reason = reason or stop
+            if reason is not None or record.step == chosen or pace.wants_look():
+                bar.update(record.step, record.loss, record.validation)
+                if callback is not None:
+                    stop = _call(callback, record, num_steps, steps / seconds, state.params)
+                    reason = reason or stop
+            if checkpoints is not None and (reason or checkpoints.due(record.step)):
+                checkpoints.save(record.step, state, record.history())
 
     best = None if record.best_step is None else state.best
     return FitResult(
@@ -166,10 +219,33 @@ def fit(
         history=record.history(),
         stop_reason=reason,
         num_steps=record.step,
-        num_bad_steps=int(record.faults.total),
+        num_bad_steps=0 if record.faults is None else int(record.faults.total),
         best_step=record.best_step,
         seconds=time.perf_counter() - started,
     )
+
+
+def _fingerprint(
+    program: stretch.Program, state: stretch.State, names: list[str], key: Array, every: int | None
+) -> fingerprint.Fingerprint:
+    """What must be the same for a run to go on."""
+    options = {
+        "key": np.asarray(_key_data(key)).tolist(),
+        "batch_size": program.batch_size,
+        "the number of rows": program.num_rows,
+        "validate_every": every,
+        "the list of metrics": names,
+    }
+    return (
+        fingerprint.of_tree("params", state.params)
+        | fingerprint.of_tree("the optimizer's state", state.opt_state)
+        | {name: str(value) for name, value in options.items()}
+    )
+
+
+def _key_data(key: Array) -> Array:
+    is_typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(key) if is_typed else key
 
 
 def _signs(state: stretch.State) -> tuple[Any, ...]:
@@ -198,87 +274,3 @@ def _call(
         return StopReason.CALLBACK if callback(look) else None
     except KeyboardInterrupt:
         return StopReason.INTERRUPTED
-
-
-def _count(name: str, value: Any) -> int:
-    return NEVER if value is None else checks.positive_int(name, value)
-
-
-def check_key(key: Any) -> None:
-    """Checks that `key` is a random key, of either kind.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    try:
-        jax.eval_shape(lambda key: jax.random.fold_in(key, 0), key)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`key` must be a random key, such as `jax.random.key(0)`; got {key!r}."
-        ) from None
-
-
-def _check_functions(loss_fn: Any, optimizer: Any, validate: Any, callback: Any) -> None:
-    for name, function in {"loss_fn": loss_fn, "validate": validate, "callback": callback}.items():
-        if not (callable(function) or (function is None and name != "loss_fn")):
-            raise TypeError(f"`{name}` must be a function; got {function!r}.")
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            "`optimizer` must be an Optax optimizer, such as `optax.adam(1e-3)`; got "
-            f"{optimizer!r}."
-        )
-    known = {"loss_fn": loss_fn, "optimizer": optimizer, "validate": validate}
-    for name, value in known.items():
-        try:
-            hash(value)
-        except TypeError:
-            raise TypeError(
-                f"`{name}` must be hashable, so that a second call knows it again; got {value!r}. "
-                "Perhaps make its class a frozen dataclass?"
-            ) from None
-
-
-def _check_validation(
-    loss_fn: LossFn,
-    validate: LossFn | None,
-    validation_data: Any,
-    validate_every: int | None,
-    patience: int | None,
-) -> LossFn | None:
-    given = {"validate": validate, "validation_data": validation_data, "patience": patience}
-    if validate_every is None:
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"`validate_every` must be a positive integer where `{name}` is given; got "
-                    "None."
-                )
-        return None
-    if validate is None and validation_data is None:
-        raise ValueError(
-            "`validate_every` must be None where neither `validate` nor `validation_data` is "
-            f"given; got {validate_every}."
-        )
-    return loss_fn if validate is None else validate
-
-
-def _check_losses(
-    program: stretch.Program,
-    compiled: stretch.Compiled,
-    params: Any,
-    key: Array,
-    data: Any,
-    validation_data: Any,
-) -> list[str]:
-    params = jax.eval_shape(lambda: compiled.begin(params, jax.random.split(key, 3)).params)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            (program.batch_size or program.num_rows, *leaf.shape[1:]), leaf.dtype
-        ),
-        data,
-    )
-    names = check_loss("loss_fn", compiled.loss_fn, params, key, batch)
-    if compiled.validate is not None:
-        name = "loss_fn" if program.validate is program.loss_fn else "validate"
-        check_loss(name, compiled.validate, params, key, validation_data)
-    return names

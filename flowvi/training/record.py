@@ -1,11 +1,12 @@
 """The host's copy of a run, and what it makes of it."""
 
+import time
 from typing import Any
 
 import numpy as np
 
-from flowvi.training.result import History, TrainingDiverged
-from flowvi.training.stopping import NEVER
+from flowvi.training.result import History, StopReason, TrainingDiverged
+from flowvi.training.stopping import NEVER, Plateau, PlateauWatch
 from flowvi.training.stretch import CAPACITY, Limits
 
 #: Seconds between two looks of the host.
@@ -21,6 +22,7 @@ class Pace:
     def __init__(self) -> None:
         self.compiling = True
         self.steps = 1
+        self._looked = time.perf_counter()
 
     def learn(self, steps: int, seconds: float) -> None:
         """Takes into account how long a stretch took."""
@@ -29,6 +31,14 @@ class Pace:
             self.steps = int(np.clip(LOOK_SECONDS * steps / seconds, 1, CAPACITY))
         self.compiling = False
 
+    def wants_look(self) -> bool:
+        """Whether it is time to show something. A stretch may also end for other reasons."""
+        now = time.perf_counter()
+        if now - self._looked < LOOK_SECONDS / 2:
+            return False
+        self._looked = now
+        return True
+
 
 class Record:
     """What the host knows of a run.
@@ -36,6 +46,7 @@ class Record:
     Args:
         names: "loss" and the names of the metrics.
         limits: of the run.
+        plateau: the rule by which a plateau of the loss ends the run, if any.
 
     Attributes:
         step: steps done.
@@ -47,8 +58,10 @@ class Record:
         validation: the latest validation loss; None before the first.
     """
 
-    def __init__(self, names: list[str], limits: Limits):
+    def __init__(self, names: list[str], limits: Limits, plateau: Plateau | None = None):
         self._limits = limits
+        self._plateau = plateau
+        self._watch = None if plateau is None else PlateauWatch(plateau)
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         self._validation: list[np.ndarray] = [np.zeros(0)]
         self._validation_step: list[np.ndarray] = [np.zeros(0, np.int64)]
@@ -59,20 +72,59 @@ class Record:
         self.loss = float("nan")
         self.validation: float | None = None
 
-    def add(self, signs: Any, history: dict[str, np.ndarray]) -> int:
-        """Takes in a stretch; returns its number of steps."""
-        first = self.step
+    def resume(self, signs: Any, history: History) -> None:
+        """Takes over an earlier run's history."""
+        for name in self._parts:
+            self._parts[name] = [history[name]]
+        if "validation" in history:
+            self._validation = [history["validation"]]
+            self._validation_step = [history["validation_step"]]
+        if len(self._validation[0]):
+            self.validation = float(self._validation[0][-1])
+        if self._watch is not None:
+            self._watch.add(history["loss"])
+        self._see(signs)
+        self.loss = self._recent_loss(SMOOTHING)
+
+    def _see(self, signs: Any) -> None:
         step, self.faults, best = signs
         self.step = int(step)
-        for name, parts in self._parts.items():
-            # A copy, so that the rest of the buffer is not kept.
-            parts.append(history[name][: self.step - first].copy())
-        self.loss = self._recent_loss(max(self.step - first, SMOOTHING))
         if best is not None:
             self.waited = int(best.waited)
             self.best_step = None if best.step < 0 else int(best.step)
+
+    def add(self, signs: Any, history: dict[str, np.ndarray]) -> int:
+        """Takes in a stretch; returns its number of steps."""
+        first = self.step
+        self._see(signs)
+        steps = self.step - first
+        for name, parts in self._parts.items():
+            # A copy, so that the rest of the buffer is not kept.
+            parts.append(history[name][:steps].copy())
+        self.loss = self._recent_loss(max(steps, SMOOTHING))
+        if self._watch is not None:
+            self._watch.add(self._parts["loss"][-1])
+        if "validation" in history:
             self._add_validations(first, history["validation"])
-        return self.step - first
+        return steps
+
+    @property
+    def boundary(self) -> int:
+        """The next step at which the record has to decide something."""
+        if self._plateau is None:
+            return NEVER
+        return (self.step // self._plateau.window + 1) * self._plateau.window
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why the run is over; None if it is not."""
+        if self.waited >= self._limits.patience:
+            return StopReason.PATIENCE
+        if self.step >= self._limits.num_steps:
+            return StopReason.MAX_STEPS
+        if self._watch is not None and self._watch.is_over:
+            return StopReason.PLATEAU
+        return None
 
     def _recent_loss(self, num_steps: int) -> float:
         # As many parts as are sure to hold so many steps.

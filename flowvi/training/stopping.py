@@ -1,5 +1,9 @@
-"""When training ends before its last step: patience on the device, Ctrl-C on the host."""
+"""When training ends before its last step.
 
+Patience is kept on the device; a plateau of the loss and Ctrl-C are noticed on the host.
+"""
+
+import dataclasses
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -8,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from flowvi import checks
 
 Array = jax.Array
 
@@ -45,6 +51,61 @@ def judge(best: Best, params: Any, value: Array, step: Array) -> Best:
         step=jnp.where(better, step, best.step),
         waited=jnp.where(better, 0, best.waited + 1),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """A rule that ends training when a noisy loss no longer improves.
+
+    Losses are averaged over windows of steps. Training ends when the mean of the last `patience`
+    windows does not lie below that of as many windows before them. Each mean is over many steps, so
+    slow progress is seen through much noise, and neither a lucky window nor an unlucky one decides.
+
+    Attributes:
+        window: steps of a window.
+        patience: windows on each side of the comparison.
+
+    Raises:
+        ValueError, TypeError: if they are no positive integers.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.Plateau(window=200, patience=3)
+        Plateau(window=200, patience=3)
+    """
+
+    window: int = 500
+    patience: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("window", "patience"):
+            object.__setattr__(self, name, checks.positive_int(name, getattr(self, name)))
+
+
+class PlateauWatch:
+    """Applies a `Plateau` to losses as they come."""
+
+    def __init__(self, rule: Plateau):
+        self._rule = rule
+        self._open = np.zeros(0)
+        self._means: list[float] = []
+
+    def add(self, losses: np.ndarray) -> None:
+        """Takes in the losses of more steps; those that are not finite are left out."""
+        known = np.concatenate([self._open, losses])
+        whole = len(known) // self._rule.window * self._rule.window
+        for window in known[:whole].reshape(-1, self._rule.window):
+            window = window[np.isfinite(window)]
+            if window.size:
+                self._means.append(float(window.mean()))
+        self._open = known[whole:]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the loss has stopped improving."""
+        count = self._rule.patience
+        before, last = self._means[-2 * count : -count], self._means[-count:]
+        return len(before) == count and bool(np.mean(last) >= np.mean(before))
 
 
 class Interrupts:

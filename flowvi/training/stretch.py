@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from flowvi.params import partition
-from flowvi.training import data as rows
+from flowvi.training import order as rows
 from flowvi.training import stopping
 from flowvi.training.step import Faults, LossFn, no_faults, train_step, unpack
 
@@ -53,6 +53,7 @@ class Limits(NamedTuple):
 
     Attributes:
         stretch: the step at which the host wants to look.
+        chunk: the step of the first batch of streamed data.
         num_steps: the last step of all.
         validate_every: steps between two validations.
         patience: validations without a new best.
@@ -60,6 +61,7 @@ class Limits(NamedTuple):
     """
 
     stretch: Any
+    chunk: Any
     num_steps: Any
     validate_every: Any
     patience: Any
@@ -76,6 +78,7 @@ class Program:
         validate: the validation loss; None without validation.
         batch_size: rows of a batch; None where every step sees all the data.
         num_rows: rows of the data; None without data.
+        streamed: whether the data are batches along a leading axis, made by the host.
     """
 
     loss_fn: LossFn
@@ -83,6 +86,12 @@ class Program:
     validate: LossFn | None
     batch_size: int | None
     num_rows: int | None
+    streamed: bool = False
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether steps pick the rows of their batch themselves."""
+        return self.batch_size is not None and not self.streamed
 
 
 class Compiled(NamedTuple):
@@ -122,7 +131,7 @@ def _begin(program: Program, params: Any, keys: Array) -> State:
     # A stretch takes its buffers away from the caller and may not be given one twice, so all are
     # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
     params = jax.tree.map(_own, params)
-    num_rows = program.num_rows if program.batch_size is not None else None
+    num_rows = program.num_rows if program.shuffles else None
     state = State(
         params=params,
         opt_state=program.optimizer.init(partition(params)[0]),
@@ -164,7 +173,7 @@ def _run(
             end = jnp.minimum(end, (state.step // every + 1) * every)
         state, history = jax.lax.while_loop(
             lambda carry: (carry[0].step < end) & (carry[0].faults.in_row < bounds.max_bad_steps),
-            functools.partial(_step, program, data, first),
+            functools.partial(_step, program, data, first, bounds.chunk),
             (state, history),
         )
         if program.validate is not None and state.best is not None:
@@ -189,10 +198,12 @@ def _run(
     return jax.lax.while_loop(goes_on, segment, (state, _empty_history(program, state, data)))
 
 
-def _step(program: Program, data: Any, first: Array, carry: Carry) -> Carry:
+def _step(program: Program, data: Any, first: Array, chunk: Array, carry: Carry) -> Carry:
     state, history = carry
     batch, order = data, state.order
-    if order is not None and program.batch_size is not None:
+    if program.streamed:
+        batch = jax.tree.map(lambda leaf: leaf[state.step - chunk], data)
+    elif order is not None and program.batch_size is not None:
         batch, order = rows.take(data, order, program.batch_size)
     key = jax.random.fold_in(state.keys[0], state.step)
     out = train_step(
@@ -240,7 +251,9 @@ def _write(buffer: Array, value: Array, index: Array) -> Array:
 
 def _empty_history(program: Program, state: State, data: Any) -> dict[str, Array]:
     batch = data
-    if program.batch_size is not None:
+    if program.streamed:
+        batch = jax.tree.map(lambda leaf: leaf[0], data)
+    elif program.batch_size is not None:
         batch = jax.tree.map(lambda leaf: leaf[: program.batch_size], data)
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, state.keys[0], batch))
     values = {"loss": loss, **metrics}

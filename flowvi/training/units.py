@@ -1,7 +1,7 @@
 """Data as it comes: its checks, its support, and the units a family is placed in."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,13 +10,14 @@ import numpy as np
 
 from flowvi.bijectors import Units
 from flowvi.families import Family
+from flowvi.training.sources import Subset, parts
 
 Bounds = tuple[np.ndarray, np.ndarray]
 SUPPORTS = {None: (-np.inf, np.inf), "real": (-np.inf, np.inf), "positive": (0.0, np.inf)}
 
 
 def _floating(name: str, value: Any) -> np.ndarray:
-    array = np.asarray(value)
+    array = _on_host(value)
     if array.dtype.kind in "iub":
         raise TypeError(
             f"`{name}` must hold floating numbers; got dtype {array.dtype}. Perhaps convert it "
@@ -27,19 +28,29 @@ def _floating(name: str, value: Any) -> np.ndarray:
     return array
 
 
+def _on_host(value: Any) -> np.ndarray:
+    # `np.asarray` would hide that it is mapped.
+    return value if isinstance(value, np.memmap) else np.asarray(value)
+
+
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    """`array` in JAX's dtype for it, at least single precision, with nothing but finite numbers."""
+    """`array` in JAX's dtype for it, at least single precision, with nothing but finite numbers.
+
+    A memory map stays what it is.
+    """
     dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(array.dtype), jnp.float32)
-    with np.errstate(over="ignore"):
-        cast = array.astype(dtype, copy=False)
-    bad = np.argwhere(~np.isfinite(cast))
-    if len(bad):
-        value = array[tuple(bad[0])]
-        where, fix = "", " Perhaps drop or fill in those rows?"
-        if np.isfinite(value):
-            where, fix = f" in {dtype.name}", ""
-        raise ValueError(f"`{name}` must be finite{where}; got {value} in {_where(bad)}.{fix}")
-    return cast
+    for part in parts(array):
+        with np.errstate(over="ignore"):
+            cast = np.asarray(array[part]).astype(dtype, copy=False)
+        bad = np.argwhere(~np.isfinite(cast))
+        if len(bad):
+            value = array[part][tuple(bad[0])]
+            bad[:, 0] += part.start
+            where, fix = "", " Perhaps drop or fill in those rows?"
+            if np.isfinite(value):
+                where, fix = f" in {dtype.name}", ""
+            raise ValueError(f"`{name}` must be finite{where}; got {value} in {_where(bad)}.{fix}")
+    return array if isinstance(array, np.memmap) else array.astype(dtype, copy=False)
 
 
 def _where(indices: np.ndarray) -> str:
@@ -86,7 +97,7 @@ def check_context(family: Family, context: Any, num_rows: int) -> np.ndarray | N
     if context is None or family.context_shape is None:
         family.check_context(context)
         return None
-    context = np.asarray(context)
+    context = _on_host(context)
     if context.dtype.kind not in "iub":
         context = _floating("context", context)
     family.check_context(context)
@@ -173,52 +184,81 @@ def check_inside(x: np.ndarray, bounds: Bounds) -> None:
         ValueError: naming the first outside by row, column and value, and how many more there are.
     """
     lower, upper = (bound.astype(x.dtype) for bound in bounds)
-    outside = np.argwhere((x <= lower) | (x >= upper))
-    if len(outside):
-        index = tuple(outside[0])
-        raise ValueError(
-            f"`x` must lie strictly inside its support ({lower[index[1:]]:g}, "
-            f"{upper[index[1:]]:g}); got {x[index]!s} in {_where(outside)}. Perhaps widen "
-            "`support`, or drop those rows?"
-        )
+    for part in parts(x):
+        values = np.asarray(x[part])
+        outside = np.argwhere((values <= lower) | (values >= upper))
+        if len(outside):
+            value = values[tuple(outside[0])]
+            column = tuple(outside[0][1:])
+            outside[:, 0] += part.start
+            raise ValueError(
+                f"`x` must lie strictly inside its support ({lower[column]:g}, "
+                f"{upper[column]:g}); got {value!s} in {_where(outside)}. Perhaps widen "
+                "`support`, or drop those rows?"
+            )
 
 
-def data_units(x: np.ndarray, bounds: Bounds | None) -> dict[str, jax.Array]:
+def data_units(x: Any, bounds: Bounds | None) -> dict[str, jax.Array]:
     """The units of data: their support, and mean and standard deviation of the unbounded values.
+
+    Those of a memory map are taken over all its rows, in the order of the file.
 
     Raises:
         ValueError: if a column is constant.
     """
-    values, ends = x, {}
+    x = x.whole if isinstance(x, Subset) else x
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+    ends = {}
     if bounds is not None:
-        lower, upper = (jnp.asarray(bound, x.dtype) for bound in bounds)
-        values = np.asarray(_unbounded(jnp.asarray(x), lower, upper))
-        ends = {"lower": lower, "upper": upper}
-    shift, scale, constant = _moments(values)
+        ends = dict(
+            zip(("lower", "upper"), (jnp.asarray(end, dtype) for end in bounds), strict=True)
+        )
+
+    def unbounded(values: np.ndarray) -> np.ndarray:
+        return np.asarray(_unbounded(jnp.asarray(values), **ends)) if ends else values
+
+    shift, scale, constant = _moments(x, unbounded)
     if constant.any():
         column = np.argwhere(constant)[0]
         raise ValueError(
             f"`x` must vary in every column; got the constant "
             f"{x[0][tuple(column)]!s} in {_column(column)}. Perhaps drop that column?"
         )
-    return {"shift": jnp.asarray(shift), "scale": jnp.asarray(scale), **ends}
+    return {"shift": jnp.asarray(shift, dtype), "scale": jnp.asarray(scale, dtype), **ends}
 
 
-def context_units(context: np.ndarray | None) -> dict[str, jax.Array] | None:
+def context_units(context: Any) -> dict[str, jax.Array] | None:
     """Mean and standard deviation of a context; None for one of integers, which are labels."""
     if context is None or not jnp.issubdtype(context.dtype, jnp.floating):
         return None
+    context = context.whole if isinstance(context, Subset) else context
+    dtype = jax.dtypes.canonicalize_dtype(context.dtype)
     shift, scale, constant = _moments(context)
-    return {"shift": jnp.asarray(shift), "scale": jnp.asarray(np.where(constant, 1, scale))}
+    scale = np.where(constant, 1, scale)
+    return {"shift": jnp.asarray(shift, dtype), "scale": jnp.asarray(scale, dtype)}
 
 
-def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # In double precision, and whether a column is constant by its values rather than by its
-    # standard deviation, which rounding keeps from zero.
-    shift = values.mean(axis=0, dtype=np.float64)
-    scale = values.std(axis=0, dtype=np.float64)
-    constant = values.max(axis=0) == values.min(axis=0)
-    return shift.astype(values.dtype), scale.astype(values.dtype), constant
+def _moments(
+    array: np.ndarray, change: Callable[[np.ndarray], np.ndarray] = lambda values: values
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column, in double precision, and whether it is constant.
+
+    A column is constant by its values rather than by its standard deviation, which rounding keeps
+    from zero.
+    """
+    count, mean, squares = 0, np.zeros(array.shape[1:]), np.zeros(array.shape[1:])
+    low, high = np.full(array.shape[1:], np.inf), np.full(array.shape[1:], -np.inf)
+    for part in parts(array):
+        values = change(np.asarray(array[part])).astype(np.float64)
+        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
+        # Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+        # Variances", 1979.
+        delta = values.mean(0) - mean
+        total = count + len(values)
+        squares += values.var(0) * len(values) + delta**2 * (count * len(values) / total)
+        mean += delta * (len(values) / total)
+        count = total
+    return mean, np.sqrt(squares / count), low == high
 
 
 @jax.jit

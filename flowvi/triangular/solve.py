@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from flowvi import masked
 from flowvi.transformers import Transformer
@@ -65,7 +66,8 @@ def _solve(system: _System, weights: Weights, y: Array) -> tuple[list[Array], Ar
 @_solve.defjvp
 def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
     weights, y = primals
-    (zs, x), (d_weights, dy) = _solve(system, weights, y), tangents
+    # By this name a caller that trades memory for time can keep what is slow to compute anew.
+    (zs, x), (d_weights, dy) = checkpoint_name(_solve(system, weights, y), "walk"), tangents
     hs, slopes = [x], []
     for z in zs[:-1]:
         h, slope = jax.jvp(system.activation, (z,), (jnp.ones_like(z),))
@@ -110,22 +112,30 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
         jnp.broadcast_to(dw.T @ h + db, (dw.shape[1], n))
         for (dw, db), h in zip(d_weights, hs, strict=True)
     ]
-    # JAX transposes a linear solve only where all of its right-hand side is unknown together, but
-    # where just y or some of the weights are differentiated, part of it is known. This ties it.
-    rhs = jax.lax.optimization_barrier((r, dy))
-    solution = jax.lax.custom_linear_solve(matvec, rhs, solve_up, solve_down)
+    solution = jax.lax.custom_linear_solve(matvec, _tied((r, dy)), solve_up, solve_down)
     return (zs, x), solution
+
+
+def _tied(parts: Any) -> Any:
+    """`parts`, each of them depending on all of them as far as JAX can tell.
+
+    JAX transposes a linear solve only where all of its right-hand side is unknown together, but
+    where just y or some of the weights are differentiated, part of it is known. The compiler
+    removes what this adds.
+    """
+    total = sum(jnp.sum(part) for part in jax.tree.leaves(parts))
+    return jax.tree.map(lambda part: part + jnp.where(False, total, 0), parts)
 
 
 def num_groups(network: masked.MaskedNetwork) -> int:
     """How many groups to cut the coordinates into.
 
-    Each group is a loop of its own in the program, and takes about half a second to compile. It
-    pays where weight matrices outgrow the caches: at 256 units and more.
+    Each group is a loop of its own in the program, and takes a fifth of a second to compile, twice
+    that in a gradient. It pays where weight matrices outgrow the caches: at 256 units and more.
     """
     if max(network.hidden_sizes, default=0) < 256:
         return 1
-    return max(1, min(8, network.event_size // 8))
+    return max(1, min(4 if network.event_size < 128 else 8, network.event_size // 8))
 
 
 def inverse_and_log_det(
@@ -157,6 +167,9 @@ def inverse_and_log_det(
     system = _System(network, transformer, groups(network, num_groups(network)))
     zs, x = _solve(system, tuple(columns), rows.T.astype(dtype))
     theta = system.parameters(zs[-1])
-    log_det = -transformer(theta).forward_log_det_jacobian(x).sum(0)
+    slopes = transformer(theta).forward_log_det_jacobian(x)
+    # Rows first, and kept so: along the leading axis XLA's processor backend sums so slowly that it
+    # would be a fifth of the whole.
+    log_det = -jax.lax.optimization_barrier(slopes.T).sum(-1)
     x = x.T if network.order is None else x.T[:, np.argsort(network.order)]
     return x.reshape(*batch, network.event_size), log_det.reshape(batch)

@@ -6,7 +6,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi import masked
+from flowvi import masked, masks
 
 Array = jax.Array
 Slice = tuple[int, int]
 
-_slice = jax.lax.dynamic_slice_in_dim
-_update = jax.lax.dynamic_update_slice_in_dim
-_index = jax.lax.dynamic_index_in_dim
+# No index counts from the end, and looking whether one does takes time in each step.
+_slice = functools.partial(jax.lax.dynamic_slice_in_dim, allow_negative_indices=False)
+_update = functools.partial(jax.lax.dynamic_update_slice_in_dim, allow_negative_indices=False)
+_index = functools.partial(jax.lax.dynamic_index_in_dim, allow_negative_indices=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +54,15 @@ def groups(network: masked.MaskedNetwork, num_groups: int) -> tuple[Group, ...]:
     hidden = [np.asarray(degrees) for degrees in network.degrees[1:-1]]
     # firsts[l][k]: the first unit of layer l whose degree is at least k.
     firsts = [np.searchsorted(degrees, np.arange(size + 1)) for degrees in hidden]
-    cuts = np.linspace(0, size, num_groups + 1).round().astype(int)
     result = []
-    for low, high in itertools.pairwise(cuts.tolist()):
-        units = tuple((int(first[low]), int(first[high])) for first in firsts)
+    blocks = masks.blocks(network.degrees, num_groups)
+    for (low, high), *units, _ in zip(*blocks, strict=True):
         windows = tuple(int(np.diff(first[low : high + 1]).max()) for first in firsts)
         starts = tuple(
             tuple((first[low:high] - a).tolist())
             for first, (a, _) in zip(firsts, units, strict=True)
         )
-        result.append(Group((low, high), units, windows, starts))
+        result.append(Group((low, high), tuple(units), windows, starts))
     return tuple(result)
 
 

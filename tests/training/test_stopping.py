@@ -246,6 +246,7 @@ def plant(num_steps, gradient=1.0, loss=0.0, where=5, **options):
         num_steps=num_steps,
         data=data,
         batch_size=1,
+        check_finite=False,
         progress=False,
         **options,
     )
@@ -286,7 +287,15 @@ def test_bad_steps_take_no_fixed_leaves():
     data = np.zeros(10)
     data[3] = np.nan
     result = fit(
-        loss_fn, params, SGD, key=KEY, num_steps=10, data=data, batch_size=1, progress=False
+        loss_fn,
+        params,
+        SGD,
+        key=KEY,
+        num_steps=10,
+        data=data,
+        batch_size=1,
+        check_finite=False,
+        progress=False,
     )
     assert result.params["count"].value == 9
     assert result.num_bad_steps == 1

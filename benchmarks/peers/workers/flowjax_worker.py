@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 import paramax
-from flowjax.bijections import RationalQuadraticSpline
-from flowjax.distributions import Normal
+from flowjax.bijections import Affine, RationalQuadraticSpline
+from flowjax.distributions import Normal, Transformed
 from flowjax.flows import masked_autoregressive_flow
-from flowjax.train.losses import MaximumLikelihoodLoss
+from flowjax.train.loops import fit_to_data, fit_to_key_based_loss
+from flowjax.train.losses import ElboLoss, MaximumLikelihoodLoss
 from flowjax.train.train_utils import count_fruitless, get_batches, step, train_val_split
-from protocol import Clock, jax_task, moons_data, serve
+from protocol import TRAIN, Clock, jax_task, moons_data, serve, train_rows, train_target
 
 #: Epochs after which a fit of two moons that has not reached the bar is given up.
 MAX_EPOCHS = 200
@@ -99,5 +100,39 @@ def moons(request):
     }
 
 
+def train(what, steps):
+    if what == "density":
+        rows = jnp.asarray(train_rows())
+        flow = masked_autoregressive_flow(
+            jr.key(0),
+            base_dist=Normal(jnp.zeros(TRAIN["event_size"])),
+            flow_layers=TRAIN["layers"],
+            nn_width=TRAIN["width"],
+        )
+        per_epoch = int(0.9 * len(rows)) // TRAIN["batch"]
+        optimizer = optax.adam(TRAIN["rate"])
+        loss_fn = MaximumLikelihoodLoss()
+
+        def fit():
+            fit_to_data(
+                jr.key(0),
+                flow,
+                rows,
+                loss_fn=loss_fn,
+                optimizer=optimizer,
+                max_epochs=steps // per_epoch,
+                max_patience=10**9,
+                batch_size=TRAIN["batch"],
+            )
+
+        return fit
+    size = TRAIN["posterior_size"]
+    flow = Transformed(Normal(jnp.zeros(size)), Affine(jnp.zeros(size), jnp.ones(size)))
+    loss_fn, optimizer = ElboLoss(train_target, TRAIN["draws"]), optax.adam(TRAIN["rate"])
+    return lambda: fit_to_key_based_loss(
+        jr.key(0), flow, loss_fn=loss_fn, steps=steps, optimizer=optimizer
+    )
+
+
 if __name__ == "__main__":
-    serve(["flowjax", "jax", "jaxlib", "equinox"], build, moons)
+    serve(["flowjax", "jax", "jaxlib", "equinox"], build, moons, train)

@@ -1,7 +1,9 @@
 """flowvi, in the environment that runs the benchmark."""
 
 import jax
-from protocol import Clock, jax_task, moons_data, serve
+import jax.numpy as jnp
+import optax
+from protocol import TRAIN, Clock, jax_task, moons_data, serve, train_rows, train_target
 
 import flowvi as fv
 from flowvi.testing import perturbed
@@ -64,5 +66,39 @@ def moons(request):
     }
 
 
+def train(what, steps):
+    optimizer = optax.adam(TRAIN["rate"])
+    if what == "density":
+        sizes = {"num_layers": TRAIN["layers"], "hidden_sizes": [TRAIN["width"]]}
+        family = fv.maf(TRAIN["event_size"], transformer="affine", activation="relu", **sizes)
+        rows = train_rows()
+
+        def fit():
+            fv.fit_density(
+                family,
+                rows,
+                key=jax.random.key(0),
+                num_steps=steps,
+                batch_size=TRAIN["batch"],
+                optimizer=optimizer,
+                patience=None,
+            )
+
+        return fit
+    family = fv.mean_field(TRAIN["posterior_size"])
+    params = family.init(jax.random.key(1))
+
+    def fit():
+        fv.fit(negative_elbo, params, optimizer, key=jax.random.key(0), num_steps=steps)
+
+    def negative_elbo(params, key, batch):
+        del batch
+        q = family.distribution(params)
+        x, log_q = q.sample_and_log_prob(seed=key, sample_shape=(TRAIN["draws"],))
+        return jnp.mean(log_q - jax.vmap(train_target)(x))
+
+    return fit
+
+
 if __name__ == "__main__":
-    serve(["flowvi", "jax", "jaxlib", "distrax", "dm-haiku"], build, moons)
+    serve(["flowvi", "jax", "jaxlib", "distrax", "dm-haiku"], build, moons, train)

@@ -2,12 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 from jax.example_libraries import stax
 from numpyro.distributions.flows import InverseAutoregressiveTransform
 from numpyro.distributions.transforms import PermuteTransform
+from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
 from numpyro.nn.auto_reg_nn import AutoregressiveNN
-from protocol import jax_task, serve
+from protocol import TRAIN, Absent, jax_task, serve, train_target
 
 
 def build(task, size):
@@ -41,5 +44,23 @@ def build(task, size):
     return jax_task(task, size, params, log_prob, sample)
 
 
+def train(what, steps):
+    if what == "density":
+        raise Absent("it has no fit of a density to data")
+
+    def model():
+        flat = dist.ImproperUniform(dist.constraints.real_vector, (), (TRAIN["posterior_size"],))
+        numpyro.factor("target", train_target(numpyro.sample("x", flat)))
+
+    # An unconstrained vector without a prior of its own, as the others have it.
+    svi = SVI(
+        model,
+        AutoNormal(model),
+        numpyro.optim.Adam(TRAIN["rate"]),
+        Trace_ELBO(num_particles=TRAIN["draws"]),
+    )
+    return lambda: jax.block_until_ready(svi.run(jax.random.key(0), steps).params)
+
+
 if __name__ == "__main__":
-    serve(["numpyro", "jax", "jaxlib"], build)
+    serve(["numpyro", "jax", "jaxlib"], build, train=train)

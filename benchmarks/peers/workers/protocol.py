@@ -7,6 +7,7 @@ and answers each with one line: {"answer": ...}, {"absent": reason} or {"error":
     {"do": "prepare", "task": ..., "size": ...}  builds and compiles; seconds of the first run
     {"do": "run", "task": ...}                   runs a prepared task once; seconds
     {"do": "moons", ...}                         fits two moons to a bar; seconds and more
+    {"do": "train", "what": ..., "steps": ...}   a fit of so many steps, compiled before; seconds
     {"do": "quit"}
 
 Tasks, of a flow of affine autoregressive layers with a permutation between them:
@@ -27,6 +28,10 @@ import traceback
 TASKS = ("maf_log_prob", "maf_gradient", "maf_sample", "iaf_log_prob", "iaf_gradient")
 
 
+#: Seconds of running a task before it is timed.
+WARM_SECONDS = 0.1
+
+
 class Absent(Exception):  # noqa: N818
     """The library has no such thing; the message says why."""
 
@@ -39,7 +44,7 @@ def version(name):
         return importlib.import_module(name).__version__
 
 
-def serve(packages, build, moons=None):
+def serve(packages, build, moons=None, train=None):
     """Answers requests until told to quit.
 
     Args:
@@ -47,6 +52,7 @@ def serve(packages, build, moons=None):
         build: (task, size) -> (function without arguments that runs the task once, to the end).
             Raises `Absent`.
         moons: (request) -> dict, or None.
+        train: (what, steps) -> (function without arguments that does the fit), or None.
     """
     # What a library prints must not stand between the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -66,6 +72,11 @@ def serve(packages, build, moons=None):
             return {"seconds": time.perf_counter() - start}
         if what == "run":
             call = prepared[request["task"]]
+            # After a pause in which others worked: awake, and with its own data in the caches.
+            start = time.perf_counter()
+            call()
+            while time.perf_counter() - start < WARM_SECONDS:
+                call()
             start = time.perf_counter()
             call()
             return {"seconds": time.perf_counter() - start}
@@ -76,6 +87,16 @@ def serve(packages, build, moons=None):
             if moons is None:
                 raise Absent("not part of this comparison")
             return moons(request)
+        if what == "train":
+            if train is None:
+                raise Absent("not part of this comparison")
+            name = f"{request['what']} {request['steps']}"
+            if name not in prepared:
+                prepared[name] = train(request["what"], request["steps"])
+                prepared[name]()  # compiles
+            start = time.perf_counter()
+            prepared[name]()
+            return {"seconds": time.perf_counter() - start}
         raise ValueError(f"unknown request {request!r}")
 
     for line in sys.stdin:
@@ -144,6 +165,36 @@ def torch_task(task, size, module, log_prob, sample):
         (-log_prob(x).mean()).backward()
 
     return gradient if kind == "gradient" else without_gradient
+
+
+#: The fits of `train`: rows, coordinates and batch of the density; coordinates and draws of the
+#: posterior; width, layers and learning rate of both.
+TRAIN = {
+    "rows": 10_000,
+    "event_size": 2,
+    "batch": 100,
+    "layers": 2,
+    "width": 16,
+    "rate": 1e-3,
+    "posterior_size": 10,
+    "draws": 16,
+}
+
+
+def train_rows():
+    """The rows of the density fit, float32."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(TRAIN["rows"], TRAIN["event_size"])).astype(np.float32)
+
+
+def train_target(x):
+    """The log density of the posterior fit: ten correlated normals, some of them narrow."""
+    import jax.numpy as jnp
+
+    scale = jnp.linspace(0.2, 2.0, TRAIN["posterior_size"])
+    return -0.5 * jnp.sum(((x - 1.0) / scale) ** 2) - 0.1 * jnp.sum(x[1:] * x[:-1])
 
 
 def moons_data():

@@ -9,13 +9,12 @@ more than the rest.
 The shuffle of an epoch depends on the key and the number of the epoch alone.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from flowvi import checks
 
 Array = jax.Array
 
@@ -58,8 +57,38 @@ def epoch_order(key: Array, epoch: Array, num_rows: int) -> Array:
     Source: Viet Tung Hoang, Ben Morris, Phillip Rogaway, "An Enciphering Scheme Based on a Card
     Shuffle", CRYPTO 2012.
     """
-    seed = jax.random.key_data(jax.random.fold_in(key, epoch))
+    return _shuffled(_seed(key, epoch), jnp.arange(num_rows, dtype=jnp.uint32), num_rows)
 
+
+def rows_at(key: Array, place: int, count: int, num_rows: int) -> np.ndarray:
+    """The rows at places `place`, ..., `place` + `count` - 1 of the stream, shape [count].
+
+    They are those of `epoch_order`, found one by one: nothing of the size of the data is made.
+    """
+    places = place + np.arange(count, dtype=np.int64)
+    epochs = (places // num_rows).astype(np.int32)
+    if not count or epochs[0] == epochs[-1]:
+        epochs = epochs[:1].sum(dtype=np.int32)
+    return np.asarray(_rows_at(key, epochs, (places % num_rows).astype(np.uint32), num_rows))
+
+
+def shuffled_rows(key: Array, places: np.ndarray, num_rows: int) -> np.ndarray:
+    """The rows at these places of the first epoch, of the shape of `places`."""
+    return np.asarray(_rows_at(key, np.int32(0), places.astype(np.uint32), num_rows))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _rows_at(key: Array, epochs: Array, places: Array, num_rows: int) -> Array:
+    seed = functools.partial(_seed, key)
+    seeds = seed(epochs) if epochs.ndim == 0 else jax.vmap(seed, out_axes=1)(epochs)
+    return _shuffled(seeds, places, num_rows)
+
+
+def _seed(key: Array, epoch: Array) -> Array:
+    return jax.random.key_data(jax.random.fold_in(key, epoch))
+
+
+def _shuffled(seed: Array, place: Array, num_rows: int) -> Array:
     def one_round(index: Array, x: Array) -> Array:
         salt = _mix(seed[0] ^ _mix(seed[1] ^ index))
         mirror = _mix(salt) % jnp.uint32(num_rows)
@@ -68,8 +97,7 @@ def epoch_order(key: Array, epoch: Array, num_rows: int) -> Array:
         return jnp.where(heads == 1, image, x)
 
     rounds = jnp.uint32(0), jnp.uint32(ROUNDS)
-    x = jax.lax.fori_loop(*rounds, one_round, jnp.arange(num_rows, dtype=jnp.uint32))
-    return x.astype(jnp.int32)
+    return jax.lax.fori_loop(*rounds, one_round, place).astype(jnp.int32)
 
 
 def _mix(x: Array) -> Array:
@@ -107,69 +135,3 @@ def take(data: Any, order: Order, batch_size: int) -> tuple[Any, Order]:
     # Or the compiler picks the rows out anew in each kernel that reads them.
     batch = jax.lax.optimization_barrier(batch)
     return batch, order._replace(offset=order.offset + batch_size)
-
-
-def as_arrays(name: str, data: Any) -> Any:
-    """`data` with a JAX array in the place of each leaf.
-
-    Raises:
-        TypeError: if a leaf does not hold numbers.
-    """
-
-    def as_array(path: Any, leaf: Any) -> Array:
-        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-            where = name + jax.tree_util.keystr(path)
-            raise TypeError(f"`{where}` must hold numbers; got dtype {array.dtype}.")
-        return jnp.asarray(array)
-
-    return jax.tree_util.tree_map_with_path(as_array, data)
-
-
-def check(name: str, data: Any) -> tuple[Any, int]:
-    """`data` as JAX arrays, and the number of their rows.
-
-    Raises:
-        TypeError: if a leaf does not hold numbers.
-        ValueError: if there is no leaf, a leaf has no axis or no rows, or leaves differ in their
-            number of rows.
-    """
-    data = as_arrays(name, data)
-    leaves = {
-        name + jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-    }
-    if not leaves:
-        raise ValueError(f"`{name}` must hold at least one array; got {data!r}.")
-    for where, leaf in leaves.items():
-        if leaf.ndim == 0:
-            raise ValueError(f"`{where}` must have a leading axis of rows; got a scalar.")
-    (first, num_rows), *others = [(where, leaf.shape[0]) for where, leaf in leaves.items()]
-    for where, count in others:
-        if count != num_rows:
-            raise ValueError(
-                f"`{where}` must have as many rows as `{first}`, which has {num_rows}; got {count}."
-            )
-    if num_rows == 0:
-        raise ValueError(f"`{name}` must have at least one row; got none.")
-    return data, num_rows
-
-
-def check_batch_size(batch_size: Any, num_rows: int | None) -> int | None:
-    """`batch_size` as an int; None where every step sees all the data, or there is none.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is below 1, more than the rows, or there is no data.
-    """
-    if batch_size is None:
-        return None
-    batch_size = checks.positive_int("batch_size", batch_size)
-    if num_rows is None:
-        raise ValueError(f"`batch_size` must be None where there is no `data`; got {batch_size}.")
-    if batch_size > num_rows:
-        raise ValueError(
-            f"`batch_size` must be at most the number of rows, {num_rows}; got {batch_size}. "
-            "Perhaps leave it out, so that every step sees all rows?"
-        )
-    return None if batch_size == num_rows else batch_size

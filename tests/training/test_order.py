@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from flowvi.training import data as rows
 from flowvi.training import fit
-from flowvi.training.data import epoch_order
+from flowvi.training import order as rows
+from flowvi.training.order import epoch_order
 
 KEY = jax.random.key(3)
 

@@ -10,7 +10,7 @@ from flowvi import checks
 from flowvi.bijectors import Dense, LowRank, Units
 from flowvi.distributions import FlowDistribution
 from flowvi.families.family import Array, Family, Params
-from flowvi.params import Fixed
+from flowvi.params import Fixed, Origin
 from flowvi.transformers import Transformer, as_transformer
 
 
@@ -38,7 +38,7 @@ class Whitened(Family):
         return self.family.reparameterized
 
     def init(self, key: Array) -> Params:
-        """{"family": ..., "whitening": Fixed(...)}, whose map is the identity.
+        """{"family", "origin", "whitening"}, whose map is the identity.
 
         With a marginal transformer also "marginal", its parameters for each coordinate.
         """
@@ -51,7 +51,7 @@ class Whitened(Family):
             basis = jnp.eye(size, self.rank)
             gain = jnp.zeros(self.rank)
             whitening = {"loc": loc, "scale": jnp.ones(size), "basis": basis, "gain": gain}
-        params = {"family": self.family.init(key)}
+        params = {"family": self.family.init(key), "origin": Origin(self)}
         if self.marginal is not None:
             params["marginal"] = jnp.zeros((size, self.marginal.num_params))
         return self.place(params, whitening)

@@ -10,12 +10,16 @@ import numpy as np
 from flowvi import checks, diagnostics
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
-from flowvi.posteriors.diagnosis import Diagnosis
+from flowvi.posteriors.defaults import placed_family
+from flowvi.posteriors.diagnosis import Diagnosis, diagnose
 from flowvi.posteriors.start import Start
 from flowvi.posteriors.target import Target
-from flowvi.training import FitResult
+from flowvi.training import FitResult, load, save
 
 Array = jax.Array
+
+#: Draws of a diagnosis.
+NUM_DIAGNOSIS = 10_000
 
 #: Draws that are evaluated together.
 CHUNK = 1000
@@ -29,9 +33,9 @@ class Posterior:
         target: the target.
         family: the family of the approximation q(u).
         params: its parameters.
-        result: the fit's own result: losses, steps, the reason why it ended; None where the start
-            was taken as it is.
-        start: where the fit started.
+        result: the fit's own result: losses, steps, the reason why it ended; None for a posterior
+            from a file.
+        start: where the fit started; None for a posterior from a file.
         diagnosis: what 10,000 importance weights said right after the fit.
     """
 
@@ -39,7 +43,7 @@ class Posterior:
     family: Family
     params: Any
     result: FitResult | None
-    start: Start
+    start: Start | None
     diagnosis: Diagnosis
 
     def __repr__(self) -> str:
@@ -77,15 +81,15 @@ class Posterior:
         """log p(u) - log q(u) at draws u of q, of shape [num_samples]."""
         return self._draws(key, num_samples)[2]
 
-    def elbo(self, key: Array, num_samples: int = 10_000) -> Estimate:
+    def elbo(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
         """The evidence lower bound E_q [log p(u) - log q(u)], in nats."""
         return diagnostics.elbo(self._sure_weights(key, num_samples))
 
-    def log_evidence(self, key: Array, num_samples: int = 10_000) -> Estimate:
+    def log_evidence(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
         """The log of the normalising constant, in nats, by importance sampling from q."""
         return diagnostics.log_evidence(self._zero_weights(key, num_samples))
 
-    def psis(self, key: Array, num_samples: int = 10_000) -> PSIS:
+    def psis(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> PSIS:
         """Pareto-smoothed importance weights of draws of q: k-hat, ESS, log weights.
 
         `sample_and_log_prob` and `sample` with the same key and number give the draws they belong
@@ -116,19 +120,47 @@ class Posterior:
         order = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
         return self.constrain(jnp.asarray(u[order.permutation(index)]))
 
-    def diagnose(self, key: Array, num_samples: int = 10_000) -> Diagnosis:
+    def diagnose(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Diagnosis:
         """The diagnosis of fresh draws."""
-        from flowvi.posteriors.diagnosis import diagnose
-
         return diagnose(self.log_weights(key, num_samples))
 
-    def summary(self, key: Array, num_samples: int = 10_000) -> "Summary":
+    def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
         u, _, weights = self._draws(key, num_samples)
         values = self.constrain(jnp.asarray(u))
         flat = _flatten(values, len(u))
         smoothed = diagnostics.psis(_no_weight(weights))
         return Summary.of(self.target.labels(), flat, np.exp(smoothed.log_weights))
+
+    def save(self, path: Any) -> None:
+        """Writes the parameters to a file; see `flowvi.save`.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        save(path, self.params)
+
+    @classmethod
+    def load(
+        cls, path: Any, target: Target, *, key: Array, family: Family | None = None
+    ) -> "Posterior":
+        """Reads a posterior that `save` wrote, and diagnoses it anew.
+
+        Args:
+            path: the file.
+            target: the target it was fitted to: a file holds no functions.
+            key: a random key, for the diagnosis.
+            family: what was given to `fit_posterior`, or `posterior.family`; by default the default
+                family.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or of another family; the message says what differs.
+        """
+        placed = placed_family(target.event_size, family)
+        params = load(path, like=placed)
+        weights = draws(placed, target, params, key, NUM_DIAGNOSIS)[2]
+        return cls(target, placed, params, None, None, diagnose(weights))
 
     def _sure_weights(self, key: Array, num_samples: int) -> np.ndarray:
         weights = self.log_weights(key, num_samples)

@@ -10,22 +10,20 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.families import Family, Flow, iaf, mean_field
-from flowvi.families.normal import LocationTriangular
-from flowvi.families.whitened import whitened
+from flowvi.families import Family
 from flowvi.objectives import ELBO
 from flowvi.posteriors import diagnosis as diagnoses
+from flowvi.posteriors.defaults import MODERATE, placed_family
 from flowvi.posteriors.diagnosis import Diagnosis
-from flowvi.posteriors.posterior import Posterior, draws
+from flowvi.posteriors.posterior import NUM_DIAGNOSIS, Posterior, draws
 from flowvi.posteriors.start import (
-    ANY_HESSIAN,
     Start,
     directions_that_do_not_fall,
     find,
 )
 from flowvi.posteriors.target import Target
 from flowvi.posteriors.tempering import Tempered
-from flowvi.training import FitResult, fit
+from flowvi.training import FitResult, Plateau, fit
 from flowvi.training.arguments import check_key
 from flowvi.training.result import Look
 
@@ -34,48 +32,23 @@ Array = jax.Array
 #: Steps, draws of a step, learning rate, bound on the gradient's norm.
 NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
-#: Up to this size there are autoregressive layers; beyond, fewer steps, draws, and marginal maps.
-MODERATE, FEWER_STEPS, FEWER_SAMPLES = 200, 2_000, 64
+#: Steps and draws beyond `MODERATE` coordinates.
+FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
 
-#: Directions of the low-rank start.
-RANK = 20
+#: The rule that ends a fit early.
+PLATEAU = Plateau(window=250, patience=8)
 
-#: Draws that choose between the start and the fit, and that make the diagnosis.
-NUM_CHOICE, NUM_DIAGNOSIS = 4_000, 10_000
+#: Draws that choose between the start and the fit.
+NUM_CHOICE = 4_000
 
-#: A mode is missing if draws around it have so many nats more than log evidence, by their weights,
-#: and at least this part of the mass.
+#: A mode is missing if weights around it are so many nats above the log evidence, and it has at
+#: least this part of the mass.
 LEFT_OUT, LEAST_MASS = 5.0, 1e-8
 
 #: Nats in the last twentieth of the steps that are no convergence.
 STILL_RISING = 0.5
 
 Objective = Callable[[Family, Any], Any]
-
-
-def default_family(event_size: int, *, transformer: str = "affine") -> Flow:
-    """The flow that is fitted by default, in the units of the start.
-
-    Four autoregressive layers that sample in one pass, and a triangular map after them. Beyond 200
-    coordinates nothing but a shift and a scale of each: there the marginal maps do the work, which
-    `fit_posterior` puts after the affine map of the start.
-
-    Args:
-        event_size: D.
-        transformer: as in `iaf`.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
-
-    Example:
-        >>> default_family(3).event_shape
-        (3,)
-    """
-    size = checks.positive_int("event_size", event_size)
-    if size > MODERATE:
-        return mean_field(size)
-    layers = iaf(size, num_layers=4, hidden_sizes=(64, 64), transformer=transformer)
-    return Flow(layers, LocationTriangular(size))
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,8 +80,8 @@ def fit_posterior(
        Newton steps: the start (`flowvi.posteriors.start`).
     2. A flow that begins as the identity is put before that normal distribution's affine map, so
        all targets look alike to it, and is fitted by path gradients of the ELBO, with many draws a
-       step and a step size that decays. Beyond 200 coordinates it is a map of each marginal after
-       the affine map instead.
+       step and a step size that decays; it ends early where the ELBO stops improving. Beyond 200
+       coordinates it is a map of each marginal after the affine map instead.
     3. The start and the fit are compared by ELBO on the same draws, and the better one is taken.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
@@ -129,7 +102,7 @@ def fit_posterior(
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.005.
-        num_steps: steps to do; by default 4000, or 2000 beyond 200 coordinates.
+        num_steps: steps to do at most; by default 4000, or 2000 beyond 200 coordinates.
         num_samples: draws of a step, where `objective` is not given; by default 256, or 64 beyond
             200 coordinates.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
@@ -182,16 +155,12 @@ def fit_posterior(
     if num_samples is None:
         num_samples = FEWER_SAMPLES if large else NUM_SAMPLES
     num_steps = checks.positive_int("num_steps", num_steps)
-    marginal = "spline" if family is None and large else None
-    if family is None:
-        family = default_family(size, transformer="affine" if tempering is None else "spline")
-    rank = None if size <= ANY_HESSIAN else RANK
-    placed = whitened(family, rank=rank, marginal=marginal)
+    placed = placed_family(size, family, "affine" if tempering is None else "spline")
     make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
     loss_fn = make(placed, target.log_joint)
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
-    found = find(target, start_key, start, 1.0 if tempering is None else tempering, rank)
+    found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)
     result = fit(
@@ -203,6 +172,7 @@ def fit_posterior(
         data=target.data,
         batch_size=batch_size,
         max_bad_steps=num_steps,
+        plateau=PLATEAU if tempering is None else None,
         progress=progress,
         callback=callback,
     )

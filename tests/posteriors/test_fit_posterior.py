@@ -80,6 +80,17 @@ class TestPosterior:
         assert lines[0].split()[:5] == ["mean", "sd", "q05", "median", "q95"]
         assert lines[1].startswith("rate ")
 
+    def test_files(self, posterior, tmp_path):
+        path = tmp_path / "posterior.flowvi"
+        posterior.save(path)
+        again = fv.Posterior.load(path, posterior.target, key=KEY)
+        assert again.family == posterior.family
+        u, _ = posterior.sample_and_log_prob(KEY, 10)
+        np.testing.assert_array_equal(again.log_prob(u), posterior.log_prob(u))
+        assert again.diagnosis.messages == ()
+        with pytest.raises(ValueError, match="`like` must be configured as what was saved"):
+            fv.Posterior.load(path, posterior.target, key=KEY, family=fv.iaf(3))
+
     def test_pictures(self, posterior):
         from flowvi import plotting
 

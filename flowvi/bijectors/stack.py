@@ -1,6 +1,5 @@
 """Layers of one structure, applied by one scan, so that they compile once."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,9 +66,11 @@ class Stack(distrax.Bijector):
     def _scan(self, method: str, x: Array, *, reverse: bool) -> tuple[Array, Array]:
         # A gradient keeps what goes into each layer, and computes the layer anew: to read the
         # inside of all layers from memory takes longer, and there may be no room for it.
-        @functools.partial(jax.checkpoint, prevent_cse=False, policy=_KEPT)
         def apply(params: Any, x: Array) -> tuple[Array, Array]:
             return getattr(self._build(params, self._shared), method)(x)
+
+        if self._num_layers > 1:
+            apply = jax.checkpoint(apply, prevent_cse=False, policy=_KEPT)
 
         def step(state: tuple[Array, Array], params: Any) -> tuple[tuple[Array, Array], None]:
             x, total = state

@@ -116,8 +116,9 @@ class Compiled(NamedTuple):
 def build(program: Program) -> Compiled:
     """The compiled functions of a program, the same ones at every call."""
     # Traced once: checks, steps and their derivatives all start from the same trace.
-    loss_fn = jax.jit(program.loss_fn)
-    validate = None if program.validate is None else jax.jit(program.validate)
+    # Inlined, or the compiler would see calls, and a short step would take a tenth longer.
+    loss_fn = jax.jit(program.loss_fn, inline=True)
+    validate = None if program.validate is None else jax.jit(program.validate, inline=True)
     program = dataclasses.replace(program, loss_fn=loss_fn, validate=validate)
     return Compiled(
         loss_fn=loss_fn,

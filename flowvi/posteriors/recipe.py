@@ -52,9 +52,13 @@ Objective = Callable[[Family, Any], Any]
 
 
 @functools.lru_cache(maxsize=64)
-def default_optimizer(num_steps: int) -> optax.GradientTransformation:
-    """Adam with clipped gradients and a cosine decay."""
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps, 0.01)
+def default_optimizer(num_steps: int, constant: float = 0.0) -> optax.GradientTransformation:
+    """Adam with clipped gradients and a cosine decay, after a constant part of the steps."""
+    decay_steps = max(round((1 - constant) * num_steps), 1)
+    decay = optax.cosine_decay_schedule(LEARNING_RATE, decay_steps, 0.01)
+    schedule = optax.join_schedules(
+        [optax.constant_schedule(LEARNING_RATE), decay], [num_steps - decay_steps]
+    )
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(schedule))
 
 
@@ -110,8 +114,8 @@ def fit_posterior(
         start: points to start from, in the user's space, with a leading axis if there are several.
             By default they are drawn around zero.
         tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
-            at which the fit starts. It rises to 1 in the first half of the steps; in the last third
-            the forward KL divergence sets the weights of the modes right.
+            at which the fit starts. It rises to 1 while the fit goes on; in the second half of the
+            steps the forward KL divergence sets the weights of the modes right.
         progress: whether to show progress on standard error.
         callback: as in `fit`.
 
@@ -161,12 +165,15 @@ def fit_posterior(
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
+    if optimizer is None:
+        # The weights of modes move late, and need steps that are not small yet.
+        optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)
     result = fit(
         loss_fn,
         params,
-        default_optimizer(num_steps) if optimizer is None else optimizer,
+        optimizer,
         key=fit_key,
         num_steps=num_steps,
         data=target.data,

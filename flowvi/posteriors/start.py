@@ -396,8 +396,8 @@ def directions_that_do_not_fall(target: Target, found: Start) -> int:
     """How many directions there are along which the density does not fall off as 1 / distance.
 
     The widest directions of the start are tried, both ways, a hundred and ten thousand of its
-    standard deviations away. Where the density of a line falls more slowly than that it has no
-    integral.
+    standard deviations away. Where the density of a line falls more slowly than that, and has not
+    fallen to nothing before, it has no integral.
     """
     loc = found.whitening["loc"]
     if "matrix" in found.whitening:
@@ -408,7 +408,9 @@ def directions_that_do_not_fall(target: Target, found: Start) -> int:
     widest = np.argsort(-np.linalg.norm(columns, axis=-1))[:MOST_DIRECTIONS]
     steps = np.concatenate([columns[widest], -columns[widest]])
     near, far = 1e2, 1e4
-    values = np.asarray(target(np.stack([loc + near * steps, loc + far * steps])), np.float64)
+    points = np.stack([loc + 0 * steps, loc + near * steps, loc + far * steps])
+    values = np.asarray(target(points), np.float64)
     with np.errstate(invalid="ignore"):
-        fall = values[0] - values[1]
-    return int((np.isfinite(values).all(0) & (fall < np.log(far / near))).sum())
+        falls = values[1] - values[2] >= np.log(far / near)
+        gone = values[0] - values[2] > 4 * np.log(far)
+    return int((np.isfinite(values).all(0) & ~falls & ~gone).sum())

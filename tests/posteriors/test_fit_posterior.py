@@ -31,7 +31,7 @@ def named_target():
 @pytest.fixture(scope="module")
 def posterior():
     with jax.enable_x64(True):
-        return quick(named_target(), num_steps=1000)
+        return quick(named_target(), num_steps=500)
 
 
 @pytest.mark.usefixtures("x64")
@@ -217,15 +217,15 @@ def test_default_family_is_the_identity():
 
 
 def two_modes(u):
-    """Two normals of scale 1, twelve apart, with weights 0.8 and 0.2."""
-    first = -0.5 * jnp.sum((u - 6.0) ** 2) + jnp.log(0.8)
-    second = -0.5 * jnp.sum((u + 6.0) ** 2) + jnp.log(0.2)
-    return jnp.logaddexp(first, second) - LOG_2PI
+    """Two normals of scale 1, ten apart, with weights 0.8 and 0.2."""
+    first = -0.5 * (u[0] - 5.0) ** 2 + jnp.log(0.8)
+    second = -0.5 * (u[0] + 5.0) ** 2 + jnp.log(0.2)
+    return jnp.logaddexp(first, second) - 0.5 * LOG_2PI
 
 
 def test_a_mode_that_is_left_out_is_warned_of_where_a_run_ended_in_it(x64):
     with pytest.warns(fv.PosteriorWarning, match=r"modes are missing.*`tempering=0.1`"):
-        posterior = quick(fv.Target(two_modes, 2), num_steps=20)
+        posterior = quick(fv.Target(two_modes, 1), num_steps=20)
     # Nothing else could have told.
     assert len(posterior.diagnosis.messages) == 1
     assert posterior.diagnosis.ess > 0.9
@@ -233,7 +233,7 @@ def test_a_mode_that_is_left_out_is_warned_of_where_a_run_ended_in_it(x64):
 
 
 def test_tempering_finds_all_modes_and_their_weights(x64):
-    posterior = quick(fv.Target(two_modes, 2), num_steps=1500, num_samples=128, tempering=0.1)
+    posterior = quick(fv.Target(two_modes, 1), num_steps=1000, num_samples=64, tempering=0.1)
     u = posterior.sample(jax.random.key(1), 20_000)
     assert abs((u[:, 0] > 0).mean() - 0.8) < 0.05
     assert abs(posterior.diagnosis.log_evidence.value) < 0.05

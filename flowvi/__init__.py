@@ -1,7 +1,8 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
-from flowvi import testing
+from flowvi import diagnostics, objectives, testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
+from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
     Family,
@@ -12,9 +13,11 @@ from flowvi.families import (
     maf,
     mean_field,
     standard_normal,
+    whitened,
 )
 from flowvi.networks import MADE
 from flowvi.params import Fixed
+from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
 from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
 
 __version__ = "0.1.0"
@@ -24,6 +27,7 @@ __all__ = [
     "MADE",
     "MAF",
     "Chain",
+    "Estimate",
     "Family",
     "FitResult",
     "Fixed",
@@ -31,17 +35,24 @@ __all__ = [
     "LULinear",
     "Permutation",
     "Plateau",
+    "Posterior",
+    "PosteriorWarning",
+    "Target",
     "TrainingDiverged",
     "conditional",
     "coupling",
+    "diagnostics",
     "fit",
     "fit_density",
+    "fit_posterior",
     "full_rank",
     "iaf",
     "load",
     "maf",
     "mean_field",
+    "objectives",
     "save",
     "standard_normal",
     "testing",
+    "whitened",
 ]

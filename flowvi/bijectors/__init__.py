@@ -6,5 +6,6 @@ from flowvi.bijectors.linear import LULinear
 from flowvi.bijectors.permutation import Permutation
 from flowvi.bijectors.stack import Stack
 from flowvi.bijectors.units import Units
+from flowvi.bijectors.whitening import Dense, LowRank
 
-__all__ = ["IAF", "MAF", "Chain", "LULinear", "Permutation", "Stack", "Units"]
+__all__ = ["IAF", "MAF", "Chain", "Dense", "LULinear", "LowRank", "Permutation", "Stack", "Units"]

@@ -5,12 +5,14 @@ from flowvi.families.family import Family
 from flowvi.families.flow import Flow
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.normal import StandardNormal, full_rank, mean_field, standard_normal
+from flowvi.families.whitened import Whitened, whitened
 
 __all__ = [
     "Conditional",
     "Family",
     "Flow",
     "StandardNormal",
+    "Whitened",
     "conditional",
     "coupling",
     "full_rank",
@@ -18,4 +20,5 @@ __all__ = [
     "maf",
     "mean_field",
     "standard_normal",
+    "whitened",
 ]

@@ -1,5 +1,34 @@
 """Objectives: functions that build a loss for `fit`."""
 
+from flowvi.objectives.bounds import CUBO, IWELBO, Renyi
+from flowvi.objectives.controls import (
+    ControlVariate,
+    LearnedBaseline,
+    LeaveOneOut,
+    RunningMean,
+    RunningScale,
+    SelfCritic,
+)
+from flowvi.objectives.elbo import ELBO
+from flowvi.objectives.forward import ForwardKL
 from flowvi.objectives.likelihood import NegativeLogLikelihood
+from flowvi.objectives.score import ScoreFunction
+from flowvi.objectives.variational import Joint, Variational
 
-__all__ = ["NegativeLogLikelihood"]
+__all__ = [
+    "CUBO",
+    "ELBO",
+    "IWELBO",
+    "ControlVariate",
+    "ForwardKL",
+    "Joint",
+    "LearnedBaseline",
+    "LeaveOneOut",
+    "NegativeLogLikelihood",
+    "Renyi",
+    "RunningMean",
+    "RunningScale",
+    "ScoreFunction",
+    "SelfCritic",
+    "Variational",
+]

@@ -1,0 +1,196 @@
+"""The default recipe on targets with a known normalising constant, beside other libraries.
+
+python -m benchmarks.posteriors [--data FOLDER] [--targets funnel,banana] [--seeds 3] [--quick]
+
+`--data` (or FLOWVI_DATA) is a folder with `posteriordb` and `targets`; without it the targets that
+ship with the project are run. Results of other libraries are read from `--peers`, a JSON file that
+`python -m benchmarks.posteriors.peers` writes.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import statistics
+import time
+import warnings
+
+from benchmarks import timing
+from benchmarks.posteriors import measures, targets
+
+log = functools.partial(print, flush=True)
+
+#: Column -> heading.
+COLUMNS = {
+    "gap": "gap, nats",
+    "log_z_error": "log Z error",
+    "ess": "IS-ESS",
+    "khat": "k-hat",
+    "mean_error": "mean error, sd",
+    "log_sd_error": "log sd error",
+    "wasserstein": "Wasserstein ratio",
+    "seconds": "seconds",
+}
+
+
+def pause():
+    """Waits while the file named by FLOWVI_BENCH_PAUSE exists."""
+    path = os.environ.get("FLOWVI_BENCH_PAUSE")
+    while path and os.path.exists(path):
+        time.sleep(2)
+
+
+def run(name, case, seed, num_draws, options):
+    """One fit: a dict of what `COLUMNS` names, and more."""
+    import jax
+    import numpy as np
+
+    import flowvi as fv
+
+    target = fv.Target(case.log_density, case.size)
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        posterior = fv.fit_posterior(target, key=jax.random.key(seed), progress=False, **options)
+    seconds = time.perf_counter() - start
+    warned = any(issubclass(w.category, fv.PosteriorWarning) for w in caught)
+    key = jax.random.key(1000 + seed)
+    weights = posterior.log_weights(key, num_draws)
+    result = measures.of_weights(weights, case.log_z)
+    result |= {
+        "khat": posterior.psis(jax.random.key(2000 + seed), 10_000).khat,
+        "seconds": seconds,
+        "warned": warned,
+        "messages": list(posterior.diagnosis.messages),
+        "start_gap": case.log_z - posterior.start.elbo,
+        "origin": posterior.start.origin,
+        "steps": 0 if posterior.result is None else posterior.result.num_steps,
+    }
+    if case.mean is not None:
+        u, _ = posterior.sample_and_log_prob(key, min(num_draws, 50_000))
+        values = np.asarray(jax.jit(jax.vmap(case.constrain))(u))
+        result |= measures.of_moments(values, case.mean, case.sd)
+        if case.draws is not None:
+            result["wasserstein"] = measures.wasserstein_ratio(
+                values, case.draws, case.mean, case.sd
+            )
+    if name == "many_well":
+        u, _ = posterior.sample_and_log_prob(key, 50_000)
+        share = (np.asarray(u)[:, 0::2] > 0).mean(0)
+        result["mode_weights"] = [float(share.min()), float(share.max())]
+    return result
+
+
+def judge(case, runs):
+    """ "yes" or "no" by the bar, with three standard errors; a dash without a bar."""
+    if case.bar is None:
+        return "–"
+    allowed = [bar + 3 * run["gap_error"] for run, bar in ((r, case.bar) for r in runs)]
+    gaps = [run["gap"] for run in runs]
+    median = statistics.median(g - a for g, a in zip(gaps, allowed, strict=True)) <= 0
+    worst = all(g <= a + case.bar for g, a in zip(gaps, allowed, strict=True))
+    return "yes" if median and worst else "no"
+
+
+def markdown(results, cases):
+    rows = []
+    for name, entry in results["targets"].items():
+        runs = [run for run in entry["runs"] if "error" not in run]
+        cells = []
+        for column in COLUMNS:
+            values = [abs(run[column]) for run in runs if column in run]
+            if not values:
+                cells.append("–")
+                continue
+            worst = min(values) if column == "ess" else max(values)
+            cells.append(f"{timing.number(statistics.median(values))} ({timing.number(worst)})")
+        bar = "–" if entry["bar"] is None else f"{entry['bar']:g}"
+        failed = len(entry["runs"]) - len(runs)
+        warned = sum(run.get("warned", False) for run in runs)
+        met = "no" if failed else judge(cases[name], runs)
+        rows.append([f"{name} ({entry['size']})", *cells, bar, met, f"{warned}/{len(runs)}"])
+    header = ["target (d)", *COLUMNS.values(), "bar", "met", "warned"]
+    parts = [
+        "# Posteriors\n",
+        timing.environment_line(results["environment"]) + "\n",
+        "The default recipe, double precision, compilation counted; the median over seeds and, in "
+        "brackets, the worst. The gap is log Z - ELBO = KL(q || p).\n",
+        timing.table(header, rows),
+    ]
+    if results.get("peers"):
+        names = sorted(
+            {method for entry in results["peers"]["targets"].values() for method in entry}
+        )
+        rows = []
+        for name, entry in results["targets"].items():
+            ours = [run["gap"] for run in entry["runs"] if "gap" in run]
+            theirs = results["peers"]["targets"].get(name, {})
+            cells = []
+            for method in names:
+                gaps = [run["gap"] for run in theirs.get(method, []) if run.get("gap") is not None]
+                cells.append(timing.number(statistics.median(gaps)) if gaps else "–")
+            rows.append([name, timing.number(statistics.median(ours)) if ours else "–", *cells])
+        versions = ", ".join(f"{k} {v}" for k, v in results["peers"]["versions"].items())
+        parts += [
+            f"Gaps of others, median over their seeds ({versions}):\n",
+            timing.table(["target", "flowvi", *names], rows),
+        ]
+    return "\n".join(parts)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.posteriors", description=__doc__)
+    parser.add_argument("--data", default=os.environ.get("FLOWVI_DATA"), help="the data folder")
+    parser.add_argument("--targets", help="names, separated by commas; all but cox by default")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=200_000, help="draws that measure the gap")
+    parser.add_argument("--tempering", type=float, help="as in `fit_posterior`")
+    parser.add_argument("--quick", action="store_true", help="few steps, to see that all runs")
+    parser.add_argument("--peers", default="benchmarks/results/posteriors_peers.json")
+    parser.add_argument("--output", default="benchmarks/results/posteriors.json")
+    args = parser.parse_args()
+
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    known = targets.names(args.data)
+    names = args.targets.split(",") if args.targets else [n for n in known if n != "cox"]
+    unknown = set(names) - set(known)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    options = {} if args.tempering is None else {"tempering": args.tempering}
+    if args.quick:
+        options["num_steps"] = 100
+    results = {
+        "environment": timing.environment("flowvi", "jax", "jaxlib"),
+        "draws": args.draws,
+        "targets": {},
+        "peers": None,
+    }
+    if pathlib.Path(args.peers).exists():
+        results["peers"] = json.loads(pathlib.Path(args.peers).read_text())
+    cases = {}
+    for name in names:
+        case = cases[name] = targets.load(name, args.data)
+        entry = results["targets"][name] = {"bar": case.bar, "size": case.size, "runs": []}
+        for seed in range(args.seeds):
+            pause()
+            try:
+                result = run(name, case, seed, 4_000 if args.quick else args.draws, options)
+            except Exception as error:  # a benchmark goes on
+                result = {"error": repr(error)}
+                log(f"{name}, seed {seed}: {error!r}")
+            else:
+                log(
+                    f"{name}, seed {seed}: gap {result['gap']:.4f} +- {result['gap_error']:.4f}, "
+                    f"ess {result['ess']:.3f}, k-hat {result['khat']:.2f}, "
+                    f"{result['seconds']:.1f} s" + (", warned" if result["warned"] else "")
+                )
+            entry["runs"].append(result)
+            timing.write(args.output, results, markdown(results, cases))
+    log(markdown(results, cases))
+
+
+if __name__ == "__main__":
+    main()

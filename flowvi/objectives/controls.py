@@ -1,0 +1,213 @@
+"""Control variates of the score function, which compose.
+
+A control variate turns the learning signal f of a draw into another whose product with the score
+has the same mean, up to a positive factor, and less variance. Each is a frozen dataclass with
+
+    init(key) -> state                              a pytree; what only it may move is in `Fixed`
+    apply(state, signal, draws) -> (signal, state, loss)
+
+where `loss` is what its own parameters are to minimise, or 0. `ScoreFunction` applies a tuple of
+them in order, and keeps their states in params["control"].
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from flowvi.networks import Network
+from flowvi.params import Fixed
+
+Array = jax.Array
+
+
+class Draws(NamedTuple):
+    """What a control variate may look at.
+
+    Attributes:
+        distribution: q, held fixed.
+        context: the context of q, or None.
+        evaluate: z of shape [*batch, *event] -> the learning signal there, of shape [*batch].
+    """
+
+    distribution: distrax.Distribution
+    context: Array | None
+    evaluate: Callable[[Array], Array]
+
+
+class ControlVariate(Protocol):
+    """What `ScoreFunction` asks of a control variate: hashable."""
+
+    def init(self, key: Array) -> Any:
+        """Fresh state."""
+
+    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+        """(new signal, new state, loss) for a signal of shape [num_samples, *batch]."""
+
+
+def _decay(value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"`decay` must be between 0 and 1; got {value!r}.")
+
+
+def _running(state: Any, value: Array, decay: float) -> dict[str, Array]:
+    """A running mean, and the weight of what it has seen."""
+    old = state.value
+    value = jax.lax.stop_gradient(value).astype(old["mean"].dtype)
+    return {
+        "mean": decay * old["mean"] + (1 - decay) * value,
+        "weight": decay * old["weight"] + (1 - decay),
+    }
+
+
+def _current(state: Any, otherwise: Array) -> Array:
+    """The running mean so far, or another number before there is one."""
+    mean, weight = state.value["mean"], state.value["weight"]
+    return jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), otherwise)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningMean:
+    """Subtracts the mean signal of past steps, which no draw of this one has touched.
+
+    Attributes:
+        decay: the weight of the past in a step, between 0 and 1.
+
+    Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        _decay(self.decay)
+
+    def init(self, key: Array) -> Any:
+        """No past."""
+        del key
+        return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
+
+    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+        """See `ControlVariate.apply`."""
+        del draws
+        new = Fixed(_running(state, jnp.mean(signal), self.decay))
+        return signal - _current(state, jnp.zeros(())), new, jnp.zeros(())
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningScale:
+    """Divides by the standard deviation of past steps' signals, where that is above 1.
+
+    It changes the length of a step, not its mean direction.
+
+    Attributes:
+        decay: the weight of the past in a step, between 0 and 1.
+
+    Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        _decay(self.decay)
+
+    def init(self, key: Array) -> Any:
+        """No past."""
+        del key
+        return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
+
+    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+        """See `ControlVariate.apply`."""
+        del draws
+        new = Fixed(_running(state, jnp.var(signal), self.decay))
+        scale = jnp.sqrt(jnp.maximum(_current(state, jnp.ones(())), 1))
+        return signal / scale, new, jnp.zeros(())
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut:
+    """Subtracts from the signal of a draw the mean of those of the row's other draws.
+
+    It needs two draws of each row at least, and has no state.
+
+    Source: Kool, van Hoof, Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019.
+    """
+
+    def init(self, key: Array) -> Any:
+        """No state."""
+        del key
+        return ()
+
+    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+        """See `ControlVariate.apply`.
+
+        Raises:
+            ValueError: if there is one draw only.
+        """
+        del draws
+        count = signal.shape[0]
+        if count < 2:
+            raise ValueError(
+                "`num_samples` must be at least 2 for `LeaveOneOut`; got 1. Perhaps use "
+                "`RunningMean`?"
+            )
+        others = (jnp.sum(signal, axis=0) - signal) / (count - 1)
+        return signal - others, state, jnp.zeros(())
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfCritic:
+    """Subtracts the signal at the mode of q, which is one more evaluation for each row.
+
+    Source: Rennie, Marcheret, Mroueh, Ross, Goel, "Self-Critical Sequence Training for Image
+    Captioning", 2017.
+    """
+
+    def init(self, key: Array) -> Any:
+        """No state."""
+        del key
+        return ()
+
+    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+        """See `ControlVariate.apply`.
+
+        Raises:
+            NotImplementedError: if q does not know its mode.
+        """
+        critic = jax.lax.stop_gradient(draws.evaluate(draws.distribution.mode()))
+        return signal - critic, state, jnp.zeros(())
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedBaseline:
+    """Subtracts a network's prediction of the signal from the context, fitted by least squares.
+
+    Attributes:
+        network: a network from a context to one number, of shape [..., 1], such as
+            `flowvi.networks.MLP(context_size, (32,), 1)`.
+
+    Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+    """
+
+    network: Network
+
+    def init(self, key: Array) -> Any:
+        """The network's parameters, which the optimizer moves."""
+        return self.network.init(key)
+
+    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+        """See `ControlVariate.apply`.
+
+        Raises:
+            ValueError: if q takes no context.
+        """
+        if draws.context is None:
+            raise ValueError(
+                "`context` must be given for `LearnedBaseline`; got None. Perhaps use "
+                "`RunningMean`?"
+            )
+        prediction = self.network.apply(state, draws.context)[..., 0]
+        loss = jnp.mean((jax.lax.stop_gradient(signal) - prediction) ** 2)
+        return signal - jax.lax.stop_gradient(prediction), state, loss

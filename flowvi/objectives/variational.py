@@ -1,0 +1,188 @@
+"""What all variational objectives share: draws from q, and log weights that may skip bad draws.
+
+Each objective is a loss for `fit` over parameters {"posterior": those of q, ...}; what stands
+beside "posterior" belongs to the log joint density ("prior", "likelihood", ...) and to "control",
+the state of control variates.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from flowvi import checks
+from flowvi.families import Family
+
+Array = jax.Array
+LogJoint = Callable[[Any, Array, Array, Any], Array]
+ContextFn = Callable[[Any], Array]
+
+
+class Approximation(NamedTuple):
+    """The variational distribution of one step.
+
+    Attributes:
+        distribution: q, through whose parameters gradients flow.
+        frozen: the same q with its parameters held fixed.
+        context: the context of q, or None.
+        new: what its training form hands back: {"posterior": parameters}, or nothing.
+    """
+
+    distribution: distrax.Distribution
+    frozen: distrax.Distribution
+    context: Array | None
+    new: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """A log joint density in two factors: log p(z) + log p(x | z).
+
+    Where q and the prior allow it, `ELBO` then takes their KL divergence in closed form.
+
+    Attributes:
+        prior: the family of p(z), with parameters params["prior"], or none.
+        log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch].
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> from flowvi.objectives import Joint
+        >>> def log_likelihood(params, key, z, batch):
+        ...     return -0.5 * jnp.sum((z - batch) ** 2, -1)
+        >>> joint = Joint(fv.standard_normal(2), log_likelihood)
+        >>> joint({}, jax.random.key(0), jnp.zeros((5, 2)), jnp.ones(2)).shape
+        (5,)
+    """
+
+    prior: Family
+    log_likelihood: LogJoint
+
+    def prior_distribution(self, params: Any) -> distrax.Distribution:
+        """p(z)."""
+        return self.prior.distribution(params.get("prior", {}))
+
+    def __call__(self, params: Any, key: Array, z: Array, batch: Any) -> Array:
+        """The log joint density, of shape [num_samples, *batch]."""
+        likelihood = self.log_likelihood(params, key, z, batch)
+        return self.prior_distribution(params).log_prob(z) + likelihood
+
+
+@dataclasses.dataclass(frozen=True)
+class Variational:
+    """The fields of every variational objective.
+
+    Attributes:
+        family: q, whose parameters are params["posterior"].
+        log_joint: (params, key, z, batch) -> log p(z, x), for z of shape
+            [num_samples, *batch, *event] an array of shape [num_samples, *batch]. The batch shape
+            is that of the context: () for one posterior, [B] for one of each row. Hashable.
+        num_samples: K, the draws of each row in each step.
+        context: batch -> context of q; None where q takes none.
+        skip_nonfinite: whether draws at which a weight is not finite are left out of the loss, and
+            counted as the metric "skipped", the fraction of them. By default they are not, and the
+            loss is not finite either.
+    """
+
+    family: Family
+    log_joint: LogJoint
+    num_samples: int = dataclasses.field(default=1, kw_only=True)
+    context: ContextFn | None = dataclasses.field(default=None, kw_only=True)
+    skip_nonfinite: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.family, Family):
+            raise TypeError(f"`family` must be a family, such as `fv.iaf(2)`; got {self.family!r}.")
+        for name in ("log_joint", "context"):
+            value = getattr(self, name)
+            if not (callable(value) or (value is None and name == "context")):
+                raise TypeError(f"`{name}` must be a function; got {value!r}.")
+        checks.positive_int("num_samples", self.num_samples)
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Fresh parameters of q: {"posterior": ...}."""
+        return {"posterior": self.family.init(key)}
+
+    def _approximation(self, params: Any, key: Array, batch: Any) -> Approximation:
+        context = None if self.context is None else self.context(batch)
+        own = params["posterior"]
+        distribution, new = self.family.train_distribution(own, key, context)
+        frozen, _ = self.family.train_distribution(jax.lax.stop_gradient(own), key, context)
+        return Approximation(
+            distribution, frozen, context, {} if new is own else {"posterior": new}
+        )
+
+    def _check_reparameterized(self, instead: str) -> None:
+        if not self.family.reparameterized:
+            raise ValueError(
+                "`family` must be reparameterised, so that its samples carry gradients; got "
+                f"{self.family!r}. Perhaps use `{instead}`?"
+            )
+
+    def _averaged(self, log_weights: Array) -> tuple[Array, dict[str, Array]]:
+        """The mean over draws and rows, and metrics."""
+        if not self.skip_nonfinite:
+            return jnp.mean(log_weights), {}
+        good = jnp.isfinite(log_weights)
+        total = jnp.sum(jnp.where(good, log_weights, 0))
+        count = jnp.sum(good)
+        # Nothing but bad draws is a bad step.
+        mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
+        return mean, {"skipped": 1 - jnp.mean(good.astype(mean.dtype))}
+
+    def _guarded(self, z: Array) -> Array:
+        return finite_cotangent(z, len(self.family.event_shape)) if self.skip_nonfinite else z
+
+
+def finish(loss: Array, metrics: dict[str, Array], params: Any, new: dict[str, Any]) -> Any:
+    """The loss in the shortest form that says all."""
+    if new:
+        return loss, metrics, {**params, **new}
+    return (loss, metrics) if metrics else loss
+
+
+def with_gradient(value: Array, surrogate: Array) -> Array:
+    """`value`, with the gradient of `surrogate`."""
+    return jax.lax.stop_gradient(value - surrogate) + surrogate
+
+
+def expand(per_draw: Array, like: Array) -> Array:
+    """An array of shape [K, *batch] with axes of one for the event, to multiply [K, *batch, *E]."""
+    return per_draw.reshape(per_draw.shape + (1,) * (like.ndim - per_draw.ndim))
+
+
+@jax.custom_vjp
+def scale_cotangent(z: Array, scale: Array) -> Array:
+    """The identity in z, whose gradient is multiplied by `scale`, of shape [K, *batch]."""
+    del scale
+    return z
+
+
+def _scale_forward(z: Array, scale: Array) -> tuple[Array, Array]:
+    return z, scale
+
+
+def _scale_backward(scale: Array, cotangent: Array) -> tuple[Array, Array]:
+    return cotangent * expand(scale, cotangent), jnp.zeros_like(scale)
+
+
+scale_cotangent.defvjp(_scale_forward, _scale_backward)
+
+
+def finite_cotangent(z: Array, event_ndims: int) -> Array:
+    """The identity in z, whose gradient is zero for draws where it is not finite."""
+
+    @jax.custom_vjp
+    def identity(z: Array) -> Array:
+        return z
+
+    def backward(_: None, cotangent: Array) -> tuple[Array]:
+        axes = tuple(range(cotangent.ndim - event_ndims, cotangent.ndim))
+        good = jnp.all(jnp.isfinite(cotangent), axis=axes, keepdims=True)
+        return (jnp.where(good, cotangent, 0),)
+
+    identity.defvjp(lambda z: (z, None), backward)
+    return identity(z)

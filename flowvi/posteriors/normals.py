@@ -1,0 +1,178 @@
+"""Normal distributions as maps from standard normal draws, in double precision on the host."""
+
+import dataclasses
+
+import numpy as np
+
+#: Bounds on the precision of a direction.
+PRECISIONS = (1e-12, 1e18)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """u = loc + matrix z.
+
+    Attributes:
+        loc: of shape [D].
+        matrix: of shape [D, D].
+        inverse: of `matrix`.
+    """
+
+    loc: np.ndarray
+    matrix: np.ndarray
+    inverse: np.ndarray
+
+    @property
+    def log_det(self) -> float:
+        """log |det matrix|."""
+        return float(np.linalg.slogdet(self.matrix)[1])
+
+    def draw(self, z: np.ndarray) -> np.ndarray:
+        """The draws u at z of shape [n, D]."""
+        return self.loc + z @ self.matrix.T
+
+    def whitening(self) -> dict[str, np.ndarray]:
+        """The arguments of `flowvi.bijectors.Dense`."""
+        log_det = np.asarray(self.log_det)
+        return {
+            "loc": self.loc,
+            "matrix": self.matrix,
+            "inverse": self.inverse,
+            "log_det": log_det,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """u = loc + scale * (z + basis (gain * (basis^T z))), with orthonormal columns of the basis.
+
+    Attributes:
+        loc: of shape [D].
+        scale: of shape [D].
+        basis: of shape [D, R].
+        gain: of shape [R].
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    basis: np.ndarray
+    gain: np.ndarray
+
+    @property
+    def log_det(self) -> float:
+        """The log-determinant of the map."""
+        return float(np.log(self.scale).sum() + np.log1p(self.gain).sum())
+
+    def draw(self, z: np.ndarray) -> np.ndarray:
+        """The draws u at z of shape [n, D]."""
+        return self.loc + self.scale * (z + (z @ self.basis * self.gain) @ self.basis.T)
+
+    def whitening(self) -> dict[str, np.ndarray]:
+        """The arguments of `flowvi.bijectors.LowRank`."""
+        return dataclasses.asdict(self)
+
+    def padded(self, rank: int) -> "LowRank":
+        """The same with at least so many directions, those that are missing without effect."""
+        missing = max(rank - len(self.gain), 0)
+        basis = np.pad(self.basis, ((0, 0), (0, missing)))
+        return LowRank(self.loc, self.scale, basis, np.pad(self.gain, (0, missing)))
+
+    def dense(self) -> Dense:
+        """The same as a matrix."""
+        eye = np.eye(len(self.loc))
+        matrix = self.scale[:, None] * (eye + (self.basis * self.gain) @ self.basis.T)
+        shrink = self.gain / (1 + self.gain)
+        inverse = (eye - (self.basis * shrink) @ self.basis.T) / self.scale
+        return Dense(self.loc, matrix, inverse)
+
+
+def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense | None:
+    """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be.
+
+    Args:
+        loc: of shape [D].
+        precision: of shape [D, D], symmetric.
+        resolution: eigenvalues below this part of the largest are rounding, and are set to it.
+    """
+    if not np.isfinite(precision).all():
+        return None
+    try:
+        values, vectors = np.linalg.eigh(0.5 * (precision + precision.T))
+    except np.linalg.LinAlgError:
+        return None
+    low = max(PRECISIONS[0], resolution * np.abs(values).max())
+    root = np.sqrt(np.clip(np.abs(values), low, PRECISIONS[1]))
+    return Dense(loc, vectors / root, root[:, None] * vectors.T)
+
+
+def pathfinder(
+    x: np.ndarray,
+    gradient: np.ndarray,
+    steps: np.ndarray,
+    changes: np.ndarray,
+    diagonal: np.ndarray,
+) -> LowRank | None:
+    """The normal distribution that L-BFGS sees at a point; None if it sees none.
+
+    Its covariance is the compact form of the inverse Hessian's estimate,
+
+        diag + [diag Y, S] [[0, -R^-1], [-R^-T, R^-T (E + Y^T diag Y) R^-1]] [diag Y, S]^T
+
+    with R the upper triangle of S^T Y and E its diagonal, and its mean a Newton step from the
+    point.
+
+    Args:
+        x: the point, of shape [D].
+        gradient: of the function minimised, of shape [D].
+        steps: the latest steps S^T, of shape [J, D]; J may be 0.
+        changes: the changes Y^T of the gradient.
+        diagonal: an estimate of the inverse Hessian's diagonal, of shape [D].
+
+    Source: Byrd, Nocedal, Schnabel, "Representations of Quasi-Newton Matrices", 1994.
+    """
+    scale = np.sqrt(diagonal)
+    s, y = steps.T, changes.T
+    upper = np.triu(s.T @ y)
+    try:
+        inverse = np.linalg.inv(upper)
+        corner = inverse.T @ (np.diag(np.diag(upper)) + y.T @ (diagonal[:, None] * y)) @ inverse
+        middle = np.block([[np.zeros_like(inverse), -inverse], [-inverse.T, corner]])
+        basis, root = np.linalg.qr(np.concatenate([scale[:, None] * y, s / scale[:, None]], 1))
+        values, vectors = np.linalg.eigh(root @ middle @ root.T)
+    except np.linalg.LinAlgError:
+        return None
+    gain = np.sqrt(np.maximum(1 + values, 1e-8)) - 1
+    basis = basis @ vectors
+    descent = scale * gradient
+    step = descent + basis @ (((1 + gain) ** 2 - 1) * (basis.T @ descent))
+    normal = LowRank(x - scale * step, scale, basis, gain)
+    return normal if all(np.isfinite(v).all() for v in normal.whitening().values()) else None
+
+
+def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates of the inverse Hessian's diagonal along a path, and which steps were of use.
+
+    Args:
+        steps: of shape [T, D].
+        changes: of the gradient, of the same shape.
+
+    Returns:
+        ([T, D], [T] booleans): the estimate after each step.
+
+    Source: Gilbert, Lemarechal, "Some Numerical Experiments with Variable-Storage Quasi-Newton
+    Algorithms", 1989.
+    """
+    products = (steps * changes).sum(-1)
+    norms = np.linalg.norm(steps, axis=-1) * np.linalg.norm(changes, axis=-1)
+    useful = (products > 1e-10 * norms) & (norms > 0) & np.isfinite(products + norms)
+    alpha = np.ones(steps.shape[-1])
+    result = np.empty_like(steps)
+    for index, (s, y, b) in enumerate(zip(steps, changes, products, strict=True)):
+        if useful[index]:
+            a, c = y @ (alpha * y), s @ (s / alpha)
+            with np.errstate(all="ignore"):
+                new = 1 / (a / (b * alpha) + y**2 / b - a * s**2 / (b * c * alpha**2))
+            if np.isfinite(new).all() and (new > 0).all():
+                alpha = new
+        result[index] = alpha
+    return result, useful

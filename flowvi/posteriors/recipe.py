@@ -1,0 +1,317 @@
+"""The default recipe: from a log density to a posterior, with no settings needed."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from flowvi import checks
+from flowvi.families import Family
+from flowvi.objectives import ELBO
+from flowvi.posteriors import diagnosis as diagnoses
+from flowvi.posteriors.defaults import MODERATE, placed_family
+from flowvi.posteriors.diagnosis import Diagnosis
+from flowvi.posteriors.posterior import NUM_DIAGNOSIS, Posterior, draws
+from flowvi.posteriors.start import (
+    Start,
+    directions_that_do_not_fall,
+    find,
+)
+from flowvi.posteriors.target import Target
+from flowvi.posteriors.tempering import Tempered
+from flowvi.training import FitResult, Plateau, fit
+from flowvi.training.arguments import check_key
+from flowvi.training.result import Look
+
+Array = jax.Array
+
+#: Steps, draws of a step, learning rate, bound on the gradient's norm.
+NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
+
+#: Steps and draws beyond `MODERATE` coordinates.
+FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
+
+#: The rule that ends a fit early.
+PLATEAU = Plateau(window=250, patience=8)
+
+#: Draws that choose between the start and the fit.
+NUM_CHOICE = 4_000
+
+#: A mode is missing if weights around it are so many nats above the log evidence, and it has at
+#: least this part of the mass.
+LEFT_OUT, LEAST_MASS = 5.0, 1e-8
+
+#: Nats in the last twentieth of the steps that are no convergence.
+STILL_RISING = 0.5
+
+Objective = Callable[[Family, Any], Any]
+
+
+@functools.lru_cache(maxsize=64)
+def default_optimizer(num_steps: int, constant: float = 0.0) -> optax.GradientTransformation:
+    """Adam with clipped gradients and a cosine decay, after a constant part of the steps."""
+    decay_steps = max(round((1 - constant) * num_steps), 1)
+    decay = optax.cosine_decay_schedule(LEARNING_RATE, decay_steps, 0.01)
+    schedule = optax.join_schedules(
+        [optax.constant_schedule(LEARNING_RATE), decay], [num_steps - decay_steps]
+    )
+    return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(schedule))
+
+
+def fit_posterior(
+    target: Target,
+    *,
+    key: Array,
+    family: Family | None = None,
+    objective: Objective | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: int | None = None,
+    num_samples: int | None = None,
+    batch_size: int | None = None,
+    start: Any = None,
+    tempering: float | None = None,
+    progress: bool = True,
+    callback: Callable[[Look], bool | None] | None = None,
+) -> Posterior:
+    """Fits a posterior to a log density, with no settings needed.
+
+    1. L-BFGS runs from several points. Normal distributions along its paths are compared by ELBO,
+       and where the target can be differentiated twice the best one is improved by variational
+       Newton steps: the start (`flowvi.posteriors.start`).
+    2. A flow that begins as the identity is put before that normal distribution's affine map, so
+       all targets look alike to it, and is fitted by path gradients of the ELBO, with many draws a
+       step and a step size that decays; it ends early where the ELBO stops improving. Beyond 200
+       coordinates it is a map of each marginal after the affine map instead.
+    3. The start and the fit are compared by ELBO on the same draws, and the better one is taken.
+    4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
+       above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
+       evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
+
+    All of the diagnosis is made from draws of the approximation itself. So it cannot see a mode
+    that the approximation misses altogether: the weights look fine and the log evidence is too
+    small by the log of the mass that was found. And in high dimension tails are lost slowly before
+    any of these numbers moves. If there may be several modes, fit again with `tempering=0.1`, and
+    compare the log evidence.
+
+    Args:
+        target: the target.
+        key: a random key.
+        family: the flow, or any other reparameterised family, in the units of the start; by default
+            that of `default_family`.
+        objective: (family, log joint) -> a loss for `fit`, such as
+            `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
+            gradients by default. If it has `init(key)`, that makes the parameters beside q's.
+        optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.005.
+        num_steps: steps to do at most; by default 4000, or 2000 beyond 200 coordinates.
+        num_samples: draws of a step, where `objective` is not given; by default 256, or 64 beyond
+            200 coordinates.
+        batch_size: rows of a subsample, where the target has a likelihood over rows; all by
+            default.
+        start: points to start from, in the user's space, with a leading axis if there are several.
+            By default they are drawn around zero.
+        tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
+            at which the fit starts. It rises to 1 while the fit goes on; in the second half of the
+            steps the forward KL divergence sets the weights of the modes right.
+        progress: whether to show progress on standard error.
+        callback: as in `fit`.
+
+    Returns:
+        A `Posterior`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the log density is not floating.
+        ValueError: if the log density is no scalar, constant, not finite at any starting point, or
+            rises without end; or arguments do not go together.
+
+    Source: the start, Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton
+    Variational Inference", 2022; the gradient, Roeder, Wu, Duvenaud, "Sticking the Landing", 2017;
+    the diagnosis, Yao, Vehtari, Simpson, Gelman, "Yes, but Did It Work?: Evaluating Variational
+    Inference", 2018.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> target = fv.Target.from_named(
+        ...     lambda p: 9 * jnp.log(p["rate"]) - 2 * p["rate"], {"rate": ((), "positive")}
+        ... )
+        >>> posterior = fv.fit_posterior(
+        ...     target, key=jax.random.key(0), num_steps=300, progress=False
+        ... )
+        >>> rate = posterior.sample(jax.random.key(1), 10_000)["rate"]  # Gamma(10, 2)
+        >>> bool(abs(rate.mean() - 5.0) < 0.1)
+        True
+    """
+    if not isinstance(target, Target):
+        raise TypeError(
+            f"`target` must be a target, such as `fv.Target(log_density, 2)`; got {target!r}."
+        )
+    check_key(key)
+    _check_options(target, family, objective, batch_size, tempering)
+    target.check()
+    size = target.event_size
+    large = size > MODERATE
+    if num_steps is None:
+        num_steps = FEWER_STEPS if large else NUM_STEPS
+    if num_samples is None:
+        num_samples = FEWER_SAMPLES if large else NUM_SAMPLES
+    num_steps = checks.positive_int("num_steps", num_steps)
+    placed = placed_family(size, family, "affine" if tempering is None else "spline")
+    make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
+    loss_fn = make(placed, target.log_joint)
+
+    start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
+    found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
+    if optimizer is None:
+        # The weights of modes move late, and need steps that are not small yet.
+        optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7)
+    params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
+    params["posterior"] = placed.place(params["posterior"], found.whitening)
+    result = fit(
+        loss_fn,
+        params,
+        optimizer,
+        key=fit_key,
+        num_steps=num_steps,
+        data=target.data,
+        batch_size=batch_size,
+        max_bad_steps=num_steps,
+        plateau=PLATEAU if tempering is None else None,
+        progress=progress,
+        callback=callback,
+    )
+    candidates = [result.params["posterior"]]
+    if tempering is None:
+        candidates.append(params["posterior"])
+    best = _best(placed, target, candidates, choice_key)
+    weights = draws(placed, target, best, final_key, NUM_DIAGNOSIS)[2]
+    remarks = _remarks(target, found, result)
+    remarks += _left_out(placed, target, best, found, diagnoses.diagnose(weights))
+    diagnosis = diagnoses.diagnose(weights, remarks)
+    diagnoses.warn(diagnosis, stacklevel=2)
+    return Posterior(target, placed, best, result, found, diagnosis)
+
+
+def _check_options(
+    target: Target, family: Any, objective: Any, batch_size: Any, tempering: Any
+) -> None:
+    size = target.event_size
+    if family is not None:
+        if not isinstance(family, Family):
+            raise TypeError(f"`family` must be a family, such as `fv.iaf({size})`; got {family!r}.")
+        if family.event_shape != (size,):
+            raise ValueError(
+                f"`family` must have event shape {(size,)}, that of the target's vector; got "
+                f"{family.event_shape} of {family!r}."
+            )
+        if family.context_shape is not None:
+            raise ValueError(
+                f"`family` must take no context; got context shape {family.context_shape} of "
+                f"{family!r}."
+            )
+    if not (objective is None or callable(objective)):
+        raise TypeError(
+            "`objective` must be a function (family, log_joint) -> loss, such as "
+            f"`fv.objectives.IWELBO`; got {objective!r}."
+        )
+    if batch_size is not None and target.data is None:
+        raise ValueError(
+            f"`batch_size` must be None for a target without rows of data; got {batch_size!r}. "
+            "Perhaps make it with `fv.Target.from_likelihood`?"
+        )
+    if tempering is not None:
+        if not isinstance(tempering, int | float) or not 0 < tempering < 1:
+            raise ValueError(
+                f"`tempering` must be None or a number between 0 and 1; got {tempering!r}."
+            )
+        if objective is not None:
+            raise ValueError("`tempering` must be None where `objective` is given; got both.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """Parameters of q alone, for an objective that does not make any."""
+
+    family: Family
+
+    def init(self, key: Array) -> dict[str, Any]:
+        return {"posterior": self.family.init(key)}
+
+
+def _default_objective(num_steps: int, num_samples: int, tempering: float | None) -> Objective:
+    if tempering is None:
+        return functools.partial(ELBO, num_samples=num_samples, path=True, skip_nonfinite=True)
+    return functools.partial(
+        Tempered, num_samples=num_samples, power=float(tempering), num_steps=num_steps
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fresh(maker: Any, key: Array) -> Any:
+    return maker.init(key)
+
+
+def _best(family: Family, target: Target, candidates: list[Any], key: Array) -> Any:
+    """The parameters of largest ELBO, from the same draws; the first one where they tie."""
+    if len(candidates) == 1:
+        return candidates[0]
+    scores = []
+    for params in candidates:
+        weights = draws(family, target, params, key, NUM_CHOICE)[2]
+        good = np.isfinite(weights)
+        scores.append(weights[good].mean() if good.mean() > 0.5 else -np.inf)
+    return candidates[int(np.argmax(scores))]
+
+
+def _remarks(target: Target, found: Start, result: FitResult) -> list[str]:
+    """What was seen besides the weights."""
+    remarks = []
+    rising = directions_that_do_not_fall(target, found)
+    if rising:
+        remarks.append(
+            f"The log density does not fall off in {rising} of the directions that were tried: it "
+            "may not be normalisable."
+        )
+    losses = result.history["loss"]
+    part = len(losses) // 20
+    late, before = (
+        each[np.isfinite(each)]
+        for each in (losses[len(losses) - part :], losses[-2 * part : -part])
+    )
+    if min(len(late), len(before)) > 1:
+        gain = float(np.mean(before) - np.mean(late))
+        noise = float(np.std(late)) / np.sqrt(len(late))
+        if gain > max(STILL_RISING, 5 * noise):
+            remarks.append(
+                f"The ELBO still rose by {gain:.2g} nats in the last twentieth of the steps. "
+                "Perhaps allow more with `num_steps`?"
+            )
+    if result.num_bad_steps > 0.1 * result.num_steps:
+        remarks.append(
+            f"{result.num_bad_steps} of {result.num_steps} steps were skipped, because the loss or "
+            "its gradient was not finite."
+        )
+    return remarks
+
+
+def _left_out(
+    family: Family, target: Target, params: Any, found: Start, diagnosis: Diagnosis
+) -> list[str]:
+    """Modes that runs of the optimiser ended in, and that the posterior leaves out."""
+    if not len(found.ends):
+        return []
+    log_q = np.asarray(family.log_prob(params, found.ends), np.float64)
+    excess = np.asarray(target(found.ends), np.float64) - log_q
+    excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - diagnosis.log_evidence.value
+    mass = found.end_elbos - diagnosis.log_evidence.value
+    lost = (excess > LEFT_OUT) & (mass > np.log(LEAST_MASS))
+    if not lost.any():
+        return []
+    return [
+        f"{lost.sum()} of {len(lost)} runs of the optimiser ended where the posterior has next to "
+        f"no density, around modes of up to {np.exp(mass[lost].max()):.1g} times the mass that it "
+        "found: modes are missing. Perhaps fit with `tempering=0.1`?"
+    ]

@@ -1,0 +1,416 @@
+"""Where a fit starts: the best of many normal distributions along optimisation paths."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowvi.posteriors import normals
+from flowvi.posteriors.paths import MEMORY, Path, lbfgs
+from flowvi.posteriors.target import Target
+
+Array = jax.Array
+
+#: Up to this size a Hessian is taken at every candidate, and up to the second one at all.
+EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
+
+#: Runs of L-BFGS, their steps, and the points of each run that become candidates.
+NUM_PATHS, NUM_STEPS, NUM_POINTS = 6, 300, 10
+
+#: Draws that judge a candidate, at least, and the part of them that may lie outside the support.
+NUM_DRAWS, MAX_LOST = 128, 0.1
+
+#: Draws around the end of a run, to look whether a posterior has anything there.
+NUM_END_DRAWS = 32
+
+#: Variational Newton steps, and pairs of draws of each: where Hessians are cheap, and where not.
+ROUNDS, PAIRS = (24, 10), (32, 4)
+
+#: Bound on the change of a precision in one such step.
+CHANGE = 10.0
+
+#: Scales around zero at which starting points are looked for; zero itself comes first.
+SCALES = (1.0, 0.1, 1.0, 3.0, 1.0, 10.0, 0.3)
+
+#: Distance from zero beyond which a run that still rises has gone.
+FAR = 1e8
+
+#: Directions in which the density is followed outwards.
+MOST_DIRECTIONS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the search for a start found.
+
+    Attributes:
+        whitening: the arguments of `flowvi.bijectors.Dense`, or of `LowRank`.
+        elbo: the ELBO of that normal distribution, in nats, from a few hundred draws.
+        origin: how it was found: "pathfinder", "laplace" or "variational".
+        mode: the point of highest density that was seen.
+        mode_value: the log density there.
+        num_finite: how many of the first points had a density.
+        ends: for each run that led to one, draws of the normal distribution around its end, of
+            shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
+        end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
+    """
+
+    whitening: dict[str, np.ndarray]
+    elbo: float
+    origin: str
+    mode: np.ndarray
+    mode_value: float
+    num_finite: int
+    ends: np.ndarray
+    end_elbos: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Tempered:
+    """The log density of a target, times the inverse temperature."""
+
+    target: Target
+    power: float = 1.0
+
+    def __call__(self, u: Array, data: Any) -> Array:
+        """The tempered log density at one vector."""
+        return self.power * self.target.at(u, data)
+
+
+class _Scored(NamedTuple):
+    normal: normals.Dense | normals.LowRank
+    elbo: float
+    origin: str
+
+
+def find(
+    target: Target, key: Array, start: Any = None, power: float = 1.0, rank: int | None = None
+) -> Start:
+    """The best normal distribution that optimisation paths lead to, by ELBO.
+
+    L-BFGS runs from several points. Along each, two kinds of candidates are taken: the inverse
+    Hessian that the run itself estimates (Pathfinder), and the Hessian at the point, made positive
+    (Laplace). Where Hessians are at hand, variational Newton steps start from the best one, and the
+    best by ELBO of all of them is the start.
+
+    Densities and their derivatives are compiled; the little linear algebra between them is not.
+
+    Args:
+        target: the target.
+        key: a random key.
+        start: points to start from, in the user's space, or None.
+        power: the inverse temperature.
+        rank: where not None, the result is a diagonal with so many directions.
+
+    Raises:
+        ValueError: if the target has no density anywhere, is constant or rises without end, or no
+            candidate has an ELBO.
+
+    Source: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton Variational
+    Inference", 2022; the variational Newton steps are those of Opper, Archambeau, "The Variational
+    Gaussian Approximation Revisited", 2009.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    points, num_finite = starting_points(target, rng, start)
+    density = Tempered(target, power)
+    paths = jax.device_get(_paths(density, points, target.data))
+    _check_bounded(paths)
+    size = target.event_size
+    judge = _Judge(density, _even_draws(rng, size))
+    indices = [_indices(int(length)) for length in paths.length]
+    scored = judge.best(_pathfinders(paths, indices), "pathfinder")
+    ends: list[_Scored] = []
+    if rank is None:
+        if has_hessian(target):
+            top = _top(paths)
+            places = [(p, i) for p, path in enumerate(indices) for i in path]
+            if size > EVERY_HESSIAN:
+                places = [(top, int(paths.length[top]))]
+            x = np.stack([paths.x[place] for place in places])
+            around = list(_laplaces(density, x))
+            scored = max(scored, judge.best(around, "laplace"), key=_elbo)
+            if size <= EVERY_HESSIAN and power == 1:
+                last = [a for a, (p, i) in zip(around, places, strict=True) if i == indices[p][-1]]
+                ends = [judge.best([each], "laplace") for each in last]
+                ends = [end for end in ends if np.isfinite(end.elbo)]
+            if np.isfinite(scored.elbo):
+                scored = _refine(density, scored, judge, rng)
+        if isinstance(scored.normal, normals.LowRank):
+            scored = scored._replace(normal=scored.normal.dense())
+    if not np.isfinite(scored.elbo):
+        raise ValueError(
+            "`target` must have a density around the points that optimisation leads to; got none "
+            f"where draws around {sum(map(len, indices))} of them fell. The density may be "
+            "unbounded, or its support full of holes. Perhaps give supports with "
+            "`fv.Target.from_named`?"
+        )
+    values = np.where(np.isfinite(paths.value), paths.value, np.inf)
+    place = np.unravel_index(np.argmin(values), values.shape)
+    normal = scored.normal
+    if isinstance(normal, normals.LowRank) and rank is not None:
+        normal = normal.padded(rank)
+    dtype = jnp.result_type(float)
+    return Start(
+        whitening={name: leaf.astype(dtype) for name, leaf in normal.whitening().items()},
+        elbo=scored.elbo,
+        origin=scored.origin,
+        mode=paths.x[place],
+        mode_value=-float(values[place]) / power,
+        num_finite=num_finite,
+        ends=np.array([end.normal.draw(judge.z[:NUM_END_DRAWS]) for end in ends], dtype),
+        end_elbos=np.array([end.elbo for end in ends]),
+    )
+
+
+def starting_points(
+    target: Target, rng: np.random.Generator, start: Any, num_paths: int = NUM_PATHS
+) -> tuple[Array, int]:
+    """Points where the target has a density and a gradient, of shape [num_paths, D].
+
+    Args:
+        target: the target.
+        rng: random numbers.
+        start: points of the user's, in the user's space, or None.
+        num_paths: how many to return.
+
+    Returns:
+        (points, how many of those tried had a density).
+
+    Raises:
+        ValueError: if none has, or the density is the same at all of them.
+    """
+    if start is None:
+        scales = np.r_[0.0, np.tile(SCALES, 9)]
+        noise = rng.standard_normal((len(scales), target.event_size))
+        points = jnp.asarray(noise * scales[:, None], jnp.result_type(float))
+    else:
+        points = jnp.atleast_2d(target.unconstrain(start))
+    values, norms = map(np.asarray, _probe(target, points, target.data))
+    finite = np.isfinite(values) & np.isfinite(norms)
+    if not finite.any():
+        got = values[~np.isfinite(values)]
+        value = str(got[0]) if len(got) else "a gradient that is not finite"
+        raise ValueError(
+            "`target` must have a finite log density and gradient at one starting point at least; "
+            f"got {value} at the first of {len(values)}, and nothing better at the others. Perhaps "
+            "give the parameters' supports with `fv.Target.from_named`, or points inside with "
+            "`start`?"
+        )
+    if (norms[finite] == 0).all() and np.ptp(values[finite]) == 0:
+        raise ValueError(
+            f"`target` must depend on its vector; got the constant log density {values[finite][0]} "
+            f"at {finite.sum()} points. A constant density over all vectors cannot be normalised."
+        )
+    chosen = np.resize(np.flatnonzero(finite), num_paths)
+    return points[chosen], int(finite.sum())
+
+
+@jax.jit(static_argnums=0)
+def _probe(target: Target, points: Array, data: Any) -> tuple[Array, Array]:
+    values, gradients = jax.vmap(jax.value_and_grad(target.at), in_axes=(0, None))(points, data)
+    return values, jnp.sum(jnp.abs(gradients), -1)
+
+
+def has_hessian(target: Target) -> bool:
+    """Whether the target can be differentiated twice, by forward over reverse."""
+    u = jax.ShapeDtypeStruct((target.event_size,), jnp.result_type(float))
+    try:
+        jax.eval_shape(jax.hessian(target.at), u, target.data)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+@jax.jit(static_argnums=0)
+def _paths(density: Tempered, points: Array, data: Any) -> Path:
+    return jax.vmap(lambda u: lbfgs(lambda u: -density(u, data), u, NUM_STEPS))(points)
+
+
+def _check_bounded(paths: Path) -> None:
+    """Checks that no run went far away and would still gain by going twice as far.
+
+    Raises:
+        ValueError: if one did.
+    """
+    x, gradient = paths.x[:, -1], paths.gradient[:, -1]
+    distance = np.abs(x).max(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gain = -(x * gradient).sum(-1)
+    gone = (distance > FAR) & ~(gain < 1)
+    if gone.any():
+        index = int(np.argmax(gone))
+        raise ValueError(
+            "`target` must be bounded above and fall off; got a log density of "
+            f"{-paths.value[index, -1]:.3g} at a point {distance[index]:.1g} away from zero, where "
+            "it still rises. It cannot be normalised."
+        )
+
+
+def _indices(length: int) -> list[int]:
+    """The points of a path that become candidates: denser at its beginning, with its end."""
+    share = np.arange(1, NUM_POINTS + 1) / NUM_POINTS
+    return sorted(set(np.ceil(length * share**2).astype(int).tolist())) if length else [0]
+
+
+def _top(paths: Path) -> int:
+    """The path that ends highest."""
+    ends = paths.value[:, -1]
+    return int(np.argmin(np.where(np.isfinite(ends), ends, np.inf)))
+
+
+def _elbo(scored: _Scored) -> float:
+    return scored.elbo
+
+
+def _even_draws(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Standard normal draws in pairs of opposites, and to moderate size of unit covariance.
+
+    The ELBO of a normal distribution is exact from them where the target is normal too, so noise
+    does not choose between candidates there.
+    """
+    count = max(NUM_DRAWS, 3 * size) if size <= EVERY_HESSIAN else NUM_DRAWS
+    z = rng.standard_normal((count // 2, size))
+    if len(z) > size:
+        z = np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T
+    return np.concatenate([z, -z])
+
+
+class _Judge:
+    """The ELBO of normal distributions, all from the same draws."""
+
+    def __init__(self, density: Tempered, z: np.ndarray):
+        self._density = density
+        self.z = z
+        self._noise = 0.5 * (z**2).sum(-1) + 0.5 * z.shape[-1] * np.log(2 * np.pi)
+
+    def elbo(self, normal: normals.Dense | normals.LowRank) -> float:
+        """The ELBO, or -inf where too many draws have no density."""
+        u = jnp.asarray(normal.draw(self.z), jnp.result_type(float))
+        values = np.asarray(_values(self._density, u, self._density.target.data), np.float64)
+        terms = values + self._noise + normal.log_det
+        good = np.isfinite(terms)
+        return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
+
+    def best(self, candidates: Any, origin: str) -> _Scored:
+        """The best of some candidates; None among them are passed over."""
+        best = _Scored(normals.LowRank(*(np.zeros(0),) * 4), -np.inf, origin)
+        for normal in candidates:
+            if normal is not None:
+                best = max(best, _Scored(normal, self.elbo(normal), origin), key=_elbo)
+        return best
+
+
+@jax.jit(static_argnums=0)
+def _values(density: Tempered, u: Array, data: Any) -> Array:
+    return jax.vmap(density, in_axes=(0, None))(u, data)
+
+
+def _pathfinders(paths: Path, indices: list[list[int]]) -> Any:
+    for path, chosen in enumerate(indices):
+        length = int(paths.length[path])
+        x = paths.x[path, : length + 1].astype(np.float64)
+        gradient = paths.gradient[path, : length + 1].astype(np.float64)
+        steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
+        diagonal, useful = normals.diagonals(steps, changes)
+        for index in chosen:
+            recent = np.arange(max(index - MEMORY, 0), index)
+            recent = recent[useful[recent]]
+            last = diagonal[index - 1] if index else np.ones(x.shape[-1])
+            yield normals.pathfinder(
+                x[index], gradient[index], steps[recent], changes[recent], last
+            )
+
+
+@jax.jit(static_argnums=0)
+def _derivatives(density: Tempered, u: Array, data: Any) -> tuple[Array, Array]:
+    gradient = jax.vmap(jax.grad(density), in_axes=(0, None))(u, data)
+    return gradient, jax.vmap(jax.hessian(density), in_axes=(0, None))(u, data)
+
+
+def _in_batches(density: Tempered, u: np.ndarray) -> Any:
+    """Gradients and Hessians at each row of u, one after the other; one program for all calls."""
+    batch = 2 * PAIRS[0] if u.shape[-1] <= EVERY_HESSIAN else 1
+    for first in range(0, len(u), batch):
+        rows = u[first : first + batch]
+        padded = np.resize(rows, (batch, u.shape[-1]))
+        both = _derivatives(
+            density, jnp.asarray(padded, jnp.result_type(float)), density.target.data
+        )
+        gradients, hessians = jax.device_get(both)
+        yield from zip(gradients[: len(rows)], hessians[: len(rows)], strict=True)
+
+
+def _resolution() -> float:
+    return 10 * float(jnp.finfo(jnp.result_type(float)).eps)
+
+
+def _laplaces(density: Tempered, x: np.ndarray) -> Any:
+    for point, (_, hessian) in zip(x, _in_batches(density, x), strict=True):
+        yield normals.laplace(point.astype(np.float64), -hessian.astype(np.float64), _resolution())
+
+
+def _refine(density: Tempered, scored: _Scored, judge: _Judge, rng: np.random.Generator) -> _Scored:
+    """The best of some variational Newton steps from a normal distribution, and of that itself.
+
+    In the coordinates in which q is standard normal, the best q near it has the precision
+    -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
+    """
+    normal = scored.normal
+    normal = normal.dense() if isinstance(normal, normals.LowRank) else normal
+    size = len(normal.loc)
+    kind = int(size > EVERY_HESSIAN)
+    half = ROUNDS[kind] // 2
+    for index in range(ROUNDS[kind]):
+        # Full steps first; then ever shorter ones, which average the noise.
+        weight = 1.0 if index < half else 2.0 / (2 + index - half)
+        z = rng.standard_normal((PAIRS[kind], size))
+        gradient, hessian, count = np.zeros(size), np.zeros((size, size)), 0
+        for g, h in _in_batches(density, normal.draw(np.concatenate([z, -z]))):
+            if np.isfinite(g).all() and np.isfinite(h).all():
+                gradient, hessian, count = gradient + g, hessian + h, count + 1
+        if count == 0:
+            break
+        inner = -normal.matrix.T @ (hessian / count) @ normal.matrix
+        if not np.isfinite(inner).all():
+            break
+        values, vectors = np.linalg.eigh(0.5 * (inner + inner.T))
+        values = np.clip(np.abs(values), 1 / CHANGE, CHANGE)
+        slope = normal.matrix.T @ (gradient / count)
+        shift = weight * vectors @ (vectors.T @ slope / values)
+        shift *= min(1.0, 2 * np.sqrt(size) / max(float(np.linalg.norm(shift)), 1e-300))
+        root = values ** (0.5 * weight)
+        normal = normals.Dense(
+            normal.loc + normal.matrix @ shift,
+            (normal.matrix @ vectors) / root,
+            root[:, None] * (vectors.T @ normal.inverse),
+        )
+        if not (np.isfinite(normal.matrix).all() and np.isfinite(normal.loc).all()):
+            break
+        scored = max(scored, _Scored(normal, judge.elbo(normal), "variational"), key=_elbo)
+    return scored
+
+
+def directions_that_do_not_fall(target: Target, found: Start) -> int:
+    """How many directions there are along which the density does not fall off as 1 / distance.
+
+    The widest directions of the start are tried, both ways, a hundred and ten thousand of its
+    standard deviations away. Where the density of a line falls more slowly than that, and has not
+    fallen to nothing before, it has no integral.
+    """
+    loc = found.whitening["loc"]
+    if "matrix" in found.whitening:
+        columns = found.whitening["matrix"].T
+    else:
+        basis, gain = found.whitening["basis"].T, found.whitening["gain"]
+        columns = found.whitening["scale"] * basis * (1 + gain[:, None])
+    widest = np.argsort(-np.linalg.norm(columns, axis=-1))[:MOST_DIRECTIONS]
+    steps = np.concatenate([columns[widest], -columns[widest]])
+    near, far = 1e2, 1e4
+    points = np.stack([loc + 0 * steps, loc + near * steps, loc + far * steps])
+    values = np.asarray(target(points), np.float64)
+    with np.errstate(invalid="ignore"):
+        falls = values[1] - values[2] >= np.log(far / near)
+        gone = values[0] - values[2] > 4 * np.log(far)
+    return int((np.isfinite(values).all(0) & ~falls & ~gone).sum())

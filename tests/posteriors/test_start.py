@@ -1,0 +1,107 @@
+"""Optimisation paths and the normal distributions along them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowvi as fv
+from flowvi.posteriors import start
+from flowvi.posteriors.paths import lbfgs
+
+KEY = jax.random.key(0)
+
+
+def test_lbfgs_reaches_the_minimum_of_a_stiff_valley(x64):
+    def rosenbrock(x):
+        return jnp.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+
+    path = jax.jit(lambda x: lbfgs(rosenbrock, x, 200))(jnp.array([-1.2, 1.0, -1.2, 1.0]))
+    np.testing.assert_allclose(path.x[-1], 1.0, atol=1e-6)
+    length = int(path.length)
+    assert length < 200
+    assert (np.diff(path.value[:length]) <= 0).all()
+    np.testing.assert_array_equal(path.x[length], path.x[-1])
+    np.testing.assert_allclose(path.gradient[5], jax.grad(rosenbrock)(path.x[5]))
+
+
+def test_lbfgs_stays_where_the_function_is_finite(x64):
+    path = lbfgs(lambda x: jnp.sum(x - jnp.log(x)), jnp.array([1e-3, 50.0]), 100)
+    np.testing.assert_allclose(path.x[-1], 1.0, atol=1e-6)
+    assert (path.x > 0).all()
+    broken = lbfgs(lambda x: jnp.sum(jnp.log(x)), jnp.array([-1.0]), 100)
+    assert broken.length == 0
+
+
+def stiff(size=6):
+    """A normal distribution of scales 0.01 to 100, off zero, with its log Z."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    scales = np.logspace(-2, 2, size)
+    root, mean = basis / scales, np.arange(size)
+    log_z = 0.5 * size * np.log(2 * np.pi) + np.log(scales).sum()
+    covariance = (basis * scales**2) @ basis.T
+    return fv.Target(lambda u: -0.5 * jnp.sum(((u - mean) @ root) ** 2), size), covariance, log_z
+
+
+def test_the_start_is_exact_for_a_normal_target(x64):
+    target, covariance, log_z = stiff()
+    found = start.find(target, KEY)
+    assert abs(found.elbo - log_z) < 1e-6
+    matrix = found.whitening["matrix"]
+    np.testing.assert_allclose(matrix @ matrix.T, covariance, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.whitening["inverse"] @ matrix, np.eye(6), atol=1e-8)
+    np.testing.assert_allclose(found.whitening["log_det"], np.linalg.slogdet(matrix)[1], rtol=1e-9)
+
+
+def test_a_low_rank_start_comes_near(x64):
+    target, _, log_z = stiff(4)
+    found = start.find(target, KEY, rank=20)
+    assert found.origin == "pathfinder"
+    assert log_z - 3.0 < found.elbo < log_z + 1e-6
+    basis = found.whitening["basis"]
+    assert basis.shape == (4, 20)
+    gram = basis.T @ basis
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-6)
+
+
+def test_without_second_derivatives_pathfinder_remains(x64):
+    @jax.custom_vjp
+    def square(u):
+        return jnp.sum(u**2)
+
+    square.defvjp(lambda u: (square(u), u), lambda u, g: (2 * g * u,))
+    target = fv.Target(lambda u: -0.5 * square(u), 2)
+    assert not start.has_hessian(target)
+    found = start.find(target, KEY)
+    assert found.origin == "pathfinder"
+    assert abs(found.elbo - np.log(2 * np.pi)) < 1e-3
+    assert len(found.ends) == 0
+
+
+@pytest.mark.parametrize(
+    ("log_density", "message"),
+    [
+        (lambda u: jnp.log(-jnp.sum(u**2) - 1), "`target` must have a finite log density.*got nan"),
+        (
+            lambda u: jnp.where(u[0] > 1e6, 0.0, -jnp.inf) - jnp.sum(u**2),
+            "`target` must have a finite log density.*got -inf at the first.*Perhaps give",
+        ),
+        (lambda u: 0.0 * jnp.sum(u) + 3.0, "`target` must depend on its vector; got the constant"),
+        (jnp.sum, "`target` must be bounded above and fall off"),
+        (lambda u: jnp.sum(u**2), "`target` must be bounded above and fall off"),
+    ],
+)
+def test_targets_without_a_start(log_density, message, x64):
+    with pytest.raises(ValueError, match=message):
+        start.find(fv.Target(log_density, 2), KEY)
+
+
+def test_a_support_away_from_zero_needs_a_point_inside(x64):
+    target = fv.Target(
+        lambda u: jnp.where(jnp.all(u > 1e3), -0.5 * jnp.sum((u - 2e3) ** 2), -jnp.inf), 2
+    )
+    with pytest.raises(ValueError, match="`target` must have a finite log density"):
+        start.find(target, KEY)
+    found = start.find(target, KEY, start=[[1500.0, 2500.0]])
+    np.testing.assert_allclose(found.whitening["loc"], 2e3, rtol=1e-3)

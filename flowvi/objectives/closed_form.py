@@ -34,9 +34,9 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
         >>> abs(float(closed_form.kl_divergence(q, p))) < 1e-5
         True
     """
-    normals = _moments(q), _moments(p)
-    if normals[0] is not None and normals[1] is not None:
-        (mean_q, spread_q, diagonal_q), (mean_p, spread_p, diagonal_p) = normals
+    of_q, of_p = _moments(q), _moments(p)
+    if of_q is not None and of_p is not None:
+        (mean_q, spread_q, diagonal_q), (mean_p, spread_p, diagonal_p) = of_q, of_p
         if diagonal_q and diagonal_p:
             return _diagonal_kl(mean_q, spread_q, mean_p, spread_p)
         return _full_kl(

@@ -40,7 +40,7 @@ class _State(NamedTuple):
     gradient: Array
     steps: Array  # [MEMORY, D], the latest last
     changes: Array  # of the gradient
-    count: Array
+    done: Array
     alive: Array
 
 
@@ -68,7 +68,7 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
         x=jnp.broadcast_to(start, (num_steps + 1, size)),
         gradient=jnp.broadcast_to(gradient, (num_steps + 1, size)),
         value=jnp.broadcast_to(value, (num_steps + 1,)),
-        length=state.count,
+        length=state.done,
     )
 
     def advance(carry: tuple[_State, Path]) -> tuple[_State, Path]:
@@ -95,21 +95,21 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
             gradient=jnp.where(found, gradient, state.gradient),
             steps=push(state.steps, step),
             changes=push(state.changes, change),
-            count=state.count + 1,
-            alive=found & ~(stuck & (state.count > 2)),
+            done=state.done + 1,
+            alive=found & ~(stuck & (state.done > 2)),
         )
-        index = jnp.arange(num_steps + 1) >= new.count
+        index = jnp.arange(num_steps + 1) >= new.done
         path = Path(
             x=jnp.where(index[:, None], new.x, path.x),
             gradient=jnp.where(index[:, None], new.gradient, path.gradient),
             value=jnp.where(index, new.value, path.value),
-            length=new.count,
+            length=new.done,
         )
         return new, path
 
     def unfinished(carry: tuple[_State, Path]) -> Array:
         state, _ = carry
-        return state.alive & (state.count < num_steps)
+        return state.alive & (state.done < num_steps)
 
     return jax.lax.while_loop(unfinished, advance, (state, path))[1]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -303,7 +304,7 @@ def _left_out(
     """Modes that runs of the optimiser ended in, and that the posterior leaves out."""
     if not len(found.ends):
         return []
-    log_q = np.asarray(family.log_prob(params, found.ends), np.float64)
+    log_q = np.asarray(family.log_prob(params, jnp.asarray(found.ends)), np.float64)
     excess = np.asarray(target(found.ends), np.float64) - log_q
     excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - diagnosis.log_evidence.value
     mass = found.end_elbos - diagnosis.log_evidence.value

@@ -310,8 +310,8 @@ def _values(density: Tempered, u: Array, data: Any) -> Array:
 def _pathfinders(paths: Path, indices: list[list[int]]) -> Any:
     for path, chosen in enumerate(indices):
         length = int(paths.length[path])
-        x = paths.x[path, : length + 1].astype(np.float64)
-        gradient = paths.gradient[path, : length + 1].astype(np.float64)
+        x = np.asarray(paths.x[path, : length + 1], np.float64)
+        gradient = np.asarray(paths.gradient[path, : length + 1], np.float64)
         steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
         diagonal, useful = normals.diagonals(steps, changes)
         for index in chosen:

@@ -63,7 +63,7 @@ class Tempered(Variational):
         step = params["control"].value
         share = step / self.num_steps
         power = self.power ** (1 - jnp.clip(share / COOLING, 0, 1))
-        options = {"num_samples": self.num_samples, "skip_nonfinite": True}
+        options: dict[str, Any] = {"num_samples": self.num_samples, "skip_nonfinite": True}
         elbo = ELBO(self.family, Powered(self.log_joint), path=True, **options)
         forward = ForwardKL(self.family, self.log_joint, **options)
         inputs = {"posterior": params["posterior"], "power": power}

@@ -61,7 +61,7 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
         gradient=gradient,
         steps=jnp.zeros((MEMORY, size), start.dtype),
         changes=jnp.zeros((MEMORY, size), start.dtype),
-        count=jnp.zeros((), jnp.int32),
+        done=jnp.zeros((), jnp.int32),
         alive=_finite(value, gradient),
     )
     path = Path(

@@ -109,9 +109,16 @@ class FlowDistribution(distrax.Transformed):
         eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
         steps = zero + jnp.expand_dims(eye, tuple(range(1, 1 + len(self.batch_shape))))
         columns = self.bijector.forward(steps) - self.bijector.forward(zero)
-        scale = self._base_rows(jnp.sqrt(self.distribution.variance()))
-        jacobian = jnp.moveaxis(columns, 0, -1) * scale[..., None, :]
-        return jacobian @ jnp.swapaxes(jacobian, -1, -2)
+        jacobian = jnp.moveaxis(columns, 0, -1)
+        return jacobian @ self._base_covariance() @ jnp.swapaxes(jacobian, -1, -2)
+
+    def _base_covariance(self) -> Array:
+        # Distributions that have no such method have independent coordinates.
+        if hasattr(self.distribution, "covariance"):
+            return self.distribution.covariance().astype(self.dtype)
+        return self._base_rows(self.distribution.variance())[..., None] * jnp.eye(
+            self.event_shape[0], dtype=self.dtype
+        )
 
     def variance(self) -> Array:
         """The variance of each coordinate, where the map is affine.

@@ -77,6 +77,15 @@ def test_moments_of_affine_flows_are_exact(family):
     assert distribution.log_prob(distribution.mode()) >= log_prob.max()
 
 
+def test_covariance_on_a_base_of_correlated_coordinates():
+    base = flow(family=fv.full_rank(2))
+    scale = distrax.Block(distrax.ScalarAffine(shift=jnp.ones(2), scale=jnp.array([2.0, 0.5])), 1)
+    both = fv.FlowDistribution(base, scale)
+    expected = jnp.diag(jnp.array([2.0, 0.5])) @ base.covariance() @ jnp.diag(jnp.array([2.0, 0.5]))
+    assert abs(expected[0, 1]) > 0.01
+    np.testing.assert_allclose(both.covariance(), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["mean", "variance", "stddev", "mode", "entropy", "covariance"])
 def test_moments_of_other_flows_refuse_and_say_what_to_call(name):
     with pytest.raises(

@@ -137,13 +137,13 @@ def fit_posterior(
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
         >>> target = fv.Target.from_named(
-        ...     lambda p: 9 * jnp.log(p["rate"]) - 2 * p["rate"], {"rate": ((), "positive")}
+        ...     lambda p: -0.5 * jnp.sum(jnp.square((p["x"] - 3.0) / 2.0)), {"x": ((2,), "real")}
         ... )
         >>> posterior = fv.fit_posterior(
-        ...     target, key=jax.random.key(0), num_steps=300, progress=False
+        ...     target, key=jax.random.key(0), num_steps=100, progress=False
         ... )
-        >>> rate = posterior.sample(jax.random.key(1), 10_000)["rate"]  # Gamma(10, 2)
-        >>> bool(abs(rate.mean() - 5.0) < 0.1)
+        >>> x = posterior.sample(jax.random.key(1), 10_000)["x"]
+        >>> bool(jnp.all(abs(x.mean(0) - 3.0) < 0.1))
         True
     """
     if not isinstance(target, Target):

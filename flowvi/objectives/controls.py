@@ -48,29 +48,40 @@ class ControlVariate(Protocol):
         """(new signal, new state, loss) for a signal of shape [num_samples, *batch]."""
 
 
-def _decay(value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"`decay` must be between 0 and 1; got {value!r}.")
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """A number of past steps, averaged with weights that decay."""
 
+    decay: float = 0.9
 
-def _running(state: Any, value: Array, decay: float) -> dict[str, Array]:
-    """A running mean, and the weight of what it has seen."""
-    old = state.value
-    value = jax.lax.stop_gradient(value).astype(old["mean"].dtype)
-    return {
-        "mean": decay * old["mean"] + (1 - decay) * value,
-        "weight": decay * old["weight"] + (1 - decay),
-    }
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"`decay` must be between 0 and 1; got {self.decay!r}.")
 
+    def init(self, key: Array) -> Any:
+        """No past."""
+        del key
+        return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
 
-def _current(state: Any, otherwise: Array) -> Array:
-    """The running mean so far, or another number before there is one."""
-    mean, weight = state.value["mean"], state.value["weight"]
-    return jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), otherwise)
+    def _add(self, state: Any, value: Array) -> Any:
+        """The state after one more step."""
+        old = state.value
+        value = jax.lax.stop_gradient(value).astype(old["mean"].dtype)
+        return Fixed(
+            {
+                "mean": self.decay * old["mean"] + (1 - self.decay) * value,
+                "weight": self.decay * old["weight"] + (1 - self.decay),
+            }
+        )
+
+    def _current(self, state: Any, otherwise: Array) -> Array:
+        """The average so far, or another number before there is one."""
+        mean, weight = state.value["mean"], state.value["weight"]
+        return jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), otherwise)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunningMean:
+class RunningMean(_Running):
     """Subtracts the mean signal of past steps, which no draw of this one has touched.
 
     Attributes:
@@ -79,25 +90,15 @@ class RunningMean:
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
     """
 
-    decay: float = 0.9
-
-    def __post_init__(self) -> None:
-        _decay(self.decay)
-
-    def init(self, key: Array) -> Any:
-        """No past."""
-        del key
-        return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
-
     def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
         """See `ControlVariate.apply`."""
         del draws
-        new = Fixed(_running(state, jnp.mean(signal), self.decay))
-        return signal - _current(state, jnp.zeros(())), new, jnp.zeros(())
+        mean = self._current(state, jnp.zeros(()))
+        return signal - mean, self._add(state, jnp.mean(signal)), jnp.zeros(())
 
 
 @dataclasses.dataclass(frozen=True)
-class RunningScale:
+class RunningScale(_Running):
     """Divides by the standard deviation of past steps' signals, where that is above 1.
 
     It changes the length of a step, not its mean direction.
@@ -108,22 +109,11 @@ class RunningScale:
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
     """
 
-    decay: float = 0.9
-
-    def __post_init__(self) -> None:
-        _decay(self.decay)
-
-    def init(self, key: Array) -> Any:
-        """No past."""
-        del key
-        return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
-
     def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
         """See `ControlVariate.apply`."""
         del draws
-        new = Fixed(_running(state, jnp.var(signal), self.decay))
-        scale = jnp.sqrt(jnp.maximum(_current(state, jnp.ones(())), 1))
-        return signal / scale, new, jnp.zeros(())
+        scale = jnp.sqrt(jnp.maximum(self._current(state, jnp.ones(())), 1))
+        return signal / scale, self._add(state, jnp.var(signal)), jnp.zeros(())
 
 
 @dataclasses.dataclass(frozen=True)

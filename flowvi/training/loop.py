@@ -175,8 +175,8 @@ def fit(
             if restored is not None:
                 state, saved = restored
                 record.resume(jax.device_get(_signs(state)), saved)
-        stack.callback(source.close)
         source.begin(keys[1], record.step)
+        stack.callback(source.close)
         bar = stack.enter_context(Progress(num_steps, progress))
         reason = record.reason
         while reason is None:

@@ -102,8 +102,7 @@ class Prefetched(Source):
 
     def close(self) -> None:
         """See `Source.close`."""
-        if hasattr(self, "_thread"):
-            self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def make(self, step: int) -> Chunk | None:
         """The chunk that begins with a step; runs in the thread."""

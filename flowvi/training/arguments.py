@@ -117,6 +117,21 @@ def check_plateau(plateau: Any) -> Plateau | None:
     return plateau
 
 
+def check_averaging(decay: Any) -> float | None:
+    """Checks that `decay` is one, or None.
+
+    Raises:
+        TypeError, ValueError: if it is not.
+    """
+    if decay is None:
+        return None
+    if isinstance(decay, bool) or not isinstance(decay, int | float):
+        raise TypeError(f"`averaging` must be a number between 0 and 1 or None; got {decay!r}.")
+    if not 0 < decay < 1:
+        raise ValueError(f"`averaging` must lie between 0 and 1; got {decay}.")
+    return float(decay)
+
+
 def check_checkpoints(directory: Any, every: Any, resume: bool, num_steps: int) -> int:
     """Steps between two checkpoints; by default a tenth of them all.
 

@@ -19,10 +19,13 @@ from flowvi.training.result import FitResult, Look
 Array = jax.Array
 
 #: Rows of a batch, where there are as many.
-BATCH_SIZE = 128
+BATCH_SIZE = 256
 
 #: Steps: so many epochs, but within these bounds.
-EPOCHS, MIN_STEPS, MAX_STEPS = 40, 1_000, 20_000
+EPOCHS, MIN_STEPS, MAX_STEPS = 80, 1_000, 20_000
+
+#: The decay of the parameters' average, whose memory is some hundred steps.
+AVERAGING = 0.995
 
 #: Rows that are held out at most.
 MAX_HELD_OUT = 20_000
@@ -42,6 +45,7 @@ def fit_density(
     num_steps: int | None = None,
     batch_size: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    averaging: float | None = AVERAGING,
     validation_fraction: float = 0.1,
     patience: int | None = PATIENCE,
     checkpoint_dir: Any = None,
@@ -70,10 +74,12 @@ def fit_density(
         support: where samples may lie: None or "real"; "positive"; (low, high), of which either may
             be None or infinite; or a sequence of these, one for each column.
         params: parameters to start from, such as an earlier result's. They keep their units.
-        num_steps: steps to do; by default 40 epochs, but at least 1000 and at most 20,000.
-        batch_size: rows of a batch; 128 by default, or all if there are fewer.
+        num_steps: steps to do; by default 80 epochs, but at least 1000 and at most 20,000.
+        batch_size: rows of a batch; 256 by default, or all if there are fewer.
         optimizer: an Optax optimizer. By default Adam with a learning rate that rises over the
             first steps to 0.01 and falls to zero with the last, and gradients clipped to norm 10.
+        averaging: the decay of the parameters' moving average, which is what is validated and
+            handed back, as in `fit`; None for the plain parameters.
         validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
             Without it the result holds the last parameters, and `patience` must be None or left
             alone.
@@ -145,6 +151,7 @@ def fit_density(
         num_steps=num_steps,
         data=data,
         batch_size=batch_size,
+        averaging=averaging,
         check_finite=False,  # they have been looked at
         checkpoint_dir=checkpoint_dir,
         checkpoint_every=checkpoint_every,

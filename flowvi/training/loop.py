@@ -35,6 +35,7 @@ def fit(
     validate_every: int | None = None,
     patience: int | None = None,
     plateau: Plateau | None = None,
+    averaging: float | None = None,
     max_bad_steps: int = 10,
     check_finite: bool = True,
     checkpoint_dir: Any = None,
@@ -87,6 +88,9 @@ def fit(
             it, the result holds the parameters with the lowest validation loss.
         patience: end training when so many validations in a row brought no new best.
         plateau: end training when the loss itself stops improving; see `Plateau`.
+        averaging: the decay, between 0 and 1, of an exponential moving average of the parameters,
+            such as 0.999. With it, the average is what is validated and handed back. It gives
+            the noise of steps no way into the result, and lets the rate stay high for longer.
         max_bad_steps: end training when so many steps in a row were bad.
         check_finite: whether to refuse data with NaN or infinity in them. Those of an iterable are
             not looked at.
@@ -146,6 +150,7 @@ def fit(
         loss_fn, validate, validation_data, validate_every, patience
     )
     plateau = arguments.check_plateau(plateau)
+    averaging = arguments.check_averaging(averaging)
     checkpoint_every = arguments.check_checkpoints(
         checkpoint_dir, checkpoint_every, resume, num_steps
     )
@@ -155,7 +160,7 @@ def fit(
     )
     source = sources.make(data, batch_size, check_finite=check_finite)
     program = stretch.Program(
-        loss_fn, optimizer, validate, source.batch_size, source.num_rows, source.streamed
+        loss_fn, optimizer, validate, source.batch_size, source.num_rows, source.streamed, averaging
     )
     compiled = stretch.build(program)
     names = arguments.check_losses(program, compiled, params, key, source.batch, validation_data)
@@ -214,7 +219,7 @@ def fit(
 
     best = None if record.best_step is None else state.best
     return FitResult(
-        params=state.params if best is None else best.params,
+        params=program.learned(state) if best is None else best.params,
         last_params=state.params,
         history=record.history(),
         stop_reason=reason,
@@ -234,6 +239,7 @@ def _fingerprint(
         "batch_size": program.batch_size,
         "the number of rows": program.num_rows,
         "validate_every": every,
+        "averaging": program.averaging,
         "the list of metrics": names,
     }
     return (

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from flowvi.params import partition
+from flowvi.training import averaging, stopping
 from flowvi.training import order as rows
-from flowvi.training import stopping
 from flowvi.training.step import Faults, LossFn, no_faults, train_step, unpack
 
 Array = jax.Array
@@ -79,6 +79,7 @@ class Program:
         batch_size: rows of a batch; None where every step sees all the data.
         num_rows: rows of the data; None without data.
         streamed: whether the data are batches along a leading axis, made by the host.
+        averaging: the decay of the parameters' moving average; None for none.
     """
 
     loss_fn: LossFn
@@ -87,11 +88,25 @@ class Program:
     batch_size: int | None
     num_rows: int | None
     streamed: bool = False
+    averaging: float | None = None
 
     @property
     def shuffles(self) -> bool:
         """Whether steps pick the rows of their batch themselves."""
         return self.batch_size is not None and not self.streamed
+
+    @property
+    def stepper(self) -> optax.GradientTransformation:
+        """The optimizer, together with the average where there is one."""
+        if self.averaging is None:
+            return self.optimizer
+        return averaging.averaged(self.optimizer, self.averaging)
+
+    def learned(self, state: "State") -> Any:
+        """The parameters to judge and to hand back: their average where there is one."""
+        if self.averaging is None:
+            return state.params
+        return averaging.average(state.opt_state, state.params)
 
 
 class Compiled(NamedTuple):
@@ -135,7 +150,7 @@ def _begin(program: Program, params: Any, keys: Array) -> State:
     num_rows = program.num_rows if program.shuffles else None
     state = State(
         params=params,
-        opt_state=program.optimizer.init(partition(params)[0]),
+        opt_state=program.stepper.init(partition(params)[0]),
         keys=keys,
         step=np.int32(0),
         order=None if num_rows is None else rows.start(num_rows),
@@ -183,7 +198,9 @@ def _run(
             # Nothing but what a validation changes: a branch not taken copies what it hands on.
             best, losses = jax.lax.cond(
                 due,
-                functools.partial(_validated, program.validate, validation_data, first, state),
+                functools.partial(
+                    _validated, program, program.validate, validation_data, first, state
+                ),
                 lambda best, losses: (best, losses),
                 state.best,
                 history["validation"],
@@ -209,7 +226,7 @@ def _step(program: Program, data: Any, first: Array, chunk: Array, carry: Carry)
     key = jax.random.fold_in(state.keys[0], state.step)
     out = train_step(
         program.loss_fn,
-        program.optimizer,
+        program.stepper,
         state.params,
         state.opt_state,
         state.faults,
@@ -233,6 +250,7 @@ def _step(program: Program, data: Any, first: Array, chunk: Array, carry: Carry)
 
 
 def _validated(
+    program: Program,
     validate: LossFn,
     validation_data: Any,
     first: Array,
@@ -240,9 +258,10 @@ def _validated(
     best: stopping.Best,
     losses: Array,
 ) -> tuple[stopping.Best, Array]:
-    value = unpack(validate(state.params, state.keys[2], validation_data))[0]
+    params = program.learned(state)
+    value = unpack(validate(params, state.keys[2], validation_data))[0]
     value = value.astype(best.value.dtype)
-    best = stopping.judge(best, state.params, value, state.step)
+    best = stopping.judge(best, params, value, state.step)
     return best, _write(losses, value, state.step - first - 1)
 
 

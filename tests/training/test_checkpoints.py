@@ -76,13 +76,14 @@ def stop_at(step):
     return lambda look: look.step >= step
 
 
-def test_resumes_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("averaging", [None, 0.9])
+def test_resumes_to_the_same_bits(tmp_path, monkeypatch, averaging):
     monkeypatch.setattr("flowvi.training.record.LOOK_SECONDS", 0.0)
-    whole = run()
-    first = run(tmp_path, callback=stop_at(33))
+    whole = run(averaging=averaging)
+    first = run(tmp_path, averaging=averaging, callback=stop_at(33))
     assert first.stop_reason is StopReason.CALLBACK
     assert first.num_steps < 60
-    second = run(tmp_path, resume=True)
+    second = run(tmp_path, averaging=averaging, resume=True)
     assert_same(whole, second)
     assert steps_in(tmp_path) == sorted({20, first.num_steps, 40, 60})[-3:]
 

@@ -63,7 +63,7 @@ def overhead(quick):
     import flowvi as fv
     from flowvi.objectives import NegativeLogLikelihood
 
-    num_steps, rows, batch = (2000 if quick else 20_000), 10_000, 128
+    num_steps, rows, batch = (2000 if quick else 20_000), 10_000, 192
     family = fv.maf(2, num_layers=1, hidden_sizes=[64, 64], transformer="affine")
     x = jax.random.normal(jax.random.key(0), (rows, 2))
     held_out = jax.random.normal(jax.random.key(1), (1000, 2))

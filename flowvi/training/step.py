@@ -30,23 +30,31 @@ class Faults(NamedTuple):
     in_row: Any
     suspects: Any
 
+    def one_more(self, flaws: Array) -> "Faults":
+        """The count after a bad step with these flaws."""
+        first = self.in_row == 0
+        return Faults(self.total + 1, self.in_row + 1, jnp.where(first, flaws, self.suspects))
+
 
 class Outcome(NamedTuple):
     """What one step brought.
 
     Attributes:
-        params: parameters after the step; the old ones if it was bad.
-        opt_state: the optimizer's state; the old one if the step was bad.
-        faults: the count of bad steps.
+        params: parameters after the step.
+        opt_state: the optimizer's state after it.
         loss: scalar.
         metrics: a dict of scalars.
+        good: whether loss, gradient and new `Fixed` leaves are finite. Where they are not, the step
+            was a bad one, and parameters and state are of no use.
+        marks: a vector that is finite where those are, from which `flaws` reads which they were.
     """
 
     params: Any
     opt_state: Any
-    faults: Faults
     loss: Array
     metrics: dict[str, Array]
+    good: Array
+    marks: Array
 
 
 def unpack(output: Any) -> tuple[Any, dict[str, Any], Any]:
@@ -70,41 +78,18 @@ def unpack(output: Any) -> tuple[Any, dict[str, Any], Any]:
     return loss, metrics, params
 
 
-def _square_sums(gradient: Array) -> Array:
-    """Sums of squares along all axes but the last: not finite where there is anything to blame.
-
-    Squares, because a gradient whose square overflows would silence an adaptive optimizer for good.
-    """
-    if gradient.dtype.itemsize == 2:
-        gradient = gradient.astype(jnp.float32)  # half precision overflows at once
-    return jnp.sum(jnp.square(gradient), axis=range(gradient.ndim - 1))
-
-
-def _choose(good: Array, update: Callable[[], Any], skip: Callable[[], Any]) -> Any:
-    def where() -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(good, new, old), update(), skip())
-
-    def branch() -> Any:
-        return jax.lax.cond(good, update, skip)
-
-    # On a processor a branch is free, and `where` would compute each moment twice. An accelerator
-    # would have to wait for the host to take the branch.
-    return jax.lax.platform_dependent(cpu=branch, default=where)
-
-
 def train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     params: Any,
     opt_state: Any,
-    faults: Faults,
     key: Array,
     batch: Any,
 ) -> Outcome:
     """Moves the trainable leaves down the gradient and takes over new `Fixed` leaves.
 
-    A bad step, whose loss, gradient or new `Fixed` leaf is not finite, changes nothing: neither
-    parameters nor the optimizer's state.
+    It says whether the step was good, and leaves it to the caller to take a bad one back: an update
+    that waits for the verdict takes a short step a third longer.
 
     Args:
         loss_fn: any of the three forms of a loss.
@@ -112,7 +97,6 @@ def train_step(
             told `value`, `grad` and `value_fn`, which line searches and plateau rules ask for.
         params: parameters.
         opt_state: the optimizer's state.
-        faults: the count of bad steps.
         key: for the loss.
         batch: for the loss.
     """
@@ -123,52 +107,80 @@ def train_step(
         return loss, (metrics, None if new is None else partition(new)[1])
 
     (loss, (metrics, new_fixed)), gradient = jax.value_and_grad(value_fn, has_aux=True)(trainable)
-    sums = [_square_sums(leaf) for leaf in jax.tree.leaves(gradient)]
+    updates, new_opt_state = optax.with_extra_args_support(optimizer).update(
+        gradient,
+        opt_state,
+        trainable,
+        value=loss,
+        grad=gradient,
+        value_fn=lambda trainable: value_fn(trainable)[0],
+    )
+    new_trainable = optax.apply_updates(trainable, updates)
+    new = combine(new_trainable, fixed if new_fixed is None else new_fixed), new_opt_state
+    new_params, new_opt_state = jax.tree.map(_like, new, (params, opt_state))
+    blank = no_marks(params)
+    marks = jnp.concatenate([jnp.ravel(mark) for mark in [loss, *_marks(gradient, new_fixed)]])
+    # A loss that hands back no parameters leaves the Fixed ones out.
+    marks = jnp.pad(marks.astype(blank.dtype), (0, len(blank) - len(marks)))
+    good = jnp.all(jnp.isfinite(marks))
+    return Outcome(new_params, new_opt_state, loss, metrics, good, marks)
+
+
+#: A leaf has as many marks as its last axis is long, but no more than this.
+MOST_MARKS = 1024
+
+
+def _num_marks(leaf: Array) -> int:
+    last = leaf.shape[-1] if leaf.ndim else 1
+    return last if last <= MOST_MARKS else 1
+
+
+def no_marks(params: Any) -> Array:
+    """Marks of a good step."""
+    trainable, fixed = partition(params)
+    leaves = [leaf for leaf in jax.tree.leaves((trainable, fixed)) if _is_float(leaf)]
+    size = 1 + sum(_mark_sizes(params))
+    return jnp.zeros(size, jnp.result_type(jnp.float32, *leaves))
+
+
+def flaws(marks: Array, params: Any) -> Array:
+    """For each of the `suspects`, whether it was not finite: shape [number of suspects]."""
+    sizes = _mark_sizes(params)
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    return jnp.zeros(len(sizes), bool).at[owners].max(~jnp.isfinite(marks[1:]))
+
+
+def _mark_sizes(params: Any) -> list[int]:
+    trainable, fixed = partition(params)
+    sizes = [_num_marks(leaf) for leaf in jax.tree.leaves(trainable)]
+    return sizes + [1 for leaf in jax.tree.leaves(fixed) if _is_float(leaf)]
+
+
+def _marks(gradient: Any, new_fixed: Any) -> list[Array]:
+    """Squares of the gradient, summed leaf by leaf, and what shows NaN in new `Fixed` leaves.
+
+    Squares, because a gradient whose square overflows would silence an adaptive optimizer for good.
+    What these sums cost a short step is the number of kernels, not the arithmetic. So they end
+    where they are small, and one look goes over all of them.
+    """
+    marks = []
+    for leaf in jax.tree.leaves(gradient):
+        if leaf.dtype.itemsize == 2:
+            leaf = leaf.astype(jnp.float32)  # half precision overflows at once
+        # The barrier keeps the compiler from merging one sum with the next, which it then does not
+        # vectorise: that takes 6 times as long.
+        sums = jax.lax.optimization_barrier(jnp.sum(jnp.square(leaf), axis=range(leaf.ndim - 1)))
+        marks.append(sums if _num_marks(leaf) == sums.size else jnp.sum(sums))
     # Infinity may be meant in a Fixed leaf: the open end of a support.
-    sums += [
+    return marks + [
         jnp.sum(jnp.where(jnp.isnan(leaf), leaf, 0))
         for leaf in jax.tree.leaves(new_fixed)
         if _is_float(leaf)
     ]
-    # The barrier keeps the compiler from merging the rest of the sum into this one, which it then
-    # does not vectorise: that takes 6 times as long, and would be felt in a short step.
-    sums = jax.lax.optimization_barrier(sums)
-    good = jnp.isfinite(loss)
-    for each in sums:
-        good &= jnp.isfinite(jnp.sum(each))
-
-    def update() -> tuple[Any, Any, Faults]:
-        updates, new_opt_state = optax.with_extra_args_support(optimizer).update(
-            gradient,
-            opt_state,
-            trainable,
-            value=loss,
-            grad=gradient,
-            value_fn=lambda trainable: value_fn(trainable)[0],
-        )
-        new_trainable = optax.apply_updates(trainable, updates)
-        new = combine(new_trainable, fixed if new_fixed is None else new_fixed), new_opt_state
-        new_faults = faults._replace(in_row=jnp.zeros_like(faults.in_row))
-        return *jax.tree.map(_like, new, (params, opt_state)), new_faults
-
-    def skip() -> tuple[Any, Any, Faults]:
-        first = faults.in_row == 0
-        now = jnp.stack([~jnp.isfinite(jnp.sum(each)) for each in sums])
-        # A loss that hands back no parameters leaves the Fixed ones out.
-        now = jnp.pad(now, (0, len(faults.suspects) - len(now)))
-        new_faults = Faults(
-            total=faults.total + 1,
-            in_row=faults.in_row + 1,
-            suspects=jnp.where(first, now, faults.suspects),
-        )
-        return params, opt_state, new_faults
-
-    params, opt_state, faults = _choose(good, update, skip)
-    return Outcome(params, opt_state, faults, loss, metrics)
 
 
 def _like(new: Array, old: Array) -> Array:
-    # Both branches of a condition must agree, down to weak types.
+    # A loop's state must not change, down to weak types.
     return jax.lax.convert_element_type(new, old.dtype) if new.dtype == old.dtype else new
 
 

@@ -3,6 +3,10 @@
 The number of steps is traced, so a stretch of any length runs the same program, and every number
 that a step uses depends on the key and the step's own number: the result is the same, bit for bit,
 however the steps are cut into stretches.
+
+Steps do not wait for the verdict on their gradient. A run of them ends at the first bad one, is
+taken back, done again up to that one, and goes on behind it. As equal steps give equal bits, the
+result is that of a loop that looks before it moves, but good steps pay nothing for it.
 """
 
 import dataclasses
@@ -18,12 +22,15 @@ import optax
 from flowvi.params import partition
 from flowvi.training import averaging, stopping
 from flowvi.training import order as rows
-from flowvi.training.step import Faults, LossFn, no_faults, train_step, unpack
+from flowvi.training.step import Faults, LossFn, flaws, no_faults, no_marks, train_step, unpack
 
 Array = jax.Array
 
 #: Steps in a stretch at most: the length of the buffers that hold their history.
 CAPACITY = 4096
+
+#: Steps at most that are done again where one of them is bad.
+LONGEST_RUN = 64
 
 
 class State(NamedTuple):
@@ -166,7 +173,29 @@ def _own(leaf: Any) -> Array:
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
 
-Carry = tuple[State, dict[str, Array]]
+class Walk(NamedTuple):
+    """What changes from step to step.
+
+    Attributes:
+        params: the parameters.
+        opt_state: the optimizer's state.
+        step: steps done.
+        offset: the place in the epoch; None where every step sees the same batch.
+        good: whether the last step was good.
+        marks: of the last step, as in `step.Outcome`.
+        history: the buffers of the stretch.
+    """
+
+    params: Any
+    opt_state: Any
+    step: Any
+    offset: Any
+    good: Any
+    marks: Any
+    history: dict[str, Array]
+
+
+Carry = tuple[State, dict[str, Array], Array]
 
 
 def _run(
@@ -175,11 +204,11 @@ def _run(
     bounds = Limits(*limits)
     first = state.step
 
-    # Two loops, so that the inner one holds nothing but steps: shuffles and validations happen
-    # between its runs, and cost nothing where there are none.
+    # Two loops, so that the inner one holds nothing but steps: shuffles, validations and the care
+    # for bad steps happen between its runs, and cost nothing where there are none.
     def segment(carry: Carry) -> Carry:
-        state, history = carry
-        end = bounds.stretch
+        state, history, length = carry
+        end = jnp.minimum(bounds.stretch, state.step + length)
         if state.order is not None and program.batch_size is not None:
             order = rows.turn(state.order, state.keys[1])
             state = state._replace(order=order)
@@ -187,14 +216,26 @@ def _run(
         if program.validate is not None:
             every = bounds.validate_every
             end = jnp.minimum(end, (state.step // every + 1) * every)
-        state, history = jax.lax.while_loop(
-            lambda carry: (carry[0].step < end) & (carry[0].faults.in_row < bounds.max_bad_steps),
-            functools.partial(_step, program, data, first, bounds.chunk),
-            (state, history),
+        walk = jax.lax.while_loop(
+            lambda walk: (walk.step < end) & walk.good,
+            functools.partial(_step, program, state, data, first, bounds.chunk),
+            Walk(
+                params=state.params,
+                opt_state=state.opt_state,
+                step=state.step,
+                offset=None if state.order is None else state.order.offset,
+                good=np.bool_(True),
+                marks=no_marks(state.params),
+                history=history,
+            ),
         )
+        before = state.step
+        state, length = _judged(state, walk, length)
+        history = walk.history
         if program.validate is not None and state.best is not None:
             due = (state.step % every == 0) | (state.step == bounds.num_steps)
             due &= state.faults.in_row < bounds.max_bad_steps
+            due &= state.step > before  # not where the run was taken back
             # Nothing but what a validation changes: a branch not taken copies what it hands on.
             best, losses = jax.lax.cond(
                 due,
@@ -206,47 +247,69 @@ def _run(
                 history["validation"],
             )
             state, history = state._replace(best=best), history | {"validation": losses}
-        return state, history
+        return state, history, length
 
     def goes_on(carry: Carry) -> Array:
-        state, _ = carry
+        state = carry[0]
         on = (state.step < bounds.stretch) & (state.faults.in_row < bounds.max_bad_steps)
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
-    return jax.lax.while_loop(goes_on, segment, (state, _empty_history(program, state, data)))
+    start = state, _empty_history(program, state, data), jnp.int32(LONGEST_RUN)
+    state, history, _ = jax.lax.while_loop(goes_on, segment, start)
+    return state, history
 
 
-def _step(program: Program, data: Any, first: Array, chunk: Array, carry: Carry) -> Carry:
-    state, history = carry
-    batch, order = data, state.order
+def _step(
+    program: Program, state: State, data: Any, first: Array, chunk: Array, walk: Walk
+) -> Walk:
+    batch, offset = data, walk.offset
     if program.streamed:
-        batch = jax.tree.map(lambda leaf: leaf[state.step - chunk], data)
-    elif order is not None and program.batch_size is not None:
-        batch, order = rows.take(data, order, program.batch_size)
-    key = jax.random.fold_in(state.keys[0], state.step)
-    out = train_step(
-        program.loss_fn,
-        program.stepper,
-        state.params,
-        state.opt_state,
-        state.faults,
-        key,
-        batch,
-    )
-    index = state.step - first
+        batch = jax.tree.map(lambda leaf: leaf[walk.step - chunk], data)
+    elif state.order is not None and program.batch_size is not None:
+        batch, order = rows.take(data, state.order._replace(offset=offset), program.batch_size)
+        offset = order.offset
+    key = jax.random.fold_in(state.keys[0], walk.step)
+    out = train_step(program.loss_fn, program.stepper, walk.params, walk.opt_state, key, batch)
+    index = walk.step - first
     values = {"loss": out.loss, **out.metrics}
     history = {
         name: _write(buffer, values[name], index) if name in values else buffer
-        for name, buffer in history.items()
+        for name, buffer in walk.history.items()
     }
-    state = state._replace(
-        params=out.params,
-        opt_state=out.opt_state,
-        faults=out.faults,
-        step=state.step + 1,
-        order=order,
+    return Walk(out.params, out.opt_state, walk.step + 1, offset, out.good, out.marks, history)
+
+
+def _judged(state: State, walk: Walk, length: Array) -> tuple[State, Array]:
+    """The state after a run of steps, and the length of the next one.
+
+    A run ends with its first bad step. If that is all there was, it is skipped; else the run is
+    taken back, and the next one ends before it.
+    """
+    num_steps = walk.step - state.step
+    skips = ~walk.good & (num_steps == 1)
+    done = walk.good | skips
+    params, opt_state = jax.lax.cond(
+        walk.good,
+        lambda: (walk.params, walk.opt_state),
+        lambda: (state.params, state.opt_state),
     )
-    return state, history
+    faults = jax.tree.map(
+        functools.partial(jnp.where, skips),
+        state.faults.one_more(flaws(walk.marks, state.params)),
+        state.faults._replace(in_row=jnp.where(walk.good, 0, state.faults.in_row)),
+    )
+    order = state.order
+    if order is not None:
+        order = order._replace(offset=jnp.where(done, walk.offset, order.offset))
+    state = state._replace(
+        params=params,
+        opt_state=opt_state,
+        step=jnp.where(done, walk.step, state.step),
+        order=order,
+        faults=faults,
+    )
+    grown = jnp.minimum(2 * length, LONGEST_RUN)
+    return state, jnp.where(walk.good, grown, jnp.maximum(num_steps - 1, 1))
 
 
 def _validated(

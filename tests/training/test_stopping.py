@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from flowvi.params import Fixed
-from flowvi.training import StopReason, TrainingDiverged, fit, record
+from flowvi.training import StopReason, TrainingDiverged, fit, record, stretch
 from tests.training.helpers import assert_trees_equal, quadratic, rows, start
 
 
@@ -409,3 +409,45 @@ def test_good_steps_between_bad_ones_start_the_count_anew():
     # Half of the rows are bad, in random order: 32 in all, never 16 in a row.
     result = plant(64, loss=np.nan, where=slice(0, 64, 2), max_bad_steps=16)
     assert result.num_bad_steps == 32
+
+
+@pytest.mark.parametrize("longest", [1, 5, 64])
+def test_bad_steps_anywhere_are_as_if_they_had_never_been(monkeypatch, longest):
+    # Runs of steps are taken back where one of them is bad; nothing of that may show.
+    monkeypatch.setattr("flowvi.training.stretch.LONGEST_RUN", longest)
+    bad = np.zeros(150, bool)
+    bad[[0, 3, 4, 5, 40, 63, 64, 65, 66, 90, 149]] = True
+    values = np.where(bad, np.nan, np.arange(150.0))
+
+    def loss_fn(params, key, batch):
+        del key
+        return jnp.sum(params["t"] * batch), {"batch": jnp.sum(batch)}
+
+    stretch.build.cache_clear()
+    result = fit(
+        loss_fn,
+        {"t": jnp.zeros(2)},
+        optax.sgd(0.5, momentum=0.5),
+        key=KEY,
+        num_steps=150,
+        data=values[:, None],
+        batch_size=1,
+        check_finite=False,
+        validate=lambda params, key, batch: -params["t"][0],
+        validate_every=7,
+        progress=False,
+    )
+    order = result.history["batch"]
+    assert sorted(order[np.isfinite(order)]) == sorted(values[~bad])
+    t, trace, path = 0.0, 0.0, []
+    for value in order:
+        if np.isfinite(value):
+            trace = value + 0.5 * trace
+            t -= 0.5 * trace
+        path.append(t)
+    np.testing.assert_allclose(result.last_params["t"], [t, t], rtol=1e-5)
+    assert result.num_bad_steps == bad.sum()
+    assert result.num_steps == 150
+    seen = result.history["validation_step"]
+    np.testing.assert_array_equal(seen, [*range(7, 150, 7), 150])
+    np.testing.assert_allclose(result.history["validation"], -np.array(path)[seen - 1], rtol=1e-5)

@@ -33,7 +33,8 @@ def default_family(event_size: int, *, transformer: str = "affine") -> Flow:
     size = checks.positive_int("event_size", event_size)
     if size > MODERATE:
         return mean_field(size)
-    layers = iaf(size, num_layers=4, hidden_sizes=(64, 64), transformer=transformer)
+    hidden_sizes = (max(64, 2 * size),) * 2  # two units of each degree
+    layers = iaf(size, num_layers=4, hidden_sizes=hidden_sizes, transformer=transformer)
     return Flow(layers, LocationTriangular(size))
 
 

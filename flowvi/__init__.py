@@ -1,15 +1,20 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
-from flowvi import diagnostics, objectives, testing
+from flowvi import diagnostics, networks, objectives, testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
     Family,
+    bernoulli,
     conditional,
     coupling,
     full_rank,
+    gaussian,
+    gumbel,
     iaf,
+    laplace,
+    logistic,
     maf,
     mean_field,
     standard_normal,
@@ -39,6 +44,7 @@ __all__ = [
     "PosteriorWarning",
     "Target",
     "TrainingDiverged",
+    "bernoulli",
     "conditional",
     "coupling",
     "diagnostics",
@@ -46,10 +52,15 @@ __all__ = [
     "fit_density",
     "fit_posterior",
     "full_rank",
+    "gaussian",
+    "gumbel",
     "iaf",
+    "laplace",
     "load",
+    "logistic",
     "maf",
     "mean_field",
+    "networks",
     "objectives",
     "save",
     "standard_normal",

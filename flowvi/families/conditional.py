@@ -1,12 +1,15 @@
 """A family whose context goes through a network first."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import distrax
 import jax
+import jax.numpy as jnp
 
 from flowvi.families.family import Array, Family, Params
+from flowvi.families.parametric import Parametric
 from flowvi.networks import Network, as_network
 from flowvi.params import Fixed, Origin
 
@@ -56,13 +59,33 @@ class Conditional(Family):
 
     def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
         """See `Family.distribution`."""
-        self.check_context(context)
-        context = jax.numpy.asarray(context)
-        if "context_units" in params:
-            units = params["context_units"].value
-            context = (context - units["shift"]) / units["scale"]
-        features = self.network.apply(params["network"], context)
+        features = self.network.apply(params["network"], self._input(params, context))
         return self.family.distribution(params["family"], features)
+
+    def train_distribution(
+        self, params: Params, key: Array, context: Array | None = None
+    ) -> tuple[distrax.Distribution, Params]:
+        """See `Family.train_distribution`; the network is in its training form too."""
+        network_key, family_key = jax.random.split(key)
+        x = self._input(params, context)
+        features, network = self.network.train_apply(params["network"], network_key, x)
+        inner, family = self.family.train_distribution(params["family"], family_key, features)
+        if network is params["network"] and family is params["family"]:
+            return inner, params
+        return inner, {**params, "family": family, "network": network}
+
+    def check_support(self, x: Any, name: str = "x") -> None:
+        """See `Family.check_support`."""
+        self.family.check_support(x, name)
+
+    def _input(self, params: Params, context: Array | None) -> Array:
+        """The context as the network takes it."""
+        self.check_context(context)
+        context = jnp.asarray(context)
+        if "context_units" not in params:
+            return context
+        units = params["context_units"].value
+        return (context - units["shift"]) / units["scale"]
 
 
 def conditional(family: Family, network: Any, *, context_shape: Any = None) -> Conditional:
@@ -94,12 +117,42 @@ def conditional(family: Family, network: Any, *, context_shape: Any = None) -> C
             f"`family` must take a context; got {family!r}. Perhaps give it a `context_size`?"
         )
     network = as_network(network, context_shape)
-    inputs = jax.ShapeDtypeStruct(network.input_shape, jax.numpy.zeros(()).dtype)
     params = jax.eval_shape(network.init, jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct((*_BATCH, *network.input_shape), jnp.zeros(()).dtype)
     output = jax.eval_shape(network.apply, params, inputs)
-    if getattr(output, "shape", None) != family.context_shape:
+    _check_output(family, network, output)
+    trained, new = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
+    if _describe((trained, new)) != _describe((output, params)):
         raise ValueError(
-            f"`network` must return an array of shape {family.context_shape}, the context shape of "
-            f"{family!r}; got {output} from {network!r}."
+            "`network` must return outputs and parameters of the same shapes in training as in "
+            f"evaluation; got {_describe(trained)} and {_describe(output)} from {network!r}."
         )
     return Conditional(family, network)
+
+
+#: Leading axes of the input with which a network is tried.
+_BATCH = (2, 3)
+
+
+def _describe(tree: Any) -> Any:
+    return jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), tree)
+
+
+def _check_output(family: Family, network: Network, output: Any) -> None:
+    """Checks that the output of a network can be the context of a family."""
+    arguments = family.arguments if isinstance(family, Parametric) else None
+    wanted = f"an array of shape {family.context_shape}, the context shape of {family!r}"
+    if arguments is not None:
+        named = ", ".join(f'"{name}": {shape}' for name, shape in arguments.items())
+        wanted = f"{wanted}, or a dict of arrays of shapes {{{named}}}"
+    expected: Any
+    if isinstance(output, Mapping):
+        expected = None
+        if arguments is not None:
+            expected = {name: _BATCH + shape for name, shape in arguments.items()}
+    else:
+        expected = _BATCH + family.context_shape
+    got: Any = jax.tree.map(lambda a: tuple(a.shape), output)
+    if got != expected:
+        shown = jax.tree.map(lambda a: a.shape[len(_BATCH) :], output)
+        raise ValueError(f"`network` must return {wanted}; got {shown} from {network!r}.")

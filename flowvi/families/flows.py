@@ -220,6 +220,7 @@ def coupling(
         size * scalar.num_params,
         context_size=_context_size(context_size),
         activation=activation,
+        zero_output=True,
     )
     layers = Layers(CouplingLayer(network, scalar), checks.positive_int("num_layers", num_layers))
     return Flow(_base(base, size), layers, context_size)

@@ -2,33 +2,20 @@
 
 import dataclasses
 import inspect
-from typing import Any, Protocol
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.networks.network import Network
 
 Array = jax.Array
 
 
-class Network(Protocol):
-    """What a family asks of a network: hashable, with pure `init` and `apply`."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters."""
-
-    def apply(self, params: Any, x: Array) -> Array:
-        """The output for x of shape [..., *input_shape]."""
-
-
 @dataclasses.dataclass(frozen=True)
-class HaikuNetwork:
+class HaikuNetwork(Network):
     """A transformed Haiku function of one input, without state.
 
     Attributes:
@@ -51,7 +38,7 @@ class HaikuNetwork:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainNetwork:
+class PlainNetwork(Network):
     """An object with `init(key, x) -> params` and `apply(params, x)`, such as a Flax module.
 
     Attributes:

@@ -93,13 +93,17 @@ def conditional(family: Family, network: Any, *, context_shape: Any = None) -> C
 
     Args:
         family: a family with a context; its context is the network's output.
-        network: a `flowvi.networks.MLP`, the result of `hk.transform`, or any hashable object with
-            `init(key, x)` and `apply(params, x)`. Its parameters are part of the family's.
-        context_shape: the shape of one input of the network; needed where it does not know it.
+        network: a network of Haiku, Flax, Equinox or of this library, or a pair of functions; see
+            `flowvi.networks.as_network` for what to pass. It returns the context of the family: an
+            array, or a dict where the family has named arguments. Its parameters are part of the
+            family's.
+        context_shape: the shape of one input of the network, or its size; needed where the network
+            does not know it. The input may have any leading axes.
 
     Raises:
         TypeError: if one of them is not of this kind.
-        ValueError: if the family takes no context, or the network's output is not of its shape.
+        ValueError: if the family takes no context, the network does not take inputs of this
+            shape, or its output is not the context of the family.
 
     Example:
         >>> import jax
@@ -117,16 +121,19 @@ def conditional(family: Family, network: Any, *, context_shape: Any = None) -> C
             f"`family` must take a context; got {family!r}. Perhaps give it a `context_size`?"
         )
     network = as_network(network, context_shape)
-    params = jax.eval_shape(network.init, jax.random.key(0))
     inputs = jax.ShapeDtypeStruct((*_BATCH, *network.input_shape), jnp.zeros(()).dtype)
-    output = jax.eval_shape(network.apply, params, inputs)
+    try:
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        output = jax.eval_shape(network.apply, params, inputs)
+    except Exception as error:
+        raise ValueError(
+            f"`network` must map inputs of shape {network.input_shape} in evaluation; {network!r} "
+            f"raised {type(error).__name__}: {error}. Perhaps it draws random numbers, and wants a "
+            "flag such as `is_training` to know when not to?"
+        ) from error
     _check_output(family, network, output)
     trained, new = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
-    if _describe((trained, new)) != _describe((output, params)):
-        raise ValueError(
-            "`network` must return outputs and parameters of the same shapes in training as in "
-            f"evaluation; got {_describe(trained)} and {_describe(output)} from {network!r}."
-        )
+    _check_training(network, (output, params), (trained, new))
     return Conditional(family, network)
 
 
@@ -134,8 +141,22 @@ def conditional(family: Family, network: Any, *, context_shape: Any = None) -> C
 _BATCH = (2, 3)
 
 
-def _describe(tree: Any) -> Any:
-    return jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), tree)
+def _check_training(network: Network, evaluation: Any, training: Any) -> None:
+    """Checks that training gives outputs and parameters of the shapes that evaluation has."""
+    kinds = [
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(each)
+        }
+        for each in (evaluation, training)
+    ]
+    for name in sorted(kinds[0].keys() | kinds[1].keys()):
+        there, here = (kind.get(name, "nothing") for kind in kinds)
+        if there != here:
+            raise ValueError(
+                "`network` must return outputs and parameters of the same shapes in training as in "
+                f"evaluation; got {here} for {there} from {network!r}."
+            )
 
 
 def _check_output(family: Family, network: Network, output: Any) -> None:

@@ -144,7 +144,8 @@ def _encode(node: Any, arrays: dict[str, np.ndarray]) -> Any:
         items = [_encode(each, arrays) for each in node]
         return {"kind": type(node).__name__, "items": items}
     children, structure = jax.tree.flatten(node, is_leaf=lambda n: n is not node)
-    if not jax.tree_util.treedef_is_leaf(structure):
+    # A node without children is no leaf either.
+    if structure != jax.tree.structure(0):
         # A type of somebody else: only its children are written, `load` finds the type in `like`.
         items = [_encode(each, arrays) for each in children]
         return {"kind": "node", "items": items}

@@ -1,6 +1,7 @@
 """Networks: Haiku modules, pure networks, and adapters for those of others."""
 
 from flowvi.networks.adapters import as_network
+from flowvi.networks.convolutional import ConvDecoder, ConvEncoder
 from flowvi.networks.equinox import EquinoxNetwork
 from flowvi.networks.flax import LinenNetwork, NNXNetwork
 from flowvi.networks.foreign import ForeignNetwork
@@ -13,6 +14,8 @@ from flowvi.networks.plain import PlainNetwork
 __all__ = [
     "MADE",
     "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
     "EquinoxNetwork",
     "ForeignNetwork",
     "HaikuNetwork",

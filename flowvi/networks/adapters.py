@@ -10,7 +10,7 @@ import haiku as hk
 from flowvi import checks
 from flowvi.networks.equinox import EquinoxNetwork
 from flowvi.networks.flax import LinenNetwork, NNXNetwork
-from flowvi.networks.foreign import ForeignNetwork, parameters_of
+from flowvi.networks.foreign import ForeignNetwork, describe, parameters_of
 from flowvi.networks.haiku import HaikuNetwork
 from flowvi.networks.network import Network
 from flowvi.networks.plain import PlainNetwork
@@ -110,8 +110,8 @@ def as_network(network: Any, input_shape: Any = None, *, train_flag: str | None 
         hash(result)
     except TypeError as error:
         raise ValueError(
-            f"`network` must be hashable; got {network!r}. Perhaps give it tuples in place of "
-            "lists?"
+            f"`network` must be hashable; got {describe(network)}. Perhaps give it tuples in place "
+            "of lists?"
         ) from error
     return result
 
@@ -129,7 +129,7 @@ def _recognise(network: Any) -> tuple[Callable[..., ForeignNetwork] | None, tupl
         return MADE_BY[library], (Kept(network),)
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
         return PlainNetwork, network
-    if hasattr(network, "init") and hasattr(network, "apply"):
+    if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
         return PlainNetwork, (network.init, network.apply)
     made = _library_made(network)
     return (None, ()) if made is None else (MADE_BY[made], (network,))

@@ -45,7 +45,12 @@ class FromDistrax(Parametric):
         for name, constraint in self.constraints:
             function = CONSTRAINTS[constraint] if isinstance(constraint, str) else constraint
             arguments = {**arguments, name: function(arguments[name])}
-        return independent(self.constructor(**arguments), self.event_shape)
+        distribution = self.constructor(**arguments)
+        if not isinstance(distribution, distrax.Distribution):
+            raise TypeError(
+                f"`constructor` must return a distribution of Distrax; got {distribution!r}."
+            )
+        return independent(distribution, self.event_shape)
 
 
 def from_distrax(
@@ -121,10 +126,6 @@ def _check_distribution(family: FromDistrax) -> None:
 
     def build(context: Array) -> Array:
         distribution = family.distribution({}, context)
-        if not isinstance(distribution, distrax.Distribution):
-            raise TypeError(
-                f"`constructor` must return a distribution of Distrax; got {distribution!r}."
-            )
         shapes.append((distribution.batch_shape, distribution.event_shape))
         return jnp.zeros(())
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import distrax
 import jax.numpy as jnp
+import numpy as np
 
 from flowvi import checks
 from flowvi.distributions import FlowDistribution
@@ -75,8 +76,10 @@ class FullGaussian(Parametric):
         """See `Parametric.build`."""
         (size,) = self.event_shape
         loc, raw = arguments["loc"], arguments["factor"]
-        rows, columns = jnp.tril_indices(size)
-        entries = jnp.where(rows == columns, positive(raw), raw * size**-0.5)
+        rows, columns = np.tril_indices(size)
+        scale = positive(raw[..., rows == columns])
+        # In units of the row's scale, so that a scale near zero leaves the matrix well conditioned.
+        entries = jnp.where(rows == columns, 1, raw * size**-0.5) * scale[..., rows]
         factor = jnp.zeros((*raw.shape[:-1], size, size), raw.dtype).at[..., rows, columns]
         linear = distrax.TriangularLinear(factor.set(entries), is_lower=True)
         normal = distrax.Normal(jnp.zeros(size, loc.dtype), jnp.ones(size, loc.dtype))
@@ -116,8 +119,9 @@ def gaussian(event_shape: Any, *, scale: float | str = "predicted") -> Parametri
 
             - "predicted": the context is loc and a scale for each coordinate, which a softplus
               makes positive: {"loc", "scale"}, or one array with the last axis twice as long;
-            - "full": for vectors, the context is loc and the lower triangle of L, in y = loc + L x:
-              {"loc", "factor"}, or one array of length D + D (D + 1) / 2;
+            - "full": for vectors, the context is loc and the lower triangle of L, in y = loc + L x,
+              row by row: {"loc", "factor"}, or one array of length D + D (D + 1) / 2. A softplus
+              makes the diagonal positive, and a row is in units of its diagonal and of D^(1/2);
             - "learned": the context is loc, and one scale for everything is a parameter;
             - a positive number: the context is loc.
 

@@ -103,4 +103,4 @@ def _pieces(shapes: list[Shape], leading: Shape) -> list[int]:
 def independent(distribution: distrax.Distribution, event_shape: Shape) -> distrax.Distribution:
     """`distribution`, whose trailing batch axes become axes of the event."""
     missing = len(event_shape) - len(distribution.event_shape)
-    return distrax.Independent(distribution, missing) if missing else distribution
+    return distrax.Independent(distribution, missing) if missing > 0 else distribution

@@ -25,6 +25,10 @@ def save(path: Any, params: Any) -> None:
     written beside its place and renamed when it is whole, so a file that was there before survives
     whatever goes wrong.
 
+    Of a network of another library, the configuration is its name, the shape of its input and the
+    shapes of its parameters, and of a module of `flax.linen` also its attributes. What is inside of
+    a function, such as an activation or a rate of dropout, cannot be told and is not compared.
+
     Args:
         path: where to; an existing file is replaced.
         params: a pytree of arrays, such as `FitResult.params`.

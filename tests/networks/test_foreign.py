@@ -139,6 +139,24 @@ def test_files_and_static_arguments(library, tmp_path):
         fv.load(tmp_path / "params", like=other)
 
 
+def test_files_tell_networks_apart(tmp_path):
+    def one(x):
+        return hk.Linear(4)(jnp.tanh(x))
+
+    def other(x):
+        return hk.Linear(4)(x)
+
+    pairs = [
+        (linen.Dense(4), linen.Dense(4, use_bias=True, precision="high"), "precision"),
+        (hk.transform(one), hk.transform(other), "one"),
+    ]
+    for saved, here, name in pairs:
+        first, second = (fv.conditional(fv.gaussian(2), n, context_shape=3) for n in (saved, here))
+        fv.save(tmp_path / name, first.init(KEY))
+        with pytest.raises(ValueError, match=rf"`like` must be configured.*network is.*{name}"):
+            fv.load(tmp_path / name, like=second)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_one_compilation(library):
     family, params = made(library)

@@ -23,8 +23,8 @@ class MLP(Network):
         h_1 = a(x W_1 + c U + b_1),  h_l = a(h_{l-1} W_l + b_l),  output = h_L W + b
 
     Weights are stored with unit variance and divided by the square root of a layer's fan-in when
-    they are used, as in `flowvi.masked`, so that one learning rate suits it and the flows here. Adam
-    wants one about sqrt(width) times as large as for networks that store their weights divided.
+    they are used, as in `flowvi.masked`, so that one learning rate suits it and the flows here.
+    Adam wants one about sqrt(width) times as large as for networks that store them divided.
 
     Attributes:
         input_size: the length of x, or the shape of one x, which is then flattened.

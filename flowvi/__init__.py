@@ -1,17 +1,27 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
-from flowvi import diagnostics, objectives, testing
+from flowvi import diagnostics, networks, objectives, testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
     Family,
+    bernoulli,
+    categorical,
     conditional,
+    continuous_bernoulli,
     coupling,
+    custom,
+    from_distrax,
     full_rank,
+    gaussian,
+    gumbel,
     iaf,
+    laplace,
+    logistic,
     maf,
     mean_field,
+    mixture,
     standard_normal,
     whitened,
 )
@@ -39,17 +49,28 @@ __all__ = [
     "PosteriorWarning",
     "Target",
     "TrainingDiverged",
+    "bernoulli",
+    "categorical",
     "conditional",
+    "continuous_bernoulli",
     "coupling",
+    "custom",
     "diagnostics",
     "fit",
     "fit_density",
     "fit_posterior",
+    "from_distrax",
     "full_rank",
+    "gaussian",
+    "gumbel",
     "iaf",
+    "laplace",
     "load",
+    "logistic",
     "maf",
     "mean_field",
+    "mixture",
+    "networks",
     "objectives",
     "save",
     "standard_normal",

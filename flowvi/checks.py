@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 Shape = tuple[int, ...]
 
@@ -46,6 +47,26 @@ def sizes(name: str, value: Any) -> Shape:
     if any(size < 1 for size in value):
         raise ValueError(f"`{name}` must be a sequence of positive integers; got {value!r}.")
     return tuple(int(size) for size in value)
+
+
+def size_or_shape(name: str, value: Any) -> int | Shape:
+    """`value` as a positive integer, or as a tuple of them.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if a size is below 1.
+    """
+    return positive_int(name, value) if np.ndim(value) == 0 else sizes(name, value)
+
+
+def shape(name: str, value: Any) -> Shape:
+    """`value` as a shape; an integer is the shape of a vector.
+
+    Raises:
+        TypeError: if it is neither an integer nor a sequence of them.
+        ValueError: if a size is below 1.
+    """
+    return sizes(name, (value,) if _is_int(value) else value)
 
 
 def permutation(name: str, value: Any, size: int | None = None) -> Shape:

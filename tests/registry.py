@@ -311,4 +311,9 @@ REGISTRY: dict[str, Case] = {
     "coupling_spline": family(fv.coupling(5, num_layers=3, hidden_sizes=[8])),
     "mean_field": family(fv.mean_field(5), order=(0, 1, 2, 3, 4)),
     "full_rank": family(fv.full_rank(5), order=(0, 1, 2, 3, 4)),
+    "gaussian_full_context": family(
+        fv.conditional(fv.gaussian(3, scale="full"), MLP(2, (4,), 9)),
+        context_shape=(4, 2),
+        order=(0, 1, 2),
+    ),
 }

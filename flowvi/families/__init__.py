@@ -1,24 +1,57 @@
 """Families: distributions waiting for parameters and a context."""
 
 from flowvi.families.conditional import Conditional, conditional
+from flowvi.families.continuous import ContinuousBernoulliFamily, continuous_bernoulli
+from flowvi.families.custom import Custom, custom
+from flowvi.families.discrete import BernoulliFamily, CategoricalFamily, bernoulli, categorical
 from flowvi.families.family import Family
 from flowvi.families.flow import Flow
 from flowvi.families.flows import coupling, iaf, maf
+from flowvi.families.from_distrax import FromDistrax, from_distrax
+from flowvi.families.location_scale import (
+    FullGaussian,
+    LocationScaleFamily,
+    gaussian,
+    gumbel,
+    laplace,
+    logistic,
+)
+from flowvi.families.mixture import Mixture, mixture
 from flowvi.families.normal import StandardNormal, full_rank, mean_field, standard_normal
+from flowvi.families.parametric import Parametric
 from flowvi.families.whitened import Whitened, whitened
 
 __all__ = [
+    "BernoulliFamily",
+    "CategoricalFamily",
     "Conditional",
+    "ContinuousBernoulliFamily",
+    "Custom",
     "Family",
     "Flow",
+    "FromDistrax",
+    "FullGaussian",
+    "LocationScaleFamily",
+    "Mixture",
+    "Parametric",
     "StandardNormal",
     "Whitened",
+    "bernoulli",
+    "categorical",
     "conditional",
+    "continuous_bernoulli",
     "coupling",
+    "custom",
+    "from_distrax",
     "full_rank",
+    "gaussian",
+    "gumbel",
     "iaf",
+    "laplace",
+    "logistic",
     "maf",
     "mean_field",
+    "mixture",
     "standard_normal",
     "whitened",
 ]

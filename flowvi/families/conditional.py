@@ -1,12 +1,15 @@
 """A family whose context goes through a network first."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import distrax
 import jax
+import jax.numpy as jnp
 
 from flowvi.families.family import Array, Family, Params
+from flowvi.families.parametric import Parametric
 from flowvi.networks import Network, as_network
 from flowvi.params import Fixed, Origin
 
@@ -56,13 +59,33 @@ class Conditional(Family):
 
     def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
         """See `Family.distribution`."""
-        self.check_context(context)
-        context = jax.numpy.asarray(context)
-        if "context_units" in params:
-            units = params["context_units"].value
-            context = (context - units["shift"]) / units["scale"]
-        features = self.network.apply(params["network"], context)
+        features = self.network.apply(params["network"], self._input(params, context))
         return self.family.distribution(params["family"], features)
+
+    def train_distribution(
+        self, params: Params, key: Array, context: Array | None = None
+    ) -> tuple[distrax.Distribution, Params]:
+        """See `Family.train_distribution`; the network is in its training form too."""
+        network_key, family_key = jax.random.split(key)
+        x = self._input(params, context)
+        features, network = self.network.train_apply(params["network"], network_key, x)
+        inner, family = self.family.train_distribution(params["family"], family_key, features)
+        if network is params["network"] and family is params["family"]:
+            return inner, params
+        return inner, {**params, "family": family, "network": network}
+
+    def check_support(self, x: Any, name: str = "x") -> None:
+        """See `Family.check_support`."""
+        self.family.check_support(x, name)
+
+    def _input(self, params: Params, context: Array | None) -> Array:
+        """The context as the network takes it."""
+        self.check_context(context)
+        context = jnp.asarray(context)
+        if "context_units" not in params:
+            return context
+        units = params["context_units"].value
+        return (context - units["shift"]) / units["scale"]
 
 
 def conditional(family: Family, network: Any, *, context_shape: Any = None) -> Conditional:
@@ -70,13 +93,17 @@ def conditional(family: Family, network: Any, *, context_shape: Any = None) -> C
 
     Args:
         family: a family with a context; its context is the network's output.
-        network: a `flowvi.networks.MLP`, the result of `hk.transform`, or any hashable object with
-            `init(key, x)` and `apply(params, x)`. Its parameters are part of the family's.
-        context_shape: the shape of one input of the network; needed where it does not know it.
+        network: a network of Haiku, Flax, Equinox or of this library, or a pair of functions; see
+            `flowvi.networks.as_network` for what to pass. It returns the context of the family: an
+            array, or a dict where the family has named arguments. Its parameters are part of the
+            family's.
+        context_shape: the shape of one input of the network, or its size; needed where the network
+            does not know it. The input may have any leading axes.
 
     Raises:
         TypeError: if one of them is not of this kind.
-        ValueError: if the family takes no context, or the network's output is not of its shape.
+        ValueError: if the family takes no context, the network does not take inputs of this
+            shape, or its output is not the context of the family.
 
     Example:
         >>> import jax
@@ -94,12 +121,59 @@ def conditional(family: Family, network: Any, *, context_shape: Any = None) -> C
             f"`family` must take a context; got {family!r}. Perhaps give it a `context_size`?"
         )
     network = as_network(network, context_shape)
-    inputs = jax.ShapeDtypeStruct(network.input_shape, jax.numpy.zeros(()).dtype)
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    output = jax.eval_shape(network.apply, params, inputs)
-    if getattr(output, "shape", None) != family.context_shape:
+    inputs = jax.ShapeDtypeStruct((*_BATCH, *network.input_shape), jnp.zeros(()).dtype)
+    try:
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        output = jax.eval_shape(network.apply, params, inputs)
+    except Exception as error:
         raise ValueError(
-            f"`network` must return an array of shape {family.context_shape}, the context shape of "
-            f"{family!r}; got {output} from {network!r}."
-        )
+            f"`network` must map inputs of shape {network.input_shape} in evaluation; {network!r} "
+            f"raised {type(error).__name__}: {error}. Perhaps it draws random numbers, and wants a "
+            "flag such as `is_training` to know when not to?"
+        ) from error
+    _check_output(family, network, output)
+    trained, new = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
+    _check_training(network, (output, params), (trained, new))
     return Conditional(family, network)
+
+
+#: Leading axes of the input with which a network is tried.
+_BATCH = (2, 3)
+
+
+def _check_training(network: Network, evaluation: Any, training: Any) -> None:
+    """Checks that training gives outputs and parameters of the shapes that evaluation has."""
+    kinds = [
+        {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(each)
+        }
+        for each in (evaluation, training)
+    ]
+    for name in sorted(kinds[0].keys() | kinds[1].keys()):
+        there, here = (kind.get(name, "nothing") for kind in kinds)
+        if there != here:
+            raise ValueError(
+                "`network` must return outputs and parameters of the same shapes in training as in "
+                f"evaluation; got {here} for {there} from {network!r}."
+            )
+
+
+def _check_output(family: Family, network: Network, output: Any) -> None:
+    """Checks that the output of a network can be the context of a family."""
+    arguments = family.arguments if isinstance(family, Parametric) else None
+    wanted = f"an array of shape {family.context_shape}, the context shape of {family!r}"
+    if arguments is not None:
+        named = ", ".join(f'"{name}": {shape}' for name, shape in arguments.items())
+        wanted = f"{wanted}, or a dict of arrays of shapes {{{named}}}"
+    expected: Any
+    if isinstance(output, Mapping):
+        expected = None
+        if arguments is not None:
+            expected = {name: _BATCH + shape for name, shape in arguments.items()}
+    else:
+        expected = _BATCH + family.context_shape
+    got: Any = jax.tree.map(lambda a: tuple(a.shape), output)
+    if got != expected:
+        shown = jax.tree.map(lambda a: a.shape[len(_BATCH) :], output)
+        raise ValueError(f"`network` must return {wanted}; got {shown} from {network!r}.")

@@ -89,6 +89,18 @@ class Family(abc.ABC):
         """
         raise TypeError(f"`family` must be a flow to be given units; got {self!r}.")
 
+    def check_support(self, x: Any, name: str = "x") -> None:
+        """Checks that data are where the family can be; by default it can be anywhere.
+
+        Args:
+            x: an array of shape [*rows, *event_shape], in memory or on disk.
+            name: what to call it in the message.
+
+        Raises:
+            ValueError: if a number is outside of the support; it says which, and what to do.
+        """
+        del x, name
+
     def log_prob(self, params: Params, x: Array, context: Array | None = None) -> Array:
         """Log density at `x`, of shape [...] for `x` of shape [..., *event_shape]. Compiled.
 

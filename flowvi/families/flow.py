@@ -93,12 +93,36 @@ class Flow(Family):
 
     def distribution(self, params: Params, context: Array | None = None) -> FlowDistribution:
         """See `Family.distribution`."""
+        self.check_context(context)
+        context = self._standardised(params, context)
+        base = self.base.distribution(params["base"], self._base_context(context))
+        return self._pushed(params, base, context)
+
+    def train_distribution(
+        self, params: Params, key: Array, context: Array | None = None
+    ) -> tuple[FlowDistribution, Params]:
+        """See `Family.train_distribution`; the base is in its training form."""
+        self.check_context(context)
+        context = self._standardised(params, context)
+        own = params["base"]
+        base, new = self.base.train_distribution(own, key, self._base_context(context))
+        flow = self._pushed(params, base, context)
+        return flow, params if new is own else {**params, "base": new}
+
+    def _standardised(self, params: Params, context: Array | None) -> Array | None:
+        if context is None or "context_units" not in params:
+            return context
+        units = params["context_units"].value
+        return (context - units["shift"]) / units["scale"]
+
+    def _base_context(self, context: Array | None) -> Array | None:
+        return None if self.base.context_shape is None else context
+
+    def _pushed(
+        self, params: Params, base: distrax.Distribution, context: Array | None
+    ) -> FlowDistribution:
+        """The distribution of f(x) for x from `base`."""
         batch_shape = self.check_context(context)
-        if context is not None and "context_units" in params:
-            units = params["context_units"].value
-            context = (context - units["shift"]) / units["scale"]
-        takes_context = self.base.context_shape is not None
-        base = self.base.distribution(params["base"], context if takes_context else None)
         bijector = self.transform.bijector(params["transform"], context)
         if "units" in params:
             bijector = distrax.Chain([Units(**params["units"].value), bijector])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowvi import checks
+from flowvi.families.conditional import conditional
 from flowvi.families.family import Array, Family
 from flowvi.families.flow import Flow
 from flowvi.families.layers import AutoregressiveLayer, CouplingLayer, Layers, as_mixing
@@ -28,14 +29,16 @@ def _context_size(context_size: int | None) -> int | None:
     return None if context_size is None else checks.positive_int("context_size", context_size)
 
 
-def _base(base: Family | None, event_size: int) -> Family:
+def _base(base: Family | None, event_size: int, context_size: int | None) -> Family:
     if base is None:
         return standard_normal(event_size)
     if not isinstance(base, Family):
         raise TypeError(
             f"`base` must be a family, such as `fv.mean_field({event_size})`; got {base!r}."
         )
-    return base
+    if context_size is None or base.context_shape in (None, (context_size,)):
+        return base
+    return conditional(base, MLP(context_size, (), base.context_shape))
 
 
 def _autoregressive(
@@ -62,7 +65,7 @@ def _autoregressive(
     between = as_mixing(mixing, size)
     layer = AutoregressiveLayer(network, scalar, density_first, between)
     layers = Layers(layer, checks.positive_int("num_layers", num_layers), between.permutation)
-    return Flow(_base(base, size), layers, context_size)
+    return Flow(_base(base, size, context_size), layers, context_size)
 
 
 def iaf(
@@ -87,7 +90,9 @@ def iaf(
             512, by default.
         transformer: "spline", "affine", or a transformer.
         context_size: the length of the context vector, or None.
-        base: the family of the noise, a standard normal by default. It may take the context too.
+        base: the family of the noise, a standard normal by default. It may take the context too,
+            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
+            parameters depend on the context.
         activation: a name such as "silu", or a function.
         mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
             does so after a learned LU-linear map; or a permutation.
@@ -143,7 +148,9 @@ def maf(
         transformer: "spline", "affine", or a transformer.
         context_size: the length of the context vector, or None; with it the flow is a conditional
             density p(x | context).
-        base: the family of the noise, a standard normal by default. It may take the context too.
+        base: the family of the noise, a standard normal by default. It may take the context too,
+            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
+            parameters depend on the context.
         activation: a name such as "silu", or a function.
         mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
             does so after a learned LU-linear map; or a permutation.
@@ -195,7 +202,9 @@ def coupling(
             512, by default.
         transformer: "spline", "affine", or a transformer.
         context_size: the length of the context vector, or None.
-        base: the family of the noise, a standard normal by default. It may take the context too.
+        base: the family of the noise, a standard normal by default. It may take the context too,
+            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
+            parameters depend on the context.
         activation: a name such as "silu", or a function.
 
     Raises:
@@ -220,6 +229,7 @@ def coupling(
         size * scalar.num_params,
         context_size=_context_size(context_size),
         activation=activation,
+        zero_output=True,
     )
     layers = Layers(CouplingLayer(network, scalar), checks.positive_int("num_layers", num_layers))
-    return Flow(_base(base, size), layers, context_size)
+    return Flow(_base(base, size, context_size), layers, context_size)

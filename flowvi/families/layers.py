@@ -128,7 +128,7 @@ class CouplingLayer:
     @property
     def event_size(self) -> int:
         """D."""
-        return self.network.input_size
+        return self.network.input_shape[0]
 
     def init(self, key: Array) -> Params:
         """The network's parameters."""

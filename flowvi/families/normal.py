@@ -14,7 +14,7 @@ from flowvi.families.family import Array, Family, Params
 from flowvi.families.flow import Flow
 
 
-def _scale(raw: Array) -> Array:
+def positive(raw: Array) -> Array:
     """A smooth map of the reals to positive numbers, 1 at 0, bounded away from 0 by its dtype."""
     floor = jnp.finfo(raw.dtype).tiny ** 0.5
     return jax.nn.softplus(raw + math.log(math.e - 1)) + floor
@@ -56,7 +56,7 @@ class LocationScale:
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
         """See `Transform.bijector`."""
         del context
-        return Units(params["loc"], _scale(params["raw_scale"]))
+        return Units(params["loc"], positive(params["raw_scale"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class LocationTriangular:
         """See `Transform.bijector`."""
         del context
         raw = params["raw_factor"]
-        factor = jnp.tril(raw, -1) + jnp.diag(_scale(jnp.diag(raw)))
+        factor = jnp.tril(raw, -1) + jnp.diag(positive(jnp.diag(raw)))
         shift = distrax.Block(distrax.Shift(params["loc"]), 1)
         return distrax.Chain([shift, distrax.TriangularLinear(factor, is_lower=True)])
 

@@ -1,108 +1,164 @@
 """Networks from anywhere, made to look the same to a family."""
 
 import dataclasses
-import inspect
-from typing import Any, Protocol
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import haiku as hk
-import jax
-import jax.numpy as jnp
 
 from flowvi import checks
-
-Array = jax.Array
-
-
-class Network(Protocol):
-    """What a family asks of a network: hashable, with pure `init` and `apply`."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters."""
-
-    def apply(self, params: Any, x: Array) -> Array:
-        """The output for x of shape [..., *input_shape]."""
+from flowvi.networks.equinox import EquinoxNetwork
+from flowvi.networks.flax import LinenNetwork, NNXNetwork
+from flowvi.networks.foreign import ForeignNetwork, describe, parameters_of
+from flowvi.networks.haiku import HaikuNetwork
+from flowvi.networks.network import Network
+from flowvi.networks.plain import PlainNetwork
 
 
-@dataclasses.dataclass(frozen=True)
-class HaikuNetwork:
-    """A transformed Haiku function of one input, without state.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Kept:
+    """A constructor that returns a module that there is already, with the parameters it has.
+
+    Arrays have no hash, so it is equal to nothing but itself.
 
     Attributes:
-        transformed: what `hk.transform` returned.
-        input_shape: the shape of one input.
-    """
-
-    transformed: hk.Transformed
-    input_shape: tuple[int, ...]
-
-    def init(self, key: Array) -> Any:
-        """Fresh parameters."""
-        return self.transformed.init(key, jnp.zeros(self.input_shape))
-
-    def apply(self, params: Any, x: Array) -> Array:
-        """The output for x of shape [..., *input_shape]."""
-        # `hk.without_apply_rng` leaves the type as it is and takes the argument away.
-        takes_rng = "rng" in inspect.signature(self.transformed.apply).parameters
-        return self.transformed.apply(params, *([None] if takes_rng else []), x)
-
-
-@dataclasses.dataclass(frozen=True)
-class PlainNetwork:
-    """An object with `init(key, x) -> params` and `apply(params, x)`, such as a Flax module.
-
-    Attributes:
-        module: the object; it must be hashable.
-        input_shape: the shape of one input.
+        module: the module.
     """
 
     module: Any
-    input_shape: tuple[int, ...]
 
-    def init(self, key: Array) -> Any:
-        """Fresh parameters."""
-        return self.module.init(key, jnp.zeros(self.input_shape))
+    def __repr__(self) -> str:
+        kind = self.module[0] if isinstance(self.module, tuple) else self.module
+        return f"a {type(kind).__qualname__}"
 
-    def apply(self, params: Any, x: Array) -> Array:
-        """The output for x of shape [..., *input_shape]."""
-        return self.module.apply(params, x)
+    def __call__(self, **unused: Any) -> Any:
+        """The module."""
+        return self.module
 
 
-def as_network(network: Any, input_shape: Any = None) -> Network:
+def as_network(network: Any, input_shape: Any = None, *, train_flag: str | None = None) -> Network:
     """A network in the form that families use.
 
+    | what to pass | for |
+    |---|---|
+    | a `flowvi.networks.Network`, such as `MLP` | networks of this library |
+    | `hk.transform(f)`, `hk.transform_with_state(f)` | Haiku |
+    | a module | `flax.linen` |
+    | a function (rngs) -> module, or a module | `flax.nnx` |
+    | a function (key) -> module, or a module | Equinox |
+    | `eqx.nn.make_with_state(...)` of such a function, or what it returns | Equinox, with state |
+    | (init, apply), or an object that has both | see `PlainNetwork` |
+
+    Of a module of nnx or Equinox that there is already, the parameters are those that it has,
+    whatever the key. A function makes fresh ones; its parameter must be called `rngs` or `key`.
+
+    All are called with one leading axis of rows, except modules of Equinox, which are called with
+    one row. Dropout and batch statistics follow the training form of the family: by
+    the module's own switch (nnx, Equinox), or by an argument called `train`, `training`,
+    `is_training`, `deterministic`, `inference` or `use_running_average`.
+
     Args:
-        network: one with `input_shape`, `init(key)` and `apply(params, x)`, such as
-            `flowvi.networks.MLP`; the result of `hk.transform`; or an object with `init(key, x)`
-            and `apply(params, x)`.
+        network: one of these.
         input_shape: the shape of one input; needed where the network does not know it.
+        train_flag: the name of an argument that is True in training, where it is none of the above.
+
+    Returns:
+        A `Network`.
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if the input shape is missing or contradicts the network's own.
+        ValueError: if the input shape is missing or contradicts the network's own, or the network
+            has no hash.
+
+    Example:
+        >>> import haiku as hk, jax
+        >>> from flowvi.networks import as_network
+        >>> def encoder(x, is_training):
+        ...     h = hk.nets.MLP([32, 4])(x)
+        ...     return hk.dropout(hk.next_rng_key(), 0.1, h) if is_training else h
+        >>> network = as_network(hk.transform(encoder), (10,))
+        >>> params = network.init(jax.random.key(0))
+        >>> network.apply(params, jax.numpy.ones((3, 5, 10))).shape
+        (3, 5, 4)
     """
-    if not hasattr(network, "init") or not hasattr(network, "apply"):
-        raise TypeError(
-            f"`network` must have `init` and `apply`; got {network!r}. Perhaps wrap a Haiku "
-            "function in `hk.transform`?"
-        )
     own = getattr(network, "input_shape", None)
-    if own is not None:
-        if input_shape is not None and checks.sizes("context_shape", input_shape) != own:
+    if own is not None and input_shape is not None:
+        own, input_shape = (checks.shape("context_shape", each) for each in (own, input_shape))
+        if own != input_shape:
             raise ValueError(
                 f"`context_shape` must be {own}, the input shape of {network!r}; "
                 f"got {input_shape!r}."
             )
+    if isinstance(network, Network):
         return network
+    input_shape = own if input_shape is None else input_shape
+    kind, parts = _recognise(network)
+    if kind is None:
+        raise TypeError(
+            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or a "
+            f"function of `rngs` or `key` that makes one; got {network!r}. Perhaps wrap a Haiku "
+            "function in `hk.transform`?"
+        )
     if input_shape is None:
         raise ValueError(
             "`context_shape` must be given for a network that does not know its input shape; "
             f"got None for {network!r}."
         )
-    shape = checks.sizes("context_shape", input_shape)
-    if isinstance(network, hk.Transformed):
-        return HaikuNetwork(network, shape)
-    return PlainNetwork(network, shape)
+    result = kind(*parts, checks.shape("context_shape", input_shape), train_flag)
+    try:
+        hash(result)
+    except TypeError as error:
+        raise ValueError(
+            f"`network` must be hashable; got {describe(network)}. Perhaps give it tuples in place "
+            "of lists?"
+        ) from error
+    return result
+
+
+def _recognise(network: Any) -> tuple[Callable[..., ForeignNetwork] | None, tuple[Any, ...]]:
+    """The adapter for a network, and its first arguments."""
+    # Equinox gives a module and its state as a pair.
+    first = network[0] if type(network) is tuple and network else network
+    library = None if isinstance(first, type) else _library(type(first))
+    if isinstance(network, hk.Transformed | hk.TransformedWithState):
+        return HaikuNetwork, (network,)
+    if library == "flax.linen":
+        return LinenNetwork, (network,)
+    if library is not None:
+        return MADE_BY[library], (Kept(network),)
+    if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
+        return PlainNetwork, network
+    if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
+        return PlainNetwork, (network.init, network.apply)
+    made = _library_made(network)
+    return (None, ()) if made is None else (MADE_BY[made], (network,))
+
+
+#: Libraries whose modules have their arrays inside.
+MADE_BY: dict[str, type[ForeignNetwork]] = {"flax.nnx": NNXNetwork, "equinox": EquinoxNetwork}
+
+
+def _library(kind: type) -> str | None:
+    """The library to which a class belongs, told by name: none is imported for it."""
+    modules = [base.__module__ + "." for base in kind.__mro__]
+    for library in ("flax.linen", *MADE_BY):
+        if any(name.startswith(library + ".") for name in modules):
+            return library
+    return None
+
+
+def _library_made(function: Any) -> str | None:
+    """The library whose modules a function makes."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, type):
+        library = _library(function)
+        return library if library in MADE_BY else None
+    if not callable(function):
+        return None
+    names = parameters_of(function)
+    # `eqx.nn.make_with_state` does not tell the parameters of what it returns.
+    if "key" in names or getattr(function, "__module__", "").startswith("equinox."):
+        return "equinox"
+    return "flax.nnx" if "rngs" in names else None

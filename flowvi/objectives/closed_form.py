@@ -36,14 +36,11 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
     """
     of_q, of_p = _moments(q), _moments(p)
     if of_q is not None and of_p is not None:
-        (mean_q, spread_q, diagonal_q), (mean_p, spread_p, diagonal_p) = of_q, of_p
+        (mean_q, root_q, diagonal_q), (mean_p, root_p, diagonal_p) = of_q, of_p
         if diagonal_q and diagonal_p:
-            return _diagonal_kl(mean_q, spread_q, mean_p, spread_p)
+            return _diagonal_kl(mean_q, root_q, mean_p, root_p)
         return _full_kl(
-            mean_q,
-            _as_matrix(spread_q, diagonal_q),
-            mean_p,
-            _as_matrix(spread_p, diagonal_p),
+            mean_q, _as_matrix(root_q, diagonal_q), mean_p, _as_matrix(root_p, diagonal_p)
         )
     if isinstance(q, distrax.Transformed) or isinstance(p, distrax.Transformed):
         # Distrax's own rule takes flows of one architecture for equal: see `distributions`.
@@ -54,44 +51,63 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
 
 
 def _moments(distribution: Any) -> tuple[Array, Array, bool] | None:
-    """(mean, variances or covariance, whether it is variances) of a normal; None for others."""
+    """(mean, root, whether it is a diagonal) of a normal; None for others.
+
+    The root is standard deviations, or a lower triangular R with covariance R R^T.
+    """
     if isinstance(distribution, FlowDistribution):
         base = _moments(distribution.distribution)
         if base is None or not distribution.bijector.is_constant_jacobian:
             return None
         if not base[2] or len(distribution.event_shape) != 1:
             return None
-        if isinstance(distribution.bijector, Units):
-            slope = jnp.exp(_log_slope(distribution))
-            return distribution.mean(), base[1] * slope**2, True
-        return distribution.mean(), distribution.covariance(), False
+        mean, bijector = distribution.mean(), distribution.bijector
+        if isinstance(bijector, Units):
+            return mean, base[1] * jnp.abs(_slope(bijector, mean)), True
+        if _is_triangular(bijector):
+            outer, linear = bijector.bijectors
+            # A covariance and its Cholesky factor would lose half of the digits.
+            slope = _slope(outer, mean)[..., :, None]
+            return mean, slope * linear.matrix * base[1][..., None, :], False
+        return mean, jnp.linalg.cholesky(distribution.covariance()), False
     inner = distribution
     while isinstance(inner, distrax.Independent):
         inner = inner.distribution
     if isinstance(inner, distrax.Normal) and len(distribution.event_shape) == 1:
-        return inner.loc, inner.scale**2, True
+        return inner.loc, inner.scale, True
     return None
 
 
-def _log_slope(distribution: FlowDistribution) -> Array:
-    zero = distribution.mean() * 0
-    bijector = distribution.bijector
-    return jnp.log(jnp.abs(bijector.forward(zero + 1) - bijector.forward(zero)))
+def _is_triangular(bijector: Any) -> bool:
+    """Whether this is an elementwise map after a lower triangular matrix."""
+    if not isinstance(bijector, distrax.Chain) or len(bijector.bijectors) != 2:
+        return False
+    outer, linear = bijector.bijectors
+    return (
+        isinstance(outer, distrax.Block | Units)
+        and isinstance(linear, distrax.TriangularLinear)
+        and linear.is_lower
+    )
 
 
-def _as_matrix(spread: Array, diagonal: bool) -> Array:
-    return spread[..., None] * jnp.eye(spread.shape[-1]) if diagonal else spread
+def _slope(bijector: Any, mean: Array) -> Array:
+    """The slope of an elementwise affine map."""
+    zero = mean * 0
+    return bijector.forward(zero + 1) - bijector.forward(zero)
 
 
-def _diagonal_kl(mean_q: Array, var_q: Array, mean_p: Array, var_p: Array) -> Array:
-    ratio = var_q / var_p
-    terms = ratio + (mean_p - mean_q) ** 2 / var_p - 1 - jnp.log(ratio)
+def _as_matrix(root: Array, diagonal: bool) -> Array:
+    return root[..., None] * jnp.eye(root.shape[-1], dtype=root.dtype) if diagonal else root
+
+
+def _diagonal_kl(mean_q: Array, root_q: Array, mean_p: Array, root_p: Array) -> Array:
+    ratio = root_q / root_p
+    terms = ratio**2 + ((mean_p - mean_q) / root_p) ** 2 - 1 - 2 * jnp.log(ratio)
     return 0.5 * jnp.sum(terms, -1)
 
 
-def _full_kl(mean_q: Array, cov_q: Array, mean_p: Array, cov_p: Array) -> Array:
-    size = cov_q.shape[-1]
-    root_q, root_p = jnp.linalg.cholesky(cov_q), jnp.linalg.cholesky(cov_p)
+def _full_kl(mean_q: Array, root_q: Array, mean_p: Array, root_p: Array) -> Array:
+    size = root_q.shape[-1]
     batch = jnp.broadcast_shapes(root_q.shape[:-2], root_p.shape[:-2])
     matrix = (*batch, size, size)
     root_q, root_p = jnp.broadcast_to(root_q, matrix), jnp.broadcast_to(root_p, matrix)
@@ -103,4 +119,4 @@ def _full_kl(mean_q: Array, cov_q: Array, mean_p: Array, cov_p: Array) -> Array:
 
 
 def _log_diagonal(root: Array) -> Array:
-    return jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
+    return jnp.sum(jnp.log(jnp.abs(jnp.diagonal(root, axis1=-2, axis2=-1))), -1)

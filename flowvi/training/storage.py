@@ -25,6 +25,10 @@ def save(path: Any, params: Any) -> None:
     written beside its place and renamed when it is whole, so a file that was there before survives
     whatever goes wrong.
 
+    Of a network of another library, the configuration is its name, the shape of its input and the
+    shapes of its parameters, and of a module of `flax.linen` also its attributes. What is inside of
+    a function, such as an activation or a rate of dropout, cannot be told and is not compared.
+
     Args:
         path: where to; an existing file is replaced.
         params: a pytree of arrays, such as `FitResult.params`.
@@ -143,8 +147,9 @@ def _encode(node: Any, arrays: dict[str, np.ndarray]) -> Any:
     if type(node) in (tuple, list):
         items = [_encode(each, arrays) for each in node]
         return {"kind": type(node).__name__, "items": items}
-    children, structure = jax.tree.flatten(node, is_leaf=lambda n: n is not node)
-    if not jax.tree_util.treedef_is_leaf(structure):
+    children = jax.tree.leaves(node, is_leaf=lambda n: n is not node)
+    # A node without children is no leaf either.
+    if not (len(children) == 1 and children[0] is node):
         # A type of somebody else: only its children are written, `load` finds the type in `like`.
         items = [_encode(each, arrays) for each in children]
         return {"kind": "node", "items": items}

@@ -1,0 +1,106 @@
+"""Families of a context that is their parameters."""
+
+import abc
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import distrax
+import jax.numpy as jnp
+
+from flowvi import checks
+from flowvi.families.family import Array, Family, Params, Shape
+
+
+class Parametric(Family):
+    """A distribution whose arguments are the context, such as the output of a network.
+
+    A context is a dict of the arguments by name, of the shapes [*batch, *shape] that `arguments`
+    gives; or one array, in which the arguments stand one after the other along the last axis. So a
+    normal over vectors of length D takes {"loc": [*batch, D], "scale": [*batch, D]} or an array
+    [*batch, 2 D], and one over images [H, W, C] an array [*batch, H, W, 2 C]. An argument whose
+    shape is () is of length 1 there; arguments whose shapes differ in other axes are flattened.
+
+    Arguments are unconstrained: every finite value is accepted, and smooth maps take them to where
+    they have to be.
+    """
+
+    @property
+    @abc.abstractmethod
+    def arguments(self) -> dict[str, Shape]:
+        """Names and shapes of the arguments, in their order."""
+
+    @abc.abstractmethod
+    def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
+        """The distribution at these arguments, whose leading axes agree."""
+
+    @property
+    def context_shape(self) -> Shape:  # type: ignore[override]
+        """The shape of the array that holds all arguments."""
+        shapes = list(self.arguments.values())
+        if len(shapes) == 1:
+            return shapes[0]
+        return (*self._leading, sum(_pieces(shapes, self._leading)))
+
+    @property
+    def _leading(self) -> Shape:
+        leading = {shape[:-1] for shape in self.arguments.values()}
+        return leading.pop() if len(leading) == 1 else ()
+
+    def check_context(self, context: Any) -> Shape:
+        """See `Family.check_context`.
+
+        Raises:
+            ValueError: also if names are missing or superfluous, or batch shapes differ.
+        """
+        if not isinstance(context, Mapping):
+            return super().check_context(context)
+        expected = self.arguments
+        if set(context) != set(expected):
+            raise ValueError(
+                f"`context` must be a dict of {', '.join(expected)} for {self!r}; got "
+                f"{', '.join(map(str, context)) or 'no names'}."
+            )
+        batch_shapes = {}
+        for name, shape in expected.items():
+            checks.trailing_shape(f'context["{name}"]', context[name], shape, f"{self!r}")
+            got = jnp.shape(context[name])
+            batch_shapes[name] = got[: len(got) - len(shape)]
+        if len(set(batch_shapes.values())) > 1:
+            raise ValueError(
+                f"`context` must be a dict of arrays with the same leading axes for {self!r}; got "
+                f"{batch_shapes}."
+            )
+        return next(iter(batch_shapes.values()))
+
+    def take_apart(self, context: Any) -> dict[str, Array]:
+        """The arguments by name, from a context in either form."""
+        if isinstance(context, Mapping):
+            return {name: jnp.asarray(context[name]) for name in self.arguments}
+        context = jnp.asarray(context)
+        if len(self.arguments) == 1:
+            return dict.fromkeys(self.arguments, context)
+        batch_shape = context.shape[: context.ndim - len(self.context_shape)]
+        result, start = {}, 0
+        sizes = _pieces(list(self.arguments.values()), self._leading)
+        for (name, shape), size in zip(self.arguments.items(), sizes, strict=True):
+            piece = context[..., start : start + size]
+            result[name] = piece.reshape(batch_shape + shape)
+            start += size
+        return result
+
+    def distribution(self, params: Params, context: Any = None) -> distrax.Distribution:
+        """See `Family.distribution`."""
+        self.check_context(context)
+        return self.build(params, self.take_apart(context))
+
+
+def _pieces(shapes: list[Shape], leading: Shape) -> list[int]:
+    """How much of the last axis of the array each argument takes."""
+    return [math.prod(shape) // math.prod(leading) for shape in shapes]
+
+
+def independent(distribution: distrax.Distribution, event_shape: Shape) -> distrax.Distribution:
+    """`distribution`, whose trailing batch axes become axes of the event."""
+    missing = len(event_shape) - len(distribution.event_shape)
+    return distrax.Independent(distribution, missing) if missing > 0 else distribution

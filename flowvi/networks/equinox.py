@@ -1,0 +1,80 @@
+"""Networks of Equinox, which is imported where such a network is used, if ever."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flowvi.networks.foreign import KEYS, ForeignNetwork, parameters_of
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class EquinoxNetwork(ForeignNetwork):
+    """A module of Equinox, which maps one input to one output, and is mapped over rows here.
+
+    Its inexact arrays are its parameters. Other arrays, and the `eqx.nn.State` of a module that has
+    one, are state. The axis of rows is called "batch", as layers such as `eqx.nn.BatchNorm` ask.
+
+    Attributes:
+        make: (key) -> module, or (key) -> (module, state), as `eqx.nn.make_with_state` gives it.
+        input_shape: the shape of one input.
+        train_flag: see `ForeignNetwork`.
+    """
+
+    make: Callable[..., Any]
+    input_shape: tuple[int, ...]
+    train_flag: str | None = None
+
+    @property
+    def subject(self) -> Any:
+        """What makes the module."""
+        return self.make
+
+    def _split(self, made: Any) -> tuple[Any, Any, Any]:
+        """(parameters, arrays that are none, all else), each with the structure of the whole."""
+        import equinox as eqx
+
+        module, *state = made if isinstance(made, tuple) else (made,)
+        params, rest = eqx.partition(module, _is_inexact)
+        arrays, static = eqx.partition((rest, *state), _is_array)
+        return params, arrays, static
+
+    def begin(self, key: Array, x: Array) -> tuple[Any, Any]:
+        """See `ForeignNetwork.begin`."""
+        del x
+        params, arrays, _ = self._split(self.make(key=key))
+        return params, arrays
+
+    def call(self, params: Any, state: Any, x: Array, key: Array | None) -> tuple[Any, Any]:
+        """See `ForeignNetwork.call`."""
+        import equinox as eqx
+
+        # Only the structure of this module is of use; its arrays are replaced.
+        made = eqx.filter_eval_shape(self.make, key=jax.random.key(0))
+        _, _, static = self._split(made)
+        rest, *has_state = eqx.combine(state, static)
+        module = eqx.combine(params, rest)
+        module = eqx.nn.inference_mode(module, value=key is None)
+        named = self.flags(type(module).__call__, key is not None)
+        takes_key = [name for name in parameters_of(type(module).__call__) if name in KEYS]
+        keys = None if key is None else jax.random.split(key, x.shape[0])
+
+        def one(x: Array, key: Array | None) -> Any:
+            return module(x, *has_state, **named, **dict.fromkeys(takes_key, key))
+
+        if not has_state:
+            return jax.vmap(one, axis_name="batch")(x, keys), state
+        output, new = jax.vmap(one, out_axes=(0, None), axis_name="batch")(x, keys)
+        return output, (state[0], eqx.filter(new, _is_array))
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -21,7 +21,7 @@ Array = jax.Array
 LIGHT, LEAST_ESS = 0.4, 0.3
 
 #: Steps, draws of a step, learning rate.
-NUM_STEPS, NUM_SAMPLES, LEARNING_RATE = 600, 512, 1e-3
+NUM_STEPS, NUM_SAMPLES, LEARNING_RATE = 1_000, 512, 2e-3
 
 #: Nats of the ELBO that lighter weights may cost.
 MOST_LOSS = 0.003

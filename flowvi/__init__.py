@@ -29,6 +29,7 @@ from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
 from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
+from flowvi.vae import VAE, fit_vae
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "IAF",
     "MADE",
     "MAF",
+    "VAE",
     "Chain",
     "Estimate",
     "Family",
@@ -59,6 +61,7 @@ __all__ = [
     "fit",
     "fit_density",
     "fit_posterior",
+    "fit_vae",
     "from_distrax",
     "full_rank",
     "gaussian",

@@ -102,7 +102,8 @@ class MLP(Network):
         h = x.reshape(*batch_shape, math.prod(self.input_shape))
         for index, layer in enumerate(params["layers"]):
             h = h if index == 0 else activation(h)
-            h = h @ (layer["w"] * layer["w"].shape[0] ** -0.5) + layer["b"]
+            # It is the rows that are scaled: there are fewer of them than weights, most often.
+            h = (h * layer["w"].shape[0] ** -0.5) @ layer["w"] + layer["b"]
             if index == 0 and self.context_size is not None:
                 h = h + context @ (params["context"] * self.context_size**-0.5)
         return h.reshape(h.shape[:-1] + self.output_shape)

@@ -6,7 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flowvi.objectives.variational import Variational, finish, scale_cotangent, with_gradient
+from flowvi.objectives.variational import (
+    Variational,
+    evaluate,
+    finish,
+    scale_cotangent,
+    with_gradient,
+)
 
 Array = jax.Array
 
@@ -34,14 +40,17 @@ class PowerBound(Variational):
     def _power(self) -> float:
         raise NotImplementedError
 
-    def _log_weights(self, z: Array, q: Any, params: Any, key: Array, batch: Any) -> Array:
+    def _log_weights(
+        self, z: Array, q: Any, params: Any, key: Array, batch: Any
+    ) -> tuple[Array, dict[str, Any]]:
         z = self._guarded(z)
-        log_weights = self.log_joint(params, key, z, batch) - q.log_prob(z)
+        log_joint, new = evaluate(self.log_joint, params, key, z, batch)
+        log_weights = log_joint - q.log_prob(z)
         if not self.skip_nonfinite:
-            return log_weights
+            return log_weights, new
         # A draw of weight zero says nothing, in a mean of weights too.
         lowest = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
-        return jnp.where(jnp.isneginf(lowest), jnp.finfo(lowest.dtype).min / 1e3, lowest)
+        return jnp.where(jnp.isneginf(lowest), jnp.finfo(lowest.dtype).min / 1e3, lowest), new
 
     def _bound(self, params: Any, key: Array, batch: Any) -> Any:
         """(bound of each row, metrics, what the training form hands back)."""
@@ -50,13 +59,13 @@ class PowerBound(Variational):
         z = q.distribution.sample(seed=draw_key, sample_shape=self.num_samples)
         power = self._power
         if self.doubly:
-            plain = self._log_weights(z, q.frozen, params, model_key, batch)
+            plain, _ = self._log_weights(z, q.frozen, params, model_key, batch)
             shares = jax.lax.stop_gradient(jax.nn.softmax(power * plain, axis=0))
             z = scale_cotangent(z, (1 - power) + power * shares)
-            log_weights = self._log_weights(z, q.frozen, params, model_key, batch)
+            log_weights, new = self._log_weights(z, q.frozen, params, model_key, batch)
             surrogate = jnp.sum(shares * log_weights, axis=0)
         else:
-            log_weights = self._log_weights(z, q.distribution, params, model_key, batch)
+            log_weights, new = self._log_weights(z, q.distribution, params, model_key, batch)
             shares = jax.lax.stop_gradient(jax.nn.softmax(power * log_weights, axis=0))
             surrogate = jnp.sum(shares * log_weights, axis=0)
         log_mean = jax.nn.logsumexp(power * log_weights, axis=0) - jnp.log(self.num_samples)
@@ -65,7 +74,7 @@ class PowerBound(Variational):
         if self.skip_nonfinite:
             low = log_weights <= jnp.finfo(log_weights.dtype).min / 1e3
             metrics["skipped"] = jnp.mean(low.astype(log_weights.dtype))
-        return jnp.mean(bound), metrics, q.new
+        return self._mean(bound, None, batch), metrics, {**q.new, **new}
 
 
 @dataclasses.dataclass(frozen=True)

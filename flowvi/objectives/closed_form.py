@@ -73,8 +73,11 @@ def _moments(distribution: Any) -> tuple[Array, Array, bool] | None:
     inner = distribution
     while isinstance(inner, distrax.Independent):
         inner = inner.distribution
-    if isinstance(inner, distrax.Normal) and len(distribution.event_shape) == 1:
-        return inner.loc, inner.scale, True
+    if isinstance(inner, distrax.Normal) and distribution.event_shape:
+        # Coordinates of any event shape, in a row; a scale may be one for all of them.
+        scale = jnp.broadcast_to(inner.scale, inner.batch_shape)
+        shape = (*distribution.batch_shape, -1)
+        return inner.loc.reshape(shape), scale.reshape(shape), True
     return None
 
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from flowvi.objectives import closed_form
-from flowvi.objectives.variational import Joint, Variational, finish
+from flowvi.objectives.variational import Joint, Variational, evaluate, finish
+from flowvi.params import Fixed
 
 Array = jax.Array
 
@@ -28,20 +29,31 @@ class ELBO(Variational):
       landing"). It needs the log density of q at given points, for which all flows here have both
       directions cheap;
     - where the joint density is a `Joint` whose prior has a closed KL divergence from q,
-      ELBO = E_q log p(x | z) - KL(q || p(z)), with no noise in the second term. The metrics then
-      are "kl" and "log_likelihood"; `kl_rule` tells beforehand.
+      ELBO = E_q log p(x | z) - KL(q || p(z)), with no noise in the second term; `kl_rule` tells
+      beforehand.
+
+    Of a `Joint` the metrics are the two terms, "rate" = KL(q || p(z)) and "distortion" =
+    -E_q log p(x | z), and the loss may weigh them:
+
+        loss = distortion + kl_weight min(1, step / warm_up) max(rate, free_bits)
 
     Attributes:
         path: whether to take the path gradient.
         kl: "analytic", "sampled", or "auto": analytic where it exists and `path` is not asked for.
+        kl_weight: the weight of the rate; 1 for the ELBO.
+        warm_up: over so many steps the weight rises from zero. They are counted in
+            params["control"].
+        free_bits: a rate in nats, as a mean over rows, below which there is no pressure on it.
 
     Raises:
-        ValueError: if the family is not reparameterised, `kl` is unknown, or "analytic" is asked
-            for together with `path`.
+        ValueError: if the family is not reparameterised, `kl` is unknown, "analytic" is asked for
+            together with `path`, or a number is negative.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Roeder, Wu, Duvenaud,
     "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference",
-    2017.
+    2017; the weight, Higgins et al., "beta-VAE", 2017; the warm-up, Bowman et al., "Generating
+    Sentences from a Continuous Space", 2016; free bits, Kingma et al., "Improving Variational
+    Inference with Inverse Autoregressive Flow", 2016.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -56,6 +68,9 @@ class ELBO(Variational):
 
     path: bool = dataclasses.field(default=False, kw_only=True)
     kl: str = dataclasses.field(default="auto", kw_only=True)
+    kl_weight: float = dataclasses.field(default=1.0, kw_only=True)
+    warm_up: int = dataclasses.field(default=0, kw_only=True)
+    free_bits: float = dataclasses.field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,17 +79,35 @@ class ELBO(Variational):
             raise ValueError(f"`kl` must be one of {', '.join(KL_RULES)}; got {self.kl!r}.")
         if self.kl == "analytic" and self.path:
             raise ValueError('`kl` must be "auto" or "sampled" with `path`; got "analytic".')
-        if self.kl == "analytic" and not isinstance(self.log_joint, Joint):
-            raise ValueError(
-                '`log_joint` must be a `Joint` for `kl="analytic"`, so that the prior is known; '
-                f"got {self.log_joint!r}."
-            )
+        for name in ("kl_weight", "free_bits", "warm_up"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0; got {getattr(self, name)!r}.")
+        needs = {
+            'kl="analytic"': self.kl == "analytic",
+            "kl_weight": self.kl_weight != 1,
+            "warm_up": self.warm_up != 0,
+            "free_bits": self.free_bits != 0,
+        }
+        for name, needed in needs.items():
+            if needed and not isinstance(self.log_joint, Joint):
+                raise ValueError(
+                    f"`log_joint` must be a `Joint` for `{name}`, so that the prior is known; got "
+                    f"{self.log_joint!r}."
+                )
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Fresh parameters of q, and with a warm-up the count of steps, in "control"."""
+        params = super().init(key)
+        return {**params, "control": {"step": _no_steps()}} if self.warm_up else params
 
     def kl_rule(self, params: Any, batch: Any = None) -> str:
         """Which rule holds for these parameters and this batch: "analytic" or "sampled"."""
-        key = jax.random.key(0)
-        output = jax.eval_shape(self, params, key, batch)
-        return "analytic" if isinstance(output, tuple) and "kl" in output[1] else "sampled"
+
+        def closed(params: Any, batch: Any) -> Array | None:
+            q = self._approximation(params, jax.random.key(0), batch)
+            return self._closed_kl(q.distribution, params)
+
+        return "sampled" if jax.eval_shape(closed, params, batch) is None else "analytic"
 
     def _closed_kl(self, distribution: Any, params: Any) -> Array | None:
         if self.path or self.kl == "sampled" or not isinstance(self.log_joint, Joint):
@@ -88,25 +121,46 @@ class ELBO(Variational):
                 raise
             return None
 
+    def _weight(self, params: Any) -> tuple[Any, dict[str, Any]]:
+        """The weight of the rate in this step, and the count of steps after it."""
+        if not self.warm_up:
+            return self.kl_weight, {}
+        done = params["control"]["step"].value + 1
+        weight = self.kl_weight * jnp.minimum(done / self.warm_up, 1.0)
+        return weight, {"control": {**params["control"], "step": Fixed(done)}}
+
     def __call__(self, params: Any, key: Array, batch: Any) -> Any:
         """The loss, with metrics and parameters where there are any."""
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
-        kl = self._closed_kl(q.distribution, params)
-        if kl is not None and isinstance(self.log_joint, Joint):
+        closed = self._closed_kl(q.distribution, params)
+        if self.path or closed is not None:
             z = q.distribution.sample(seed=draw_key, sample_shape=self.num_samples)
-            terms = self.log_joint.log_likelihood(params, model_key, self._guarded(z), batch)
-            likelihood, metrics = self._averaged(terms)
-            kl = jnp.mean(kl)
-            metrics = {**metrics, "kl": kl, "log_likelihood": likelihood}
-            return finish(kl - likelihood, metrics, params, q.new)
-        if self.path:
-            z = self._guarded(q.distribution.sample(seed=draw_key, sample_shape=self.num_samples))
-            log_q = q.frozen.log_prob(z)
+            log_q = q.frozen.log_prob(self._guarded(z)) if self.path else jnp.zeros(())
         else:
             z, log_q = q.distribution.sample_and_log_prob(
                 seed=draw_key, sample_shape=self.num_samples
             )
-            z = self._guarded(z)
-        elbo, metrics = self._averaged(self.log_joint(params, model_key, z, batch) - log_q)
-        return finish(-elbo, metrics, params, q.new)
+        z = self._guarded(z)
+        if not isinstance(self.log_joint, Joint):
+            log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
+            good, metrics = self._good(log_joint - log_q)
+            elbo = self._mean(log_joint - log_q, good, batch)
+            return finish(-elbo, metrics, params, {**q.new, **new})
+        terms, new = evaluate(self.log_joint.log_likelihood, params, model_key, z, batch)
+        if closed is None:
+            rates = log_q - self.log_joint.prior_distribution(params).log_prob(z)
+            good, metrics = self._good(terms - rates)
+            rate = self._mean(rates, good, batch)
+        else:
+            good, metrics = self._good(terms)
+            rate = self._mean(closed, None, batch)
+        distortion = -self._mean(terms, good, batch)
+        weight, control = self._weight(params)
+        loss = distortion + weight * jnp.maximum(rate, self.free_bits)
+        metrics = {**metrics, "rate": rate, "distortion": distortion}
+        return finish(loss, metrics, params, {**q.new, **new, **control})
+
+
+def _no_steps() -> Fixed:
+    return Fixed(jnp.zeros((), jnp.int32))

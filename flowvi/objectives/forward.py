@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi.families import Family
-from flowvi.objectives.variational import Variational, finish
+from flowvi.objectives.variational import Variational, evaluate, finish
 
 Array = jax.Array
 
@@ -63,7 +63,8 @@ class ForwardKL(Variational):
             proposal = self.proposal.distribution(jax.lax.stop_gradient(own), context)
         z, log_r = proposal.sample_and_log_prob(seed=draw_key, sample_shape=self.num_samples)
         z = jax.lax.stop_gradient(z)
-        log_weights = self.log_joint(params, model_key, z, batch) - log_r
+        log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
+        log_weights = log_joint - log_r
         metrics = {}
         if self.skip_nonfinite:
             good = jnp.isfinite(log_weights)
@@ -71,4 +72,5 @@ class ForwardKL(Variational):
             metrics["skipped"] = 1 - jnp.mean(good.astype(log_weights.dtype))
         shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
         terms = jnp.where(shares == 0, 0, shares * q.distribution.log_prob(z))
-        return finish(-jnp.mean(jnp.sum(terms, axis=0)), metrics, params, q.new)
+        loss = -self._mean(jnp.sum(terms, axis=0), None, batch)
+        return finish(loss, metrics, params, {**q.new, **new})

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi.objectives.controls import ControlVariate, Draws, LeaveOneOut
-from flowvi.objectives.variational import Variational, finish, with_gradient
+from flowvi.objectives.variational import Variational, evaluate, finish, with_gradient
 
 Array = jax.Array
 
@@ -69,7 +69,7 @@ class ScoreFunction(Variational):
         q = self._approximation(params, train_key, batch)
         z = jax.lax.stop_gradient(q.frozen.sample(seed=draw_key, sample_shape=self.num_samples))
         log_q = q.distribution.log_prob(z)
-        log_joint = self.log_joint(params, model_key, z, batch)
+        log_joint, new_joint = evaluate(self.log_joint, params, model_key, z, batch)
         raw = jax.lax.stop_gradient(log_joint - log_q)
         good = jnp.isfinite(raw) if self.skip_nonfinite else jnp.ones(raw.shape, bool)
         count = jnp.maximum(jnp.sum(good), 1)
@@ -77,21 +77,22 @@ class ScoreFunction(Variational):
         # A draw that is skipped takes the mean signal, and no part in the sums below.
         signal = jnp.where(good, raw, middle)
 
-        def evaluate(z: Array) -> Array:
-            value = self.log_joint(params, model_key, z[None], batch) - q.frozen.log_prob(z[None])
-            return value[0]
+        def signal_at(z: Array) -> Array:
+            log_joint, _ = evaluate(self.log_joint, params, model_key, z[None], batch)
+            return (log_joint - q.frozen.log_prob(z[None]))[0]
 
-        draws = Draws(q.frozen, q.context, evaluate)
+        draws = Draws(q.frozen, q.context, signal_at)
         states, baseline_loss = [], jnp.zeros(())
         for control, state in zip(self.controls, params.get("control", ()), strict=True):
             signal, new, loss = control.apply(state, signal, draws)
             states.append(new)
             baseline_loss += loss
         terms = jax.lax.stop_gradient(signal) * log_q + log_joint
-        surrogate = jnp.sum(jnp.where(good, terms, 0)) / count
-        value = jnp.where(jnp.any(good), middle, jnp.nan)
+        surrogate = jnp.sum(jnp.where(good, self._weighted(terms, batch), 0)) / count
+        value = jnp.sum(jnp.where(good, self._weighted(raw, batch), 0)) / count
+        value = jnp.where(jnp.any(good), value, jnp.nan)
         loss = with_gradient(-value + baseline_loss * 0, -surrogate + baseline_loss)
         metrics = {"baseline_loss": baseline_loss}
         if self.skip_nonfinite:
             metrics["skipped"] = 1 - jnp.mean(good.astype(raw.dtype))
-        return finish(loss, metrics, params, {**q.new, "control": tuple(states)})
+        return finish(loss, metrics, params, {**q.new, **new_joint, "control": tuple(states)})

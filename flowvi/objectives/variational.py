@@ -17,7 +17,7 @@ from flowvi import checks
 from flowvi.families import Family
 
 Array = jax.Array
-LogJoint = Callable[[Any, Array, Array, Any], Array]
+LogJoint = Callable[[Any, Array, Array, Any], Any]
 ContextFn = Callable[[Any], Array]
 
 
@@ -45,7 +45,8 @@ class Joint:
 
     Attributes:
         prior: the family of p(z), with parameters params["prior"], or none.
-        log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch].
+        log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch]; or
+            a pair of that and {name: parameters}, where its training form hands back new ones.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -65,10 +66,19 @@ class Joint:
         """p(z)."""
         return self.prior.distribution(params.get("prior", {}))
 
-    def __call__(self, params: Any, key: Array, z: Array, batch: Any) -> Array:
-        """The log joint density, of shape [num_samples, *batch]."""
-        likelihood = self.log_likelihood(params, key, z, batch)
-        return self.prior_distribution(params).log_prob(z) + likelihood
+    def __call__(self, params: Any, key: Array, z: Array, batch: Any) -> Any:
+        """The log joint density, of shape [num_samples, *batch]; a pair where its factor is one."""
+        likelihood, new = evaluate(self.log_likelihood, params, key, z, batch)
+        log_joint = self.prior_distribution(params).log_prob(z) + likelihood
+        return (log_joint, new) if new else log_joint
+
+
+def evaluate(
+    log_density: LogJoint, params: Any, key: Array, z: Array, batch: Any
+) -> tuple[Array, dict[str, Any]]:
+    """(log density, what its training form hands back: {name: parameters}, or nothing)."""
+    output = log_density(params, key, z, batch)
+    return output if isinstance(output, tuple) else (output, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +89,15 @@ class Variational:
         family: q, whose parameters are params["posterior"].
         log_joint: (params, key, z, batch) -> log p(z, x), for z of shape
             [num_samples, *batch, *event] an array of shape [num_samples, *batch]. The batch shape
-            is that of the context: () for one posterior, [B] for one of each row. Hashable.
+            is that of the context: () for one posterior, [B] for one of each row. Hashable. It may
+            return a pair instead, of that and {name: parameters} with new `Fixed` leaves.
         num_samples: K, the draws of each row in each step.
         context: batch -> context of q; None where q takes none.
         skip_nonfinite: whether draws at which a weight is not finite are left out of the loss, and
             counted as the metric "skipped", the fraction of them. By default they are not, and the
             loss is not finite either.
+        row_weights: batch -> weights of the rows, of the batch shape; None for equal ones. The loss
+            is the mean of weight times bound, so weights whose mean is 1 keep its scale.
     """
 
     family: Family
@@ -92,13 +105,14 @@ class Variational:
     num_samples: int = dataclasses.field(default=1, kw_only=True)
     context: ContextFn | None = dataclasses.field(default=None, kw_only=True)
     skip_nonfinite: bool = dataclasses.field(default=False, kw_only=True)
+    row_weights: ContextFn | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, Family):
             raise TypeError(f"`family` must be a family, such as `fv.iaf(2)`; got {self.family!r}.")
-        for name in ("log_joint", "context"):
+        for name in ("log_joint", "context", "row_weights"):
             value = getattr(self, name)
-            if not (callable(value) or (value is None and name == "context")):
+            if not (callable(value) or (value is None and name != "log_joint")):
                 raise TypeError(f"`{name}` must be a function; got {value!r}.")
         checks.positive_int("num_samples", self.num_samples)
 
@@ -122,16 +136,26 @@ class Variational:
                 f"{self.family!r}. Perhaps use `{instead}`?"
             )
 
-    def _averaged(self, log_weights: Array) -> tuple[Array, dict[str, Array]]:
-        """The mean over draws and rows, and metrics."""
+    def _weighted(self, rows: Array, batch: Any) -> Array:
+        """An array of shape [..., *batch], multiplied by the weights of its rows."""
+        return rows if self.row_weights is None else rows * self.row_weights(batch)
+
+    def _good(self, log_weights: Array) -> tuple[Array | None, dict[str, Array]]:
+        """Where log weights are finite, or None if it does not matter; and metrics."""
         if not self.skip_nonfinite:
-            return jnp.mean(log_weights), {}
+            return None, {}
         good = jnp.isfinite(log_weights)
-        total = jnp.sum(jnp.where(good, log_weights, 0))
-        count = jnp.sum(good)
+        return good, {"skipped": 1 - jnp.mean(good.astype(log_weights.dtype))}
+
+    def _mean(self, rows: Array, good: Array | None, batch: Any) -> Array:
+        """The mean over draws and rows of an array of shape [..., *batch], where it is good."""
+        rows = self._weighted(rows, batch)
+        if good is None:
+            return jnp.mean(rows)
+        good = good[-1] if rows.ndim < good.ndim else good
+        total, count = jnp.sum(jnp.where(good, rows, 0)), jnp.sum(good)
         # Nothing but bad draws is a bad step.
-        mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
-        return mean, {"skipped": 1 - jnp.mean(good.astype(mean.dtype))}
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
 
     def _guarded(self, z: Array) -> Array:
         return finite_cotangent(z, len(self.family.event_shape)) if self.skip_nonfinite else z

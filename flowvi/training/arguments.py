@@ -92,18 +92,26 @@ def check_losses(
     key: Array,
     batch: Any,
     validation_data: Any,
-) -> list[str]:
-    """The names of the metrics, after a look at what the losses return.
+) -> tuple[list[str], tuple[str, ...]]:
+    """The names of the metrics, and of what a validation writes, after a look at the losses.
 
     Raises:
         TypeError, ValueError: see `step.check_loss`.
     """
     params = jax.eval_shape(lambda: compiled.begin(params, jax.random.split(key, 3)).params)
     names = check_loss("loss_fn", compiled.loss_fn, params, key, batch)
-    if compiled.validate is not None:
-        name = "loss_fn" if program.validate is program.loss_fn else "validate"
-        check_loss(name, compiled.validate, params, key, validation_data)
-    return names
+    if compiled.validate is None:
+        return names, ()
+    name = "loss_fn" if program.validate is program.loss_fn else "validate"
+    own = check_loss(name, compiled.validate, params, key, validation_data)
+    written = tuple(stretch.validation_values(None, dict.fromkeys(own)))
+    for metric in names:
+        if metric in written:
+            raise ValueError(
+                f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a "
+                "metric of the validation."
+            )
+    return names, written
 
 
 def check_plateau(plateau: Any) -> Plateau | None:

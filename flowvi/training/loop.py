@@ -82,7 +82,8 @@ def fit(
             when it ends.
         batch_size: rows of a batch. By default every step sees all the data, in their own order.
         validate: a function like `loss_fn`, evaluated as `validate(params, key, validation_data)`,
-            with the same key each time; only its loss counts. By default `loss_fn`.
+            with the same key each time; its loss decides, its metrics go into the history. By
+            default `loss_fn`.
         validation_data: any pytree of arrays, handed to `validate` as it is.
         validate_every: steps between two validations; there is one after the last step too. With
             it, the result holds the parameters with the lowest validation loss.
@@ -163,16 +164,18 @@ def fit(
         loss_fn, optimizer, validate, source.batch_size, source.num_rows, source.streamed, averaging
     )
     compiled = stretch.build(program)
-    names = arguments.check_losses(program, compiled, params, key, source.batch, validation_data)
+    names, validation_names = arguments.check_losses(
+        program, compiled, params, key, source.batch, validation_data
+    )
     keys = jax.random.split(key, 3)
     state = compiled.begin(params, keys)
-    record = Record(["loss", *names], limits, plateau)
+    record = Record(["loss", *names], limits, plateau, validation_names)
     pace = Pace()
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         checkpoints = None
         if checkpoint_dir is not None:
-            about = _fingerprint(program, state, names, key, validate_every)
+            about = _fingerprint(program, state, [*names, *validation_names], key, validate_every)
             checkpoints = stack.enter_context(
                 Checkpoints(checkpoint_dir, checkpoint_every, resume, about)
             )

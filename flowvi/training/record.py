@@ -45,6 +45,7 @@ class Record:
 
     Args:
         names: "loss" and the names of the metrics.
+        validation_names: "validation" and the names of a validation's metrics, if there are any.
         limits: of the run.
         plateau: the rule by which a plateau of the loss ends the run, if any.
 
@@ -58,12 +59,20 @@ class Record:
         validation: the latest validation loss; None before the first.
     """
 
-    def __init__(self, names: list[str], limits: Limits, plateau: Plateau | None = None):
+    def __init__(
+        self,
+        names: list[str],
+        limits: Limits,
+        plateau: Plateau | None = None,
+        validation_names: tuple[str, ...] = (),
+    ):
         self._limits = limits
         self._plateau = plateau
         self._watch = None if plateau is None else PlateauWatch(plateau)
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        self._validation: list[np.ndarray] = [np.zeros(0)]
+        self._validation: dict[str, list[np.ndarray]] = {
+            name: [np.zeros(0)] for name in validation_names
+        }
         self._validation_step: list[np.ndarray] = [np.zeros(0, np.int64)]
         self.step = 0
         self.faults: Any = None
@@ -76,11 +85,11 @@ class Record:
         """Takes over an earlier run's history."""
         for name in self._parts:
             self._parts[name] = [history[name]]
-        if "validation" in history:
-            self._validation = [history["validation"]]
+        for name in self._validation:
+            self._validation[name] = [history[name]]
             self._validation_step = [history["validation_step"]]
-        if len(self._validation[0]):
-            self.validation = float(self._validation[0][-1])
+        if self._validation and len(history["validation"]):
+            self.validation = float(history["validation"][-1])
         if self._watch is not None:
             self._watch.add(history["loss"])
         self._see(signs)
@@ -104,8 +113,8 @@ class Record:
         self.loss = self._recent_loss(max(steps, SMOOTHING))
         if self._watch is not None:
             self._watch.add(self._parts["loss"][-1])
-        if "validation" in history:
-            self._add_validations(first, history["validation"])
+        if self._validation:
+            self._add_validations(first, history)
         return steps
 
     @property
@@ -132,15 +141,16 @@ class Record:
         losses = losses[np.isfinite(losses)]
         return float(np.mean(losses, dtype=np.float64)) if losses.size else float("nan")
 
-    def _add_validations(self, first: int, losses: np.ndarray) -> None:
+    def _add_validations(self, first: int, history: dict[str, np.ndarray]) -> None:
         steps = np.arange(first + 1, self.step + 1)
         due = (steps % self._limits.validate_every == 0) | (steps == self._limits.num_steps)
         if self.diverged:
             due &= steps < self.step  # it ended before it would have validated
         self._validation_step.append(steps[due])
-        self._validation.append(losses[: len(steps)][due])
+        for name, parts in self._validation.items():
+            parts.append(history[name][: len(steps)][due])
         if due.any():
-            self.validation = float(self._validation[-1][-1])
+            self.validation = float(self._validation["validation"][-1][-1])
 
     @property
     def diverged(self) -> bool:
@@ -155,9 +165,8 @@ class Record:
     def history(self) -> History:
         """All of it, as numpy arrays."""
         history = {name: np.concatenate(parts) for name, parts in self._parts.items()}
-        if self._limits.validate_every != NEVER:
-            dtype = self._validation[-1].dtype
-            history["validation"] = np.concatenate(self._validation, dtype=dtype)
+        for name, parts in self._validation.items():
+            history[name] = np.concatenate(parts, dtype=parts[-1].dtype)
             history["validation_step"] = np.concatenate(self._validation_step)
         return history
 

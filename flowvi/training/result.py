@@ -36,8 +36,9 @@ class FitResult:
         params: the parameters with the lowest validation loss; without validation, the last ones.
         last_params: the parameters after the last step.
         history: numpy arrays. `"loss"` and every metric of the loss hold one entry a step, bad
-            steps included. With validation, `"validation"` holds its losses and
-            `"validation_step"` how many steps had been done at each.
+            steps included. With validation, `"validation"` holds its losses,
+            `"validation_<name>"` each of its metrics, and `"validation_step"` how many steps had
+            been done at each.
         stop_reason: why training ended.
         num_steps: steps done, bad ones included.
         num_bad_steps: steps that were skipped because the loss or a gradient was not finite.

@@ -13,7 +13,8 @@ from flowvi.params import combine, partition
 Array = jax.Array
 LossFn = Callable[[Any, Array, Any], Any]
 
-RESERVED = ("loss", "validation", "validation_step")
+#: What the history keeps for itself; a validation's metric "step" would become one of them.
+RESERVED = ("loss", "validation", "validation_step", "step")
 
 
 class Faults(NamedTuple):

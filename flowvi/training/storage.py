@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi.families import Family
 from flowvi.params import Fixed, Origin
 from flowvi.training import fingerprint
 
@@ -72,7 +71,7 @@ def load(path: Any, *, like: Any) -> Any:
 
     Args:
         path: the file.
-        like: the family that they are for, or a pytree of their structure.
+        like: the family or the model that they are for, or a pytree of their structure.
 
     Returns:
         The parameters. They may have `Fixed` leaves that fresh ones have not, such as the units of
@@ -104,7 +103,8 @@ def load(path: Any, *, like: Any) -> Any:
             f"{about['format']!r}."
         )
     template = like
-    if isinstance(like, Family):
+    # A family or a model of several: whatever makes parameters.
+    if callable(getattr(like, "init", None)):
         template = jax.eval_shape(like.init, jax.random.key(0))
     here = _fingerprint(template)
     different = fingerprint.difference(_without_fixed(about["fingerprint"], here), here)

@@ -237,16 +237,17 @@ def _run(
             due &= state.faults.in_row < bounds.max_bad_steps
             due &= state.step > before  # not where the run was taken back
             # Nothing but what a validation changes: a branch not taken copies what it hands on.
-            best, losses = jax.lax.cond(
+            seen = {name: history[name] for name in history if name.startswith("validation")}
+            best, seen = jax.lax.cond(
                 due,
                 functools.partial(
                     _validated, program, program.validate, validation_data, first, state
                 ),
-                lambda best, losses: (best, losses),
+                lambda best, seen: (best, seen),
                 state.best,
-                history["validation"],
+                seen,
             )
-            state, history = state._replace(best=best), history | {"validation": losses}
+            state, history = state._replace(best=best), history | seen
         return state, history, length
 
     def goes_on(carry: Carry) -> Array:
@@ -254,7 +255,8 @@ def _run(
         on = (state.step < bounds.stretch) & (state.faults.in_row < bounds.max_bad_steps)
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
-    start = state, _empty_history(program, state, data), jnp.int32(LONGEST_RUN)
+    history = _empty_history(program, state, data, validation_data)
+    start = state, history, jnp.int32(LONGEST_RUN)
     state, history, _ = jax.lax.while_loop(goes_on, segment, start)
     return state, history
 
@@ -319,20 +321,29 @@ def _validated(
     first: Array,
     state: State,
     best: stopping.Best,
-    losses: Array,
-) -> tuple[stopping.Best, Array]:
+    seen: dict[str, Array],
+) -> tuple[stopping.Best, dict[str, Array]]:
     params = program.learned(state)
-    value = unpack(validate(params, state.keys[2], validation_data))[0]
-    value = value.astype(best.value.dtype)
+    loss, metrics, _ = unpack(validate(params, state.keys[2], validation_data))
+    value = loss.astype(best.value.dtype)
     best = stopping.judge(best, params, value, state.step)
-    return best, _write(losses, value, state.step - first - 1)
+    values = validation_values(value, metrics)
+    index = state.step - first - 1
+    return best, {name: _write(buffer, values[name], index) for name, buffer in seen.items()}
+
+
+def validation_values(loss: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a validation writes into the history, by name."""
+    return {"validation": loss} | {f"validation_{name}": metrics[name] for name in metrics}
 
 
 def _write(buffer: Array, value: Array, index: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, value.astype(buffer.dtype), index, 0)
 
 
-def _empty_history(program: Program, state: State, data: Any) -> dict[str, Array]:
+def _empty_history(
+    program: Program, state: State, data: Any, validation_data: Any
+) -> dict[str, Array]:
     batch = data
     if program.streamed:
         batch = jax.tree.map(lambda leaf: leaf[0], data)
@@ -340,6 +351,8 @@ def _empty_history(program: Program, state: State, data: Any) -> dict[str, Array
         batch = jax.tree.map(lambda leaf: leaf[: program.batch_size], data)
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, state.keys[0], batch))
     values = {"loss": loss, **metrics}
-    if state.best is not None:
-        values["validation"] = state.best.value
+    if state.best is not None and program.validate is not None:
+        key = state.keys[2]
+        _, metrics, _ = unpack(jax.eval_shape(program.validate, state.params, key, validation_data))
+        values |= validation_values(state.best.value, metrics)
     return {name: jnp.zeros(CAPACITY, value.dtype) for name, value in values.items()}

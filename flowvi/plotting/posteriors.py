@@ -1,22 +1,14 @@
-"""Pictures of posteriors. Matplotlib is imported when one is drawn."""
+"""Pictures of posteriors."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from flowvi.plotting.tools import bare, pyplot
+
 #: Coordinates in one picture, unless asked for.
 MOST = 8
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "Pictures need matplotlib. Perhaps install it with `pip install flowvi[plot]`?"
-        ) from error
-    return plt
 
 
 def _columns(
@@ -50,12 +42,6 @@ def _range(column: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1, high + 1)
 
 
-def _bare(axis: Any) -> None:
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
-    axis.set_yticks([])
-
-
 def marginals(
     posterior: Any,
     key: Any,
@@ -81,7 +67,7 @@ def marginals(
         ImportError: if matplotlib is missing.
         ValueError: if a name is unknown.
     """
-    plt = _pyplot()
+    plt = pyplot()
     labels, table = _columns(posterior, key, num_samples, names, MOST)
     width = min(len(labels), 4)
     height = -(-len(labels) // width)
@@ -104,7 +90,7 @@ def marginals(
                 linewidth=0.8,
             )
         axis.set_xlabel(label)
-        _bare(axis)
+        bare(axis)
     return figure
 
 
@@ -133,7 +119,7 @@ def pairs(
         ImportError: if matplotlib is missing.
         ValueError: if a name is unknown.
     """
-    plt = _pyplot()
+    plt = pyplot()
     labels, table = _columns(posterior, key, num_samples, names, MOST // 2)
     size = len(labels)
     figure, axes = plt.subplots(
@@ -146,7 +132,7 @@ def pairs(
             axis = axes[row, column]
             if row == column:
                 axis.hist(table[:, row], bins=60, range=spans[row], density=True, color="#7b9fc7")
-                _bare(axis)
+                bare(axis)
             else:
                 above = column > row
                 points = other if above and other is not None else table

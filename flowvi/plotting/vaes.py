@@ -1,0 +1,315 @@
+"""Pictures of latent-variable models, mostly of images."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowvi.plotting.tools import pyplot
+
+Shape = tuple[int, ...]
+
+#: Points of a curve, to which the steps of a long fit are averaged.
+POINTS = 200
+
+
+def _image_shape(vae: Any, image_shape: Any) -> Shape:
+    """(height, width) or (height, width, channels) of one x."""
+    shape = tuple(vae.event_shape) if image_shape is None else tuple(image_shape)
+    if image_shape is None and len(shape) == 1:
+        side = math.isqrt(shape[0])
+        if side * side == shape[0]:
+            shape = (side, side)
+    if len(shape) == 3 and shape[-1] == 1:
+        shape = shape[:2]
+    is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
+    if not is_image or math.prod(shape) != math.prod(vae.event_shape):
+        raise ValueError(
+            "`image_shape` must be (height, width) or (height, width, 3), with as many numbers as "
+            f"an event of shape {tuple(vae.event_shape)} has; got {image_shape!r}."
+        )
+    return shape
+
+
+def _mosaic(images: Any, shape: Shape, num_columns: int, gap: int = 1) -> np.ndarray:
+    """Images side by side, row by row, in one array with gaps of NaN between them."""
+    images = np.asarray(images, np.float32).reshape(-1, *shape)
+    num_rows = -(-len(images) // num_columns)
+    height, width = shape[0] + gap, shape[1] + gap
+    canvas = np.full((num_rows * height - gap, num_columns * width - gap, *shape[2:]), np.nan)
+    for index, image in enumerate(images):
+        top, left = index // num_columns * height, index % num_columns * width
+        canvas[top : top + shape[0], left : left + shape[1]] = image
+    return canvas
+
+
+def _span(images: Any) -> tuple[float, float]:
+    """The range of grey: that of images in [0, 1] is all of it."""
+    low, high = float(np.min(images)), float(np.max(images))
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high, low + 1e-6))
+
+
+def _show(canvas: np.ndarray, span: tuple[float, float], inches: float, title: str) -> Any:
+    """A figure of nothing but the canvas, in which one pixel is as wide as it is high."""
+    plt = pyplot()
+    height = inches * canvas.shape[0] / canvas.shape[1]
+    figure, axis = plt.subplots(figsize=(inches, height + 0.3), layout="constrained")
+    _draw(axis, canvas, span)
+    axis.set_title(title, fontsize=9)
+    return figure
+
+
+def _draw(axis: Any, canvas: np.ndarray, span: tuple[float, float], **options: Any) -> None:
+    plt = pyplot()
+    colours = plt.get_cmap("gray_r").with_extremes(bad="white")
+    if canvas.ndim == 3:
+        low, high = span
+        canvas = np.nan_to_num(np.clip((canvas - low) / (high - low), 0, 1), nan=1.0)
+    axis.imshow(
+        canvas, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest", **options
+    )
+    if "extent" not in options:
+        axis.set_axis_off()
+
+
+def prior_samples(
+    vae: Any,
+    params: Any,
+    key: Any,
+    *,
+    num_rows: int = 6,
+    num_columns: int = 12,
+    means: bool = True,
+    image_shape: Any = None,
+) -> Any:
+    """Images that the model makes up: z from the prior, and the mean of p(x | z).
+
+    Args:
+        vae: a `VAE` over images.
+        params: its parameters.
+        key: a random key.
+        num_rows: rows of the picture.
+        num_columns: columns of the picture.
+        means: whether to show the mean of p(x | z), rather than a draw of it.
+        image_shape: (height, width) or (height, width, 3); by default the event's own shape, and
+            that of a square for a vector.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if an event is no image.
+    """
+    shape = _image_shape(vae, image_shape)
+    count = num_rows * num_columns
+    if means:
+        x = vae.decode(params, vae.prior.sample(params["prior"], key, count))
+    else:
+        x = vae.sample(params, key, count)
+    canvas = _mosaic(x, shape, num_columns)
+    return _show(canvas, _span(x), 0.55 * num_columns, "draws of the prior, decoded")
+
+
+def reconstructions(
+    vae: Any,
+    params: Any,
+    key: Any,
+    x: Any,
+    *,
+    num_columns: int = 12,
+    image_shape: Any = None,
+) -> Any:
+    """Observations, each with the mean of p(x' | z) below it, z from q(z | x).
+
+    Args:
+        vae: a `VAE` over images.
+        params: its parameters.
+        key: a random key.
+        x: some observations, of shape [n, *event_shape].
+        num_columns: columns of the picture.
+        image_shape: as in `prior_samples`.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if an event is no image, or `x` is of the wrong shape.
+    """
+    plt = pyplot()
+    shape = _image_shape(vae, image_shape)
+    x = np.asarray(x, np.float32)
+    again = np.asarray(vae.reconstruct(params, key, x), np.float32)
+    pairs = [
+        np.concatenate([x[first : first + num_columns], again[first : first + num_columns]])
+        for first in range(0, len(x) - len(x) % num_columns or len(x), num_columns)
+    ]
+    columns = min(num_columns, len(x))
+    canvases = [_mosaic(pair, shape, columns) for pair in pairs]
+    inches = 0.55 * columns
+    height = inches * canvases[0].shape[0] / canvases[0].shape[1]
+    figure, axes = plt.subplots(
+        len(canvases),
+        1,
+        figsize=(inches, len(canvases) * (height + 0.1) + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, canvas in zip(axes[:, 0], canvases, strict=True):
+        _draw(axis, canvas, _span(x))
+    axes[0, 0].set_title("observations, and their reconstructions below", fontsize=9)
+    return figure
+
+
+def latent_space(vae: Any, params: Any, key: Any, x: Any, labels: Any = None) -> Any:
+    """A draw of q(z | x) for each observation, in the plane, coloured by label.
+
+    Args:
+        vae: a `VAE` with two latent coordinates.
+        params: its parameters.
+        key: a random key.
+        x: observations, of shape [n, *event_shape].
+        labels: of shape [n], or None.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if there are not two latent coordinates.
+    """
+    _check_plane(vae)
+    plt = pyplot()
+    z = np.asarray(vae.encode(params, key, x)).reshape(len(x), 2)
+    figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
+    size = float(np.clip(2e4 / len(z), 2, 14))
+    labels = None if labels is None else np.asarray(labels)
+    kinds = np.zeros(1) if labels is None else np.unique(labels)
+    colours = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")
+    # Drawn one by one in a random order, or the last label would cover the others.
+    index = np.searchsorted(kinds, np.zeros(len(z)) if labels is None else labels)
+    order = np.random.default_rng(0).permutation(len(z))
+    axis.scatter(*z[order].T, s=size, linewidths=0, alpha=0.8, color=colours(index[order] % 20))
+    if labels is not None:
+        for place, kind in enumerate(kinds):
+            axis.scatter([], [], s=30, color=colours(place), label=str(kind))
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axis.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    return figure
+
+
+def manifold(vae: Any, params: Any, *, size: int = 20, image_shape: Any = None) -> Any:
+    """The mean of p(x | z) over a grid of the latent plane, even in the prior's probability.
+
+    The coordinates of the grid are the inverse normal CDF of (i + 1/2) / size, so that each image
+    stands for the same share of a standard normal prior.
+
+    Args:
+        vae: a `VAE` over images with two latent coordinates and a standard normal prior.
+        params: its parameters.
+        size: images along each side.
+        image_shape: as in `prior_samples`.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+        ValueError: if there are not two latent coordinates, or an event is no image.
+    """
+    _check_plane(vae)
+    shape = _image_shape(vae, image_shape)
+    line = np.asarray(jax.scipy.special.ndtri((np.arange(size) + 0.5) / size))
+    # Pictures are read from the top, axes from the bottom.
+    second, first = np.meshgrid(line[::-1], line, indexing="ij")
+    z = np.stack([first, second], -1).reshape(size**2, *vae.latent_shape)
+    x = vae.decode(params, z)
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 6.4 * shape[0] / shape[1]), layout="constrained")
+    _draw(axis, _mosaic(x, shape, size), _span(x), extent=(0, 1, 0, 1))
+    axis.set_aspect(shape[0] / shape[1])
+    ticks = np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+    places = np.asarray(jax.scipy.stats.norm.cdf(ticks))
+    axis.set_xticks(places, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks(places, [f"{tick:g}" for tick in ticks])
+    axis.set(xlabel="$z_1$", ylabel="$z_2$")
+    axis.tick_params(length=2)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    return figure
+
+
+def curves(result: Any) -> Any:
+    """ELBO, distortion and rate of a fit, step by step: training, and development where there is.
+
+    Args:
+        result: what `fit_vae` returned. Training curves are averaged to 200 points.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+    """
+    plt = pyplot()
+    history = result.history
+    panels = [("loss", "validation", "ELBO", -1)]
+    panels += [
+        (name, f"validation_{name}", name, 1)
+        for name in ("distortion", "rate")
+        if name in history or f"validation_{name}" in history
+    ]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False, layout="constrained"
+    )
+    for axis, (training, development, title, sign) in zip(axes[0], panels, strict=True):
+        if training in history:
+            steps, means = _averaged(np.asarray(history[training]))
+            axis.plot(steps, sign * means, color="#9ab7d6", linewidth=1, label="training")
+        if development in history:
+            steps = history["validation_step"]
+            values = sign * np.asarray(history[development])
+            axis.plot(steps, values, color="#1f4e79", linewidth=1.5, label="development")
+        if development == "validation" and "validation_log_likelihood" in history:
+            values = history["validation_log_likelihood"]
+            axis.plot(
+                history["validation_step"],
+                values,
+                color="#1f4e79",
+                linestyle="dotted",
+                label="development, log p(x)",
+            )
+        _late_range(axis)
+        axis.set(xlabel="steps", title=f"{title} in nats")
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _averaged(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, means) of equal stretches."""
+    width = max(len(values) // POINTS, 1)
+    whole = len(values) // width * width
+    means = np.nanmean(values[:whole].reshape(-1, width), axis=1)
+    return (np.arange(len(means)) + 0.5) * width, means
+
+
+def _late_range(axis: Any) -> None:
+    """Leaves out how bad it was at the very beginning, which would flatten all the rest."""
+    lines = [np.asarray(line.get_ydata(), float) for line in axis.get_lines()]
+    late = [line[len(line) // 20 :] for line in lines if len(line)]
+    values = np.concatenate([line[np.isfinite(line)] for line in late] or [np.zeros(1)])
+    low, high = float(values.min()), float(values.max())
+    margin = 0.06 * (high - low) or 1.0
+    axis.set_ylim(low - margin, high + margin)
+
+
+def _check_plane(vae: Any) -> None:
+    if math.prod(vae.latent_shape) != 2:
+        raise ValueError(
+            "`vae` must have two latent coordinates for a picture in the plane; got latent shape "
+            f"{tuple(vae.latent_shape)}."
+        )

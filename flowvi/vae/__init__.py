@@ -1,0 +1,7 @@
+"""Latent-variable models whose prior, likelihood and posterior are families."""
+
+from flowvi.vae.evaluation import Evaluation
+from flowvi.vae.fit import fit_vae
+from flowvi.vae.model import VAE
+
+__all__ = ["VAE", "Evaluation", "fit_vae"]

@@ -34,7 +34,7 @@ def main():
         likelihood=fv.conditional(fv.bernoulli(shape), MLP(2, (width, width), shape)),
         posterior=fv.conditional(flow, MLP(shape, (width, width), 4)),
     )
-    result = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=100 if arguments.short else 6000)
+    result = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=100 if arguments.short else 3000)
     found = vae.evaluate(result.params, jax.random.key(1), x_test, 10 if arguments.short else 1000)
     print(
         f"test ELBO {found.elbo.mean():.2f} (rate {found.rate.mean():.2f}, distortion "

@@ -60,6 +60,21 @@ class FlowDistribution(distrax.Transformed):
         missing = len(self.batch_shape) - len(self.distribution.batch_shape)
         return (n, *self.batch_shape[:missing])
 
+    def sample_with_base(self, key: Array, num_samples: int) -> tuple[Array, Array, Array]:
+        """Draws x of the base, their images y = f(x), and log |det J f(x)|.
+
+        Args:
+            key: a random key.
+            num_samples: n.
+
+        Returns:
+            Arrays of shape [n, *batch, *event] twice, and [n, *batch].
+        """
+        shape = self._base_sample_shape(num_samples)
+        x = self.distribution.sample(seed=key, sample_shape=shape).astype(self.dtype)
+        y, log_det = self.bijector.forward_and_log_det(x)
+        return x, y, log_det
+
     def _sample_n(self, key: Array, n: int) -> Array:
         x = self.distribution.sample(seed=key, sample_shape=self._base_sample_shape(n))
         return self.bijector.forward(x.astype(self.dtype))

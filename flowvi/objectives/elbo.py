@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flowvi.distributions import FlowDistribution
 from flowvi.objectives import closed_form
 from flowvi.objectives.variational import Joint, Variational, evaluate, finish
 from flowvi.params import Fixed
@@ -29,8 +30,12 @@ class ELBO(Variational):
       landing"). It needs the log density of q at given points, for which all flows here have both
       directions cheap;
     - where the joint density is a `Joint` whose prior has a closed KL divergence from q,
-      ELBO = E_q log p(x | z) - KL(q || p(z)), with no noise in the second term; `kl_rule` tells
-      beforehand.
+      ELBO = E_q log p(x | z) - KL(q || p(z)), with no noise in the second term. Of a flow z = f(u)
+      whose base q_0 has one, the noise of the base leaves:
+
+        KL(q || p) = KL(q_0 || p) + E_{q_0} [log p(u) - log p(f(u)) - log |det J f(u)|]
+
+      `kl_rule` tells beforehand.
 
     Of a `Joint` the metrics are the two terms, "rate" = KL(q || p(z)) and "distortion" =
     -E_q log p(x | z), and the loss may weigh them:
@@ -101,13 +106,18 @@ class ELBO(Variational):
         return {**params, "control": {"step": _no_steps()}} if self.warm_up else params
 
     def kl_rule(self, params: Any, batch: Any = None) -> str:
-        """Which rule holds for these parameters and this batch: "analytic" or "sampled"."""
+        """Which rule holds for these parameters and this batch.
 
-        def closed(params: Any, batch: Any) -> Array | None:
-            q = self._approximation(params, jax.random.key(0), batch)
-            return self._closed_kl(q.distribution, params)
+        Returns:
+            "analytic"; "base", where the base of a flow has a closed KL divergence; or "sampled".
+        """
 
-        return "sampled" if jax.eval_shape(closed, params, batch) is None else "analytic"
+        def closed(params: Any, batch: Any) -> Any:
+            q = self._approximation(params, jax.random.key(0), batch).distribution
+            return self._closed_kl(q, params), self._base_kl(q, params)
+
+        whole, base = jax.eval_shape(closed, params, batch)
+        return "analytic" if whole is not None else "sampled" if base is None else "base"
 
     def _closed_kl(self, distribution: Any, params: Any) -> Array | None:
         if self.path or self.kl == "sampled" or not isinstance(self.log_joint, Joint):
@@ -120,6 +130,12 @@ class ELBO(Variational):
             if self.kl == "analytic":
                 raise
             return None
+
+    def _base_kl(self, distribution: Any, params: Any) -> Array | None:
+        """That of the base of a flow."""
+        if not isinstance(distribution, FlowDistribution):
+            return None
+        return self._closed_kl(distribution.distribution, params)
 
     def _weight(self, params: Any) -> tuple[Any, dict[str, Any]]:
         """The weight of the rate in this step, and the count of steps after it."""
@@ -134,7 +150,11 @@ class ELBO(Variational):
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
         closed = self._closed_kl(q.distribution, params)
-        if self.path or closed is not None:
+        base = self._base_kl(q.distribution, params) if closed is None else None
+        if base is not None:
+            # The base is integrated exactly, and what the flow adds to it is sampled.
+            x, z, log_det = q.distribution.sample_with_base(draw_key, self.num_samples)
+        elif self.path or closed is not None:
             z = q.distribution.sample(seed=draw_key, sample_shape=self.num_samples)
             log_q = q.frozen.log_prob(self._guarded(z)) if self.path else jnp.zeros(())
         else:
@@ -149,7 +169,11 @@ class ELBO(Variational):
             return finish(-elbo, metrics, params, {**q.new, **new})
         terms, new = evaluate(self.log_joint.log_likelihood, params, model_key, z, batch)
         if closed is None:
-            rates = log_q - self.log_joint.prior_distribution(params).log_prob(z)
+            prior = self.log_joint.prior_distribution(params)
+            if base is None:
+                rates = log_q - prior.log_prob(z)
+            else:
+                rates = base + prior.log_prob(x) - prior.log_prob(z) - log_det
             good, metrics = self._good(terms - rates)
             rate = self._mean(rates, good, batch)
         else:
@@ -157,7 +181,9 @@ class ELBO(Variational):
             rate = self._mean(closed, None, batch)
         distortion = -self._mean(terms, good, batch)
         weight, control = self._weight(params)
-        loss = distortion + weight * jnp.maximum(rate, self.free_bits)
+        # A rate of few draws may be negative, and must stay so where no bits are free.
+        charged = jnp.maximum(rate, self.free_bits) if self.free_bits else rate
+        loss = distortion + weight * charged
         metrics = {**metrics, "rate": rate, "distortion": distortion}
         return finish(loss, metrics, params, {**q.new, **new, **control})
 

@@ -312,7 +312,8 @@ def test_closed_kl_is_chosen_by_itself_and_visible():
         (fv.mean_field(2), "analytic"),
         (fv.full_rank(2), "analytic"),
         (fv.whitened(fv.full_rank(2)), "analytic"),
-        (fv.iaf(2, num_layers=1, hidden_sizes=[4]), "sampled"),
+        (fv.iaf(2, num_layers=1, hidden_sizes=[4]), "base"),
+        (fv.iaf(2, num_layers=1, hidden_sizes=[4], base=fv.maf(2, num_layers=1)), "sampled"),
     ):
         objective = ob.ELBO(family, joint(), num_samples=2)
         params = objective.init(KEY)
@@ -325,6 +326,28 @@ def test_closed_kl_is_chosen_by_itself_and_visible():
     second = jax.jit(jax.vmap(lambda k: sampled(params, k, x)[0]))(keys)
     assert_mean(first - second, 0.0)
     assert first.std() < second.std()
+
+
+def test_the_base_of_a_flow_is_integrated_exactly():
+    x = jnp.array([0.3, -0.2])
+    flow = fv.iaf(2, num_layers=1, hidden_sizes=[4], base=fv.mean_field(2))
+    base, sampled = (ob.ELBO(flow, joint(), num_samples=4, kl=kl) for kl in ("auto", "sampled"))
+    params = fv.testing.perturbed(base.init(KEY), 0.5, 3)
+    keys = jax.random.split(KEY, 1000)
+
+    def gradients(objective):
+        grad = jax.grad(lambda params, key: objective(params, key, x)[0], allow_int=True)
+        found = jax.jit(jax.vmap(grad, in_axes=(None, 0)))(params, keys)
+        return np.concatenate([leaf.reshape(1000, -1) for leaf in jax.tree.leaves(found)], -1)
+
+    first, second = gradients(base), gradients(sampled)
+    assert_mean(first - second, 0.0)
+    values = [jax.jit(jax.vmap(lambda k, o=o: o(params, k, x)[0]))(keys) for o in (base, sampled)]
+    assert_mean(values[0] - values[1], 0.0)
+    # Where the flow is the identity nothing of the rate is left to chance.
+    start = base.init(KEY)
+    rates = jax.jit(jax.vmap(lambda k: base(start, k, x)[1]["rate"]))(keys)
+    assert rates.std() < 1e-6
 
 
 @pytest.mark.parametrize("q", ["mean_field", "full_rank"])

@@ -34,6 +34,9 @@ Array = jax.Array
 #: Steps, draws of a step, learning rate, bound on the gradient's norm.
 NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
+#: Steps beyond so many coordinates, where each takes long.
+SOME, SOME_STEPS = 50, 2_800
+
 #: Steps and draws beyond `MODERATE` coordinates.
 FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
 
@@ -110,7 +113,8 @@ def fit_posterior(
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.005.
-        num_steps: steps to do at most; by default 4000, or 2000 beyond 200 coordinates.
+        num_steps: steps to do at most; by default 4000, 2800 beyond 50 coordinates, or 2000
+            beyond 200.
         num_samples: draws of a step, where `objective` is not given; by default 256, or 64 beyond
             200 coordinates.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
@@ -159,7 +163,7 @@ def fit_posterior(
     size = target.event_size
     large = size > MODERATE
     if num_steps is None:
-        num_steps = FEWER_STEPS if large else NUM_STEPS
+        num_steps = FEWER_STEPS if large else SOME_STEPS if size > SOME else NUM_STEPS
     if num_samples is None:
         num_samples = FEWER_SAMPLES if large else NUM_SAMPLES
     num_steps = checks.positive_int("num_steps", num_steps)

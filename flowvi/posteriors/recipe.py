@@ -34,8 +34,8 @@ Array = jax.Array
 #: Steps, draws of a step, learning rate, bound on the gradient's norm.
 NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
-#: Steps beyond so many coordinates, where each takes long.
-SOME, SOME_STEPS = 50, 2_800
+#: Steps beyond so many coordinates, where the networks are wide and each step takes long.
+WIDE, WIDE_STEPS = 50, 2_800
 
 #: Steps and draws beyond `MODERATE` coordinates.
 FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
@@ -163,7 +163,8 @@ def fit_posterior(
     size = target.event_size
     large = size > MODERATE
     if num_steps is None:
-        num_steps = FEWER_STEPS if large else SOME_STEPS if size > SOME else NUM_STEPS
+        num_steps = WIDE_STEPS if size > WIDE else NUM_STEPS
+        num_steps = FEWER_STEPS if large else num_steps
     if num_samples is None:
         num_samples = FEWER_SAMPLES if large else NUM_SAMPLES
     num_steps = checks.positive_int("num_steps", num_steps)

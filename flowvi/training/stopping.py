@@ -57,29 +57,43 @@ def judge(best: Best, params: Any, value: Array, step: Array) -> Best:
 class Plateau:
     """A rule that ends training when a noisy loss no longer improves.
 
-    Losses are averaged over windows of steps. Training ends when the mean of the last `patience`
-    windows does not lie below that of as many windows before them. Each mean is over many steps, so
-    slow progress is seen through much noise, and neither a lucky window nor an unlucky one decides.
+    Losses are averaged over windows of steps. The gain is the mean of `patience` windows minus that
+    of the last `patience` windows, which come after them. Each mean is over many steps, so slow
+    progress is seen through much noise, and neither a lucky window nor an unlucky one decides.
+
+    - Without a tolerance training ends when the gain is not above zero.
+    - With one it ends when the gain is surely below it: when it lies below the tolerance by two
+      standard errors. A loss whose noise hides gains of that size goes on to its last step, which
+      suits a step size that decays. The noise of a path gradient's ELBO vanishes with the gap that
+      is left, so there the rule ends a fit that has nothing left to gain.
 
     Attributes:
         window: steps of a window.
         patience: windows on each side of the comparison.
+        tolerance: a gain in units of the loss, or None.
 
     Raises:
-        ValueError, TypeError: if they are no positive integers.
+        ValueError: if the first two are no positive integers, or `tolerance` no positive number.
 
     Example:
         >>> import flowvi as fv
         >>> fv.Plateau(window=200, patience=3)
-        Plateau(window=200, patience=3)
+        Plateau(window=200, patience=3, tolerance=None)
     """
 
     window: int = 500
     patience: int = 5
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("window", "patience"):
             object.__setattr__(self, name, checks.positive_int(name, getattr(self, name)))
+        if self.tolerance is not None:
+            known = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
+            if not known or not 0 < self.tolerance < np.inf:
+                raise ValueError(
+                    f"`tolerance` must be a positive number or None; got {self.tolerance!r}."
+                )
 
 
 class PlateauWatch:
@@ -89,6 +103,7 @@ class PlateauWatch:
         self._rule = rule
         self._open = np.zeros(0)
         self._means: list[float] = []
+        self._errors: list[float] = []  # squared standard errors of the means
 
     def add(self, losses: np.ndarray) -> None:
         """Takes in the losses of more steps; those that are not finite are left out."""
@@ -98,6 +113,7 @@ class PlateauWatch:
             window = window[np.isfinite(window)]
             if window.size:
                 self._means.append(float(window.mean()))
+                self._errors.append(float(window.var() / window.size))
         self._open = known[whole:]
 
     @property
@@ -105,7 +121,14 @@ class PlateauWatch:
         """Whether the loss has stopped improving."""
         count = self._rule.patience
         before, last = self._means[-2 * count : -count], self._means[-count:]
-        return len(before) == count and bool(np.mean(last) >= np.mean(before))
+        if len(before) < count:
+            return False
+        gain = np.mean(before) - np.mean(last)
+        if self._rule.tolerance is None:
+            return bool(gain <= 0)
+        error = np.sqrt(np.sum(self._errors[-2 * count :])) / count
+        # A loss that seems to rise is no surer: noise that hides the tolerance never ends it.
+        return bool(max(gain, 0) + 2 * error <= self._rule.tolerance)
 
 
 class Interrupts:

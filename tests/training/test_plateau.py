@@ -70,6 +70,26 @@ def test_ends_soon_where_there_is_no_progress():
     assert np.median(ends) <= 15
 
 
+def test_a_tolerance_ends_only_what_is_surely_over():
+    rule = Plateau(100, 3, tolerance=0.01)
+    rng = np.random.default_rng(0)
+
+    def windows(noise, gain_per_window, count=60):
+        watch = PlateauWatch(rule)
+        for window in range(count):
+            watch.add(-gain_per_window * window + noise * rng.normal(size=100))
+            if watch.is_over:
+                return window + 1
+        return None
+
+    assert windows(noise=0.0, gain_per_window=0.0) == 6
+    assert windows(noise=0.01, gain_per_window=0.001) == 6
+    # A gain of 3 windows: 0.012.
+    assert windows(noise=0.0, gain_per_window=0.004) is None
+    # Two standard errors of the gain: 2 sqrt(2 / 300) = 0.16, more than the tolerance.
+    assert windows(noise=1.0, gain_per_window=0.0) is None
+
+
 def test_parts_and_numbers_that_are_not_finite():
     losses = np.random.default_rng(0).normal(size=1000)
     losses[::7] = np.nan
@@ -85,5 +105,7 @@ def test_parts_and_numbers_that_are_not_finite():
 def test_bad_input():
     with pytest.raises(ValueError, match="`window` must be a positive integer; got 0"):
         Plateau(window=0)
+    with pytest.raises(ValueError, match="`tolerance` must be a positive number or None; got 0"):
+        Plateau(tolerance=0)
     with pytest.raises(TypeError, match=r"`plateau` must be an `fv.Plateau\(...\)` or None; got 5"):
         fit(noisy, jnp.ones(3), optax.sgd(0.1), key=KEY, num_steps=3, plateau=5)

@@ -158,11 +158,13 @@ def _mark_sizes(params: Any) -> list[int]:
 
 
 def _marks(gradient: Any, new_fixed: Any) -> list[Array]:
-    """Squares of the gradient, summed leaf by leaf, and what shows NaN in new `Fixed` leaves.
+    """Sums over each leaf of the gradient, and what shows NaN in new `Fixed` leaves.
 
-    Squares, because a gradient whose square overflows would silence an adaptive optimizer for good.
-    What these sums cost a short step is the number of kernels, not the arithmetic. So they end
-    where they are small, and one look goes over all of them.
+    They are in units of the largest number whose square is finite: a gradient beyond it would
+    silence an adaptive optimizer for good. What these sums cost a short step is the number of
+    kernels, and a long one the number of times that it reads the gradient. So there is nothing to
+    be computed before they are summed, they end where they are small, and one look goes over all
+    of them.
     """
     marks = []
     for leaf in jax.tree.leaves(gradient):
@@ -170,8 +172,9 @@ def _marks(gradient: Any, new_fixed: Any) -> list[Array]:
             leaf = leaf.astype(jnp.float32)  # half precision overflows at once
         # The barrier keeps the compiler from merging one sum with the next, which it then does not
         # vectorise: that takes 6 times as long.
-        sums = jax.lax.optimization_barrier(jnp.sum(jnp.square(leaf), axis=range(leaf.ndim - 1)))
-        marks.append(sums if _num_marks(leaf) == sums.size else jnp.sum(sums))
+        sums = jax.lax.optimization_barrier(jnp.sum(leaf, axis=range(leaf.ndim - 1)))
+        sums = sums * float(np.sqrt(jnp.finfo(leaf.dtype).max))
+        marks.append(sums if _num_marks(leaf) == sums.size else jnp.sum(jnp.abs(sums)))
     # Infinity may be meant in a Fixed leaf: the open end of a support.
     return marks + [
         jnp.sum(jnp.where(jnp.isnan(leaf), leaf, 0))

@@ -59,11 +59,26 @@ def test_blocks_change_nothing(monkeypatch, hidden_sizes):
     network = masked.MaskedNetwork(7, hidden_sizes, 2, context_size=2, order=(3, 1, 4, 0, 5, 2, 6))
     params, context = random_params(network), jnp.linspace(-1, 1, 8).reshape(4, 2)
     x = jax.random.normal(jax.random.key(1), (4, 7))
-    whole = network.bind(params, context)(x)
-    for num_blocks in (2, 7):
-        monkeypatch.setattr(masked, "num_blocks", lambda network, n=num_blocks: n)
-        cut = network.bind(params, context)(x)
-        np.testing.assert_allclose(cut, whole, rtol=1e-5, atol=1e-5)
+
+    def value_and_derivatives():
+        def total(params, x, context):
+            return jnp.sum(jnp.sin(network.bind(params, context)(x)))
+
+        arguments = params, x, context
+        gradient = jax.grad(total, argnums=(0, 1, 2))(*arguments)
+        curvature = jax.jvp(jax.grad(total, argnums=1), arguments, gradient)[1]
+        return network.bind(params, context)(x), gradient, curvature
+
+    whole = value_and_derivatives()
+    for count in (2, 7):
+        # Values are cut by columns, derivatives by blocks.
+        monkeypatch.setattr(masked, "num_blocks", lambda network, n=count: n)
+        monkeypatch.setattr(masked, "num_columns", lambda rows, columns, n=count: min(n, columns))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+            value_and_derivatives(),
+            whole,
+        )
 
 
 def test_wide_layers_are_cut_into_blocks():

@@ -40,8 +40,8 @@ WIDE, WIDE_STEPS = 50, 2_800
 #: Steps and draws beyond `MODERATE` coordinates.
 FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
 
-#: The rule that ends a fit early.
-PLATEAU = Plateau(window=250, patience=8)
+#: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
+PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
 #: Draws that choose between the start and the fit.
 NUM_CHOICE = 4_000
@@ -194,7 +194,9 @@ def fit_posterior(
     )
     candidates = [result.params["posterior"]]
     if tempering is None:
-        candidates.append(params["posterior"])
+        candidates += [
+            placed.place(params["posterior"], each) for each in (found.whitening, found.best)
+        ]
     best = _best(placed, target, candidates, choice_key)
     if objective is None and tempering is None and batch_size is None:
         best = mend(placed, target, best, jax.random.fold_in(key, 1))

@@ -28,6 +28,10 @@ NUM_END_DRAWS = 32
 #: Variational Newton steps, and pairs of draws of each: where Hessians are cheap, and where not.
 ROUNDS, PAIRS = (24, 10), (32, 4)
 
+#: Nats of the ELBO within which the narrowest candidate is taken. A flow that has to widen finds
+#: narrow places that one which has to shrink leaves out.
+SAME_ELBO = 1.0
+
 #: Bound on the change of a precision in one such step.
 CHANGE = 10.0
 
@@ -47,7 +51,9 @@ class Start:
 
     Attributes:
         whitening: the arguments of `flowvi.bijectors.Dense`, or of `LowRank`.
-        elbo: the ELBO of that normal distribution, in nats, from a few hundred draws.
+        best: those of the normal distribution of highest ELBO; the start is narrower where the two
+            are nearly as good.
+        elbo: the ELBO of the start, in nats, from a few hundred draws.
         origin: how it was found: "pathfinder", "laplace" or "variational".
         mode: the point of highest density that was seen.
         mode_value: the log density there.
@@ -58,6 +64,7 @@ class Start:
     """
 
     whitening: dict[str, np.ndarray]
+    best: dict[str, np.ndarray]
     elbo: float
     origin: str
     mode: np.ndarray
@@ -83,6 +90,7 @@ class _Scored(NamedTuple):
     normal: normals.Dense | normals.LowRank
     elbo: float
     origin: str
+    place: tuple[int, int]  # path and point
 
 
 def find(
@@ -92,8 +100,9 @@ def find(
 
     L-BFGS runs from several points. Along each, two kinds of candidates are taken: the inverse
     Hessian that the run itself estimates (Pathfinder), and the Hessian at the point, made positive
-    (Laplace). Where Hessians are at hand, variational Newton steps start from the best one, and the
-    best by ELBO of all of them is the start.
+    (Laplace). Where Hessians are at hand, variational Newton steps start from the best one of
+    each run. The start is the
+    narrowest of those whose ELBO is nearly the best.
 
     Densities and their derivatives are compiled; the little linear algebra between them is not.
 
@@ -120,26 +129,22 @@ def find(
     size = target.event_size
     judge = _Judge(density, _even_draws(rng, size))
     indices = [_indices(int(length)) for length in paths.length]
-    scored = judge.best(_pathfinders(paths, indices), "pathfinder")
+    places = [(p, i) for p, path in enumerate(indices) for i in path]
+    candidates = judge.all(_pathfinders(paths, indices), places, "pathfinder")
     ends: list[_Scored] = []
-    if rank is None:
-        if has_hessian(target):
+    if rank is None and has_hessian(target):
+        if size > EVERY_HESSIAN:
             top = _top(paths)
-            places = [(p, i) for p, path in enumerate(indices) for i in path]
-            if size > EVERY_HESSIAN:
-                places = [(top, int(paths.length[top]))]
-            x = np.stack([paths.x[place] for place in places])
-            around = list(_laplaces(density, x))
-            scored = max(scored, judge.best(around, "laplace"), key=_elbo)
-            if size <= EVERY_HESSIAN and power == 1:
-                last = [a for a, (p, i) in zip(around, places, strict=True) if i == indices[p][-1]]
-                ends = [judge.best([each], "laplace") for each in last]
-                ends = [end for end in ends if np.isfinite(end.elbo)]
-            if np.isfinite(scored.elbo):
-                scored = _refine(density, scored, judge, rng)
-        if isinstance(scored.normal, normals.LowRank):
-            scored = scored._replace(normal=scored.normal.dense())
-    if not np.isfinite(scored.elbo):
+            places = [(top, int(paths.length[top]))]
+        x = np.stack([paths.x[place] for place in places])
+        around = judge.all(_laplaces(density, x), places, "laplace")
+        if size <= EVERY_HESSIAN and power == 1:
+            ends = [each for each in around if each.place[1] == indices[each.place[0]][-1]]
+        candidates += around
+        # The best candidate of all may lead to a lesser optimum.
+        first = _best_of_paths(candidates)[: NUM_PATHS if size <= EVERY_HESSIAN else 1]
+        candidates = [_refine(density, each, judge, rng) for each in first]
+    if not candidates:
         raise ValueError(
             "`target` must have a density around the points that optimisation leads to; got none "
             f"where draws around {sum(map(len, indices))} of them fell. The density may be "
@@ -148,12 +153,13 @@ def find(
         )
     values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     place = np.unravel_index(np.argmin(values), values.shape)
-    normal = scored.normal
-    if isinstance(normal, normals.LowRank) and rank is not None:
-        normal = normal.padded(rank)
+    best = max(candidates, key=_elbo)
+    # A flattened density is to be covered, and only refined candidates are near an optimum each.
+    scored = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
     dtype = jnp.result_type(float)
     return Start(
-        whitening={name: leaf.astype(dtype) for name, leaf in normal.whitening().items()},
+        whitening=_whitening(scored.normal, rank),
+        best=_whitening(best.normal, rank),
         elbo=scored.elbo,
         origin=scored.origin,
         mode=paths.x[place],
@@ -264,6 +270,29 @@ def _elbo(scored: _Scored) -> float:
     return scored.elbo
 
 
+def _narrowest_of_good(candidates: list[_Scored]) -> _Scored:
+    """The narrowest of the candidates whose ELBO is nearly the best."""
+    least = max(map(_elbo, candidates)) - SAME_ELBO
+    good = [each for each in candidates if each.elbo >= least]
+    return min(good, key=lambda each: each.normal.log_det)
+
+
+def _whitening(normal: normals.Dense | normals.LowRank, rank: int | None) -> dict[str, np.ndarray]:
+    """The arguments of the affine map, in the form that belongs to this rank."""
+    if isinstance(normal, normals.LowRank):
+        normal = normal.dense() if rank is None else normal.padded(rank)
+    dtype = jnp.result_type(float)
+    return {name: leaf.astype(dtype) for name, leaf in normal.whitening().items()}
+
+
+def _best_of_paths(candidates: list[_Scored]) -> list[_Scored]:
+    """The best candidate of each path, the best of all first."""
+    best: dict[int, _Scored] = {}
+    for each in sorted(candidates, key=_elbo, reverse=True):
+        best.setdefault(each.place[0], each)
+    return list(best.values())
+
+
 def _even_draws(rng: np.random.Generator, size: int) -> np.ndarray:
     """Standard normal draws in pairs of opposites, and to moderate size of unit covariance.
 
@@ -293,13 +322,14 @@ class _Judge:
         good = np.isfinite(terms)
         return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
 
-    def best(self, candidates: Any, origin: str) -> _Scored:
-        """The best of some candidates; None among them are passed over."""
-        best = _Scored(normals.LowRank(*(np.zeros(0),) * 4), -np.inf, origin)
-        for normal in candidates:
-            if normal is not None:
-                best = max(best, _Scored(normal, self.elbo(normal), origin), key=_elbo)
-        return best
+    def all(self, candidates: Any, places: list[tuple[int, int]], origin: str) -> list[_Scored]:
+        """The candidates that have an ELBO; None among them are passed over."""
+        scored = [
+            _Scored(normal, self.elbo(normal), origin, place)
+            for normal, place in zip(candidates, places, strict=True)
+            if normal is not None
+        ]
+        return [each for each in scored if np.isfinite(each.elbo)]
 
 
 @jax.jit(static_argnums=0)
@@ -388,7 +418,8 @@ def _refine(density: Tempered, scored: _Scored, judge: _Judge, rng: np.random.Ge
         )
         if not (np.isfinite(normal.matrix).all() and np.isfinite(normal.loc).all()):
             break
-        scored = max(scored, _Scored(normal, judge.elbo(normal), "variational"), key=_elbo)
+        found = _Scored(normal, judge.elbo(normal), "variational", scored.place)
+        scored = max(scored, found, key=_elbo)
     return scored
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flowvi as fv
-from flowvi.posteriors import start
+from flowvi.posteriors import normals, start
 from flowvi.posteriors.paths import lbfgs
 
 KEY = jax.random.key(0)
@@ -105,3 +105,32 @@ def test_a_support_away_from_zero_needs_a_point_inside(x64):
         start.find(target, KEY)
     found = start.find(target, KEY, start=[[1500.0, 2500.0]])
     np.testing.assert_allclose(found.whitening["loc"], 2e3, rtol=1e-3)
+
+
+def test_the_narrowest_of_nearly_equal_starts_is_taken():
+    def scored(scale, elbo):
+        normal = normals.Dense(np.zeros(2), scale * np.eye(2), np.eye(2) / scale)
+        return start._Scored(normal, elbo, "variational", (0, 0))
+
+    wide, narrow, bad = scored(2.0, -1.0), scored(0.5, -1.9), scored(0.1, -2.1)
+    assert start._narrowest_of_good([wide, narrow, bad]) is narrow
+
+
+def test_each_run_gives_its_best_candidate_to_be_refined():
+    def scored(elbo, path):
+        return start._Scored(normals.Dense(*(np.eye(2),) * 3), elbo, "laplace", (path, 0))
+
+    candidates = [scored(-3.0, 0), scored(-1.0, 1), scored(-2.0, 0), scored(-4.0, 2)]
+    best = start._best_of_paths(candidates)
+    assert [(each.place[0], each.elbo) for each in best] == [(1, -1.0), (0, -2.0), (2, -4.0)]
+
+
+def test_the_best_start_is_kept_beside_the_narrowest(x64):
+    # The start is narrower than the best normal distribution, and says which that was.
+    def funnel(u):
+        return -0.5 * u[0] ** 2 / 9 - 0.5 * jnp.sum(u[1:] ** 2) * jnp.exp(-u[0]) - 2 * u[0]
+
+    found = start.find(fv.Target(funnel, 5), jax.random.key(0))
+    volume = [np.linalg.slogdet(each["matrix"])[1] for each in (found.whitening, found.best)]
+    assert volume[0] <= volume[1]
+    assert np.isfinite(found.elbo)

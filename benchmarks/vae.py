@@ -53,12 +53,24 @@ def load(folder):
     return [(rng.random(each.shape, np.float32) < each).astype(np.uint8) for each in grey]
 
 
-def models(size):
-    """The same model with each posterior, by name."""
+def model(size, prior, posterior):
+    """A VAE of binary images; `posterior` takes what the encoder says as context."""
     import flowvi as fv
     from flowvi.networks import MLP
 
-    hidden = (WIDTH, WIDTH)
+    hidden, (latent,) = (WIDTH, WIDTH), prior.event_shape
+    encoder = MLP(size, hidden, posterior.context_shape)
+    return fv.VAE(
+        prior=prior,
+        likelihood=fv.conditional(fv.bernoulli(size), MLP(latent, hidden, size)),
+        posterior=fv.conditional(posterior, encoder),
+    )
+
+
+def models(size):
+    """The same model with each posterior, by name."""
+    import flowvi as fv
+
     gaussian = fv.gaussian(LATENT)
     # Both flows start from the Gaussian, and see what the encoder says of it.
     options = {
@@ -72,14 +84,8 @@ def models(size):
         "IAF": fv.iaf(LATENT, num_layers=2, **options),
         "coupling": fv.coupling(LATENT, num_layers=4, **options),
     }
-    return {
-        name: fv.VAE(
-            prior=fv.standard_normal(LATENT),
-            likelihood=fv.conditional(fv.bernoulli(size), MLP(LATENT, hidden, size)),
-            posterior=fv.conditional(base, MLP(size, hidden, 2 * LATENT)),
-        )
-        for name, base in bases.items()
-    }
+    prior = fv.standard_normal(LATENT)
+    return {name: model(size, prior, base) for name, base in bases.items()}
 
 
 # -------------------------------------------------------------------------------- quality

@@ -5,6 +5,7 @@ from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
+    Annealing,
     Family,
     bernoulli,
     categorical,
@@ -17,19 +18,22 @@ from flowvi.families import (
     gaussian,
     gumbel,
     iaf,
+    joint,
     laplace,
     logistic,
     maf,
     mean_field,
     mixture,
+    relaxed,
     standard_normal,
+    unconditional,
     whitened,
 )
 from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
 from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
-from flowvi.vae import VAE, fit_vae
+from flowvi.vae import VAE, exact_posterior, fit_vae, log_marginal
 
 __version__ = "0.1.0"
 
@@ -38,6 +42,7 @@ __all__ = [
     "MADE",
     "MAF",
     "VAE",
+    "Annealing",
     "Chain",
     "Estimate",
     "Family",
@@ -58,6 +63,7 @@ __all__ = [
     "coupling",
     "custom",
     "diagnostics",
+    "exact_posterior",
     "fit",
     "fit_density",
     "fit_posterior",
@@ -67,16 +73,20 @@ __all__ = [
     "gaussian",
     "gumbel",
     "iaf",
+    "joint",
     "laplace",
     "load",
+    "log_marginal",
     "logistic",
     "maf",
     "mean_field",
     "mixture",
     "networks",
     "objectives",
+    "relaxed",
     "save",
     "standard_normal",
     "testing",
+    "unconditional",
     "whitened",
 ]

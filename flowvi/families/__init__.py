@@ -3,11 +3,18 @@
 from flowvi.families.conditional import Conditional, conditional
 from flowvi.families.continuous import ContinuousBernoulliFamily, continuous_bernoulli
 from flowvi.families.custom import Custom, custom
-from flowvi.families.discrete import BernoulliFamily, CategoricalFamily, bernoulli, categorical
+from flowvi.families.discrete import (
+    BernoulliFamily,
+    CategoricalFamily,
+    OneHotFamily,
+    bernoulli,
+    categorical,
+)
 from flowvi.families.family import Family
 from flowvi.families.flow import Flow
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.from_distrax import FromDistrax, from_distrax
+from flowvi.families.joint import JointFamily, joint
 from flowvi.families.location_scale import (
     FullGaussian,
     LocationScaleFamily,
@@ -16,12 +23,15 @@ from flowvi.families.location_scale import (
     laplace,
     logistic,
 )
-from flowvi.families.mixture import Mixture, mixture
+from flowvi.families.mixture import MixtureFamily, mixture
 from flowvi.families.normal import StandardNormal, full_rank, mean_field, standard_normal
 from flowvi.families.parametric import Parametric
+from flowvi.families.relaxed import Annealing, Relaxed, relaxed
+from flowvi.families.unconditional import Unconditional, unconditional
 from flowvi.families.whitened import Whitened, whitened
 
 __all__ = [
+    "Annealing",
     "BernoulliFamily",
     "CategoricalFamily",
     "Conditional",
@@ -31,10 +41,14 @@ __all__ = [
     "Flow",
     "FromDistrax",
     "FullGaussian",
+    "JointFamily",
     "LocationScaleFamily",
-    "Mixture",
+    "MixtureFamily",
+    "OneHotFamily",
     "Parametric",
+    "Relaxed",
     "StandardNormal",
+    "Unconditional",
     "Whitened",
     "bernoulli",
     "categorical",
@@ -47,11 +61,14 @@ __all__ = [
     "gaussian",
     "gumbel",
     "iaf",
+    "joint",
     "laplace",
     "logistic",
     "maf",
     "mean_field",
     "mixture",
+    "relaxed",
     "standard_normal",
+    "unconditional",
     "whitened",
 ]

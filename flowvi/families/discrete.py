@@ -17,6 +17,11 @@ from flowvi.params import Origin
 class BinaryDistribution(distrax.Bernoulli):
     """A Bernoulli distribution that gives no probability to what is neither 0 nor 1."""
 
+    @property
+    def atoms(self) -> Array:
+        """0 and 1; see `flowvi.distributions.support`."""
+        return jnp.arange(2, dtype=self.dtype)
+
     def log_prob(self, value: Array) -> Array:
         """log p(value) = value * logits - softplus(logits); -inf where value is not 0 or 1."""
         value = jnp.asarray(value)
@@ -88,6 +93,11 @@ def bernoulli(event_shape: Any) -> BernoulliFamily:
 class ClassDistribution(distrax.Categorical):
     """A categorical distribution that gives no probability to what is no number of a class."""
 
+    @property
+    def atoms(self) -> Array:
+        """0, ..., K - 1; see `flowvi.distributions.support`."""
+        return jnp.arange(self.num_categories, dtype=self.dtype)
+
     def log_prob(self, value: Array) -> Array:
         """log p(value); -inf where value is none of 0, ..., K - 1."""
         value = jnp.asarray(value)[..., None]
@@ -131,7 +141,63 @@ class CategoricalFamily(Parametric):
         )
 
 
-def categorical(event_shape: Any, num_classes: int) -> CategoricalFamily:
+class OneHotDistribution(distrax.OneHotCategorical):
+    """A categorical distribution over rows of the identity."""
+
+    @property
+    def atoms(self) -> Array:
+        """The rows of the identity; see `flowvi.distributions.support`."""
+        return jnp.eye(self.num_categories, dtype=self.dtype)
+
+    def log_prob(self, value: Array) -> Array:
+        """log p(value); -inf where value is no row of the identity."""
+        value = jnp.asarray(value)
+        log_probs = jnp.sum(jnp.where(value == 0, 0, value * jax.nn.log_softmax(self.logits)), -1)
+        is_row = jnp.all((value == 0) | (value == 1), -1) & (jnp.sum(value, -1) == 1)
+        return jnp.where(is_row | jnp.isnan(log_probs), log_probs, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHotFamily(Parametric):
+    """Independent classes as rows of the identity; see `categorical`."""
+
+    places: Shape
+    num_classes: int
+    reparameterized: bool = dataclasses.field(default=False, init=False)
+
+    @property
+    def event_shape(self) -> Shape:  # type: ignore[override]
+        """That of the numbers, with a last axis of classes."""
+        return (*self.places, self.num_classes)
+
+    @property
+    def arguments(self) -> dict[str, Shape]:
+        """The logits, of the event's shape."""
+        return {"logits": self.event_shape}
+
+    def init(self, key: Array) -> Params:
+        """{"origin"}."""
+        del key
+        return {"origin": Origin(self)}
+
+    def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
+        """See `Parametric.build`. Samples are of the dtype of the logits."""
+        logits = arguments["logits"]
+        return independent(OneHotDistribution(logits, dtype=logits.dtype), self.event_shape)
+
+    def check_support(self, x: Any, name: str = "x") -> None:
+        """See `Family.check_support`."""
+        check_values(
+            name,
+            x,
+            self,
+            lambda v: ((v == 0) | (v == 1)) & (v.sum(-1, keepdims=True) == 1),
+            "hold only rows of the identity",
+            "Perhaps use `jax.nn.one_hot(x, num_classes)`, or `one_hot=False`?",
+        )
+
+
+def categorical(event_shape: Any, num_classes: int, *, one_hot: bool = False) -> Parametric:
     """Independent numbers of classes 0, ..., K - 1, whose logits are the context.
 
         log p(x) = sum_i log softmax(logits_i)[x_i]
@@ -139,6 +205,8 @@ def categorical(event_shape: Any, num_classes: int) -> CategoricalFamily:
     Args:
         event_shape: the shape of an event, or its size; () for one number.
         num_classes: K. The context is of shape [*batch, *event_shape, K], or a dict: {"logits"}.
+        one_hot: whether a class is a row of the identity instead of a number, as the latents of a
+            network want to be. The event then has a last axis of classes.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.
@@ -149,6 +217,10 @@ def categorical(event_shape: Any, num_classes: int) -> CategoricalFamily:
         >>> family = fv.categorical((), 10)
         >>> family.log_prob({}, jnp.array([3, 1]), jnp.zeros((2, 10)))
         Array([-2.3025851, -2.3025851], dtype=float32)
+        >>> codes = fv.categorical(2, 3, one_hot=True)
+        >>> codes.sample({}, jax.random.key(0), 5, jnp.zeros((2, 3))).shape
+        (5, 2, 3)
     """
     shape = checks.shape("event_shape", event_shape)
-    return CategoricalFamily(shape, checks.positive_int("num_classes", num_classes))
+    num_classes = checks.positive_int("num_classes", num_classes)
+    return (OneHotFamily if one_hot else CategoricalFamily)(shape, num_classes)

@@ -11,54 +11,107 @@ from flowvi import checks
 from flowvi.families.family import Array, Family, Params, Shape
 from flowvi.families.location_scale import gaussian
 from flowvi.families.parametric import Parametric
+from flowvi.families.unconditional import unconditional
 from flowvi.params import Origin
 
 
+class MixtureDistribution(distrax.MixtureSameFamily):
+    """A mixture whose draws say which part of them is a choice; see `flowvi.distributions`."""
+
+    def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
+        """A reparameterised point of a component, and the log probability of choosing that."""
+        del reparameterized
+        choice_key, key = jax.random.split(key)
+        choice = self.mixture_distribution.sample(seed=choice_key, sample_shape=sample_shape)
+        z = self.components_distribution.sample(seed=key, sample_shape=sample_shape)
+        places = choice.reshape(choice.shape + (1,) * (z.ndim - choice.ndim))
+        z = jnp.take_along_axis(z, places, axis=choice.ndim).squeeze(choice.ndim)
+        return z, self.mixture_distribution.log_prob(choice)
+
+    def draw_each(
+        self, key: Array, sample_shape: Shape, reparameterized: bool
+    ) -> tuple[Array, Array]:
+        """A reparameterised point of each component, and the log weights."""
+        del reparameterized
+        z = self.components_distribution.sample(seed=key, sample_shape=sample_shape)
+        log_weights = jax.nn.log_softmax(self.mixture_distribution.logits)
+        axis = len(sample_shape) + len(self.batch_shape)
+        log_weights = jnp.broadcast_to(log_weights, z.shape[: axis + 1])
+        return jnp.moveaxis(z, axis, 0), jnp.moveaxis(log_weights, axis, 0)
+
+    def num_choices(self, reparameterized: bool) -> int:
+        """The number of components."""
+        del reparameterized
+        return self.mixture_distribution.num_categories
+
+    def support_size(self) -> None:
+        """None: a mixture of densities is not discrete."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Mixture(Family):
-    """A mixture of normal distributions with parameters of its own; see `mixture`."""
+class MixtureFamily(Parametric):
+    """A mixture of normal distributions, of a context; see `mixture`."""
 
     component: Parametric
     num_components: int
-    context_shape: None = dataclasses.field(default=None, init=False)
     #: A draw picks its component, and through that choice no gradient reaches the weights.
     reparameterized: bool = dataclasses.field(default=False, init=False)
 
     @property
-    def event_shape(self) -> Shape:
+    def event_shape(self) -> Shape:  # type: ignore[override]
         """That of a component."""
         return self.component.event_shape
 
-    def init(self, key: Array) -> Params:
-        """{"logits", "components", "origin"}: equal weights, unit scales, standard normal means."""
+    @property
+    def arguments(self) -> dict[str, Shape]:
+        """The logits of the weights, and those of a component for each."""
         count = self.num_components
-        shapes = self.component.arguments
-        components = {name: jnp.zeros((count, *shape)) for name, shape in shapes.items()}
-        components["loc"] = jax.random.normal(key, components["loc"].shape)
-        return {"logits": jnp.zeros(count), "components": components, "origin": Origin(self)}
+        each = {name: (count, *shape) for name, shape in self.component.arguments.items()}
+        return {"logits": (count,), **each}
 
-    def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
-        """See `Family.distribution`."""
-        self.check_context(context)
-        return distrax.MixtureSameFamily(
-            distrax.Categorical(params["logits"]),
-            self.component.build({}, params["components"]),
+    def init(self, key: Array) -> Params:
+        """{"origin"}."""
+        del key
+        return {"origin": Origin(self)}
+
+    def initial_arguments(self, key: Array) -> dict[str, Array]:
+        """Equal weights, unit scales, standard normal locations."""
+        initial = super().initial_arguments(key)
+        return {**initial, "loc": jax.random.normal(key, self.arguments["loc"])}
+
+    def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
+        """See `Parametric.build`."""
+        each = {name: arguments[name] for name in self.component.arguments}
+        return MixtureDistribution(
+            distrax.Categorical(arguments["logits"]), self.component.build({}, each)
         )
 
 
-def mixture(event_shape: Any, num_components: int, *, scale: str = "predicted") -> Mixture:
-    """A mixture of normal distributions: a prior, or the base of a flow, with several modes.
+def mixture(
+    event_shape: Any,
+    num_components: int,
+    *,
+    scale: str = "predicted",
+    components: str = "learned",
+) -> Family:
+    """A mixture of normal distributions: a prior, a posterior or the base of a flow, with modes.
 
         p(x) = sum_k w_k N(x; loc_k, scale_k)
 
-    Weights, locations and scales are its parameters. The draws carry no gradient to the weights, so
-    `reparameterized` is False: learn it through its density, as a prior is learnt.
+    The draws carry no gradient to the weights, so `reparameterized` is False. As a prior it is
+    learnt through its density. As a posterior its choice of a component is left to
+    `fv.objectives.ScoreFunction`, which moves the points with the component they are of; or to
+    `fv.objectives.Enumeration`, which sums over the components.
 
     Args:
         event_shape: the shape of an event, or its size.
-        num_components: the number of normal distributions.
+        num_components: the number of normal distributions, K.
         scale: "predicted" for independent coordinates, "full" for any covariance of vectors, as in
             `gaussian`.
+        components: where weights, locations and scales come from: "learned", they are parameters
+            of the family; or "predicted", they are the context, a dict of "logits" of shape [K] and
+            of the arguments of `gaussian` with a first axis K; or one array with one after the
+            other.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.
@@ -66,12 +119,20 @@ def mixture(event_shape: Any, num_components: int, *, scale: str = "predicted") 
     Example:
         >>> import jax
         >>> import flowvi as fv
+        >>> from flowvi.networks import MLP
         >>> family = fv.mixture(2, 10)
         >>> params = family.init(jax.random.key(0))
         >>> family.sample(params, jax.random.key(1), 5).shape
         (5, 2)
+        >>> family = fv.mixture(2, 3, components="predicted")
+        >>> family.context_shape  # 3 logits, 3 x 2 locations, 3 x 2 scales
+        (15,)
+        >>> posterior = fv.conditional(family, MLP(64, (32,), 15))
     """
     if scale not in ("predicted", "full"):
         raise ValueError(f'`scale` must be "predicted" or "full"; got {scale!r}.')
-    component = gaussian(event_shape, scale=scale)
-    return Mixture(component, checks.positive_int("num_components", num_components))
+    if components not in ("predicted", "learned"):
+        raise ValueError(f'`components` must be "predicted" or "learned"; got {components!r}.')
+    count = checks.positive_int("num_components", num_components)
+    family = MixtureFamily(gaussian(event_shape, scale=scale), count)
+    return unconditional(family) if components == "learned" else family

@@ -34,6 +34,11 @@ class Parametric(Family):
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """The distribution at these arguments, whose leading axes agree."""
 
+    def initial_arguments(self, key: Array) -> dict[str, Array]:
+        """Arguments to start from where they are parameters themselves: zeros."""
+        del key
+        return {name: jnp.zeros(shape) for name, shape in self.arguments.items()}
+
     @property
     def context_shape(self) -> Shape:  # type: ignore[override]
         """The shape of the array that holds all arguments."""

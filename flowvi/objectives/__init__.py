@@ -10,8 +10,10 @@ from flowvi.objectives.controls import (
     SelfCritic,
 )
 from flowvi.objectives.elbo import ELBO
+from flowvi.objectives.enumeration import Enumeration
 from flowvi.objectives.forward import ForwardKL
 from flowvi.objectives.likelihood import NegativeLogLikelihood
+from flowvi.objectives.noise import GradientMoments, gradient_moments
 from flowvi.objectives.score import ScoreFunction
 from flowvi.objectives.variational import Joint, Variational
 
@@ -20,7 +22,9 @@ __all__ = [
     "ELBO",
     "IWELBO",
     "ControlVariate",
+    "Enumeration",
     "ForwardKL",
+    "GradientMoments",
     "Joint",
     "LearnedBaseline",
     "LeaveOneOut",
@@ -31,4 +35,5 @@ __all__ = [
     "ScoreFunction",
     "SelfCritic",
     "Variational",
+    "gradient_moments",
 ]

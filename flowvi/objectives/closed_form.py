@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi.bijectors import Units
-from flowvi.distributions import FlowDistribution
+from flowvi.distributions import FlowDistribution, RelaxedDistribution
 
 Array = jax.Array
 
@@ -19,7 +19,8 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
 
         KL = 1/2 [tr(P^-1 Q) + (m_p - m_q)^T P^-1 (m_p - m_q) - D + log |P| - log |Q|]
 
-    and for others what Distrax and TensorFlow Probability have registered.
+    and for others what Distrax and TensorFlow Probability have registered. Of a relaxed
+    distribution it is that of the discrete one.
 
     Raises:
         NotImplementedError: where there is none.
@@ -34,6 +35,7 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
         >>> abs(float(closed_form.kl_divergence(q, p))) < 1e-5
         True
     """
+    q, p = (each.discrete if isinstance(each, RelaxedDistribution) else each for each in (q, p))
     of_q, of_p = _moments(q), _moments(p)
     if of_q is not None and of_p is not None:
         (mean_q, root_q, diagonal_q), (mean_p, root_p, diagonal_p) = of_q, of_p

@@ -1,12 +1,12 @@
 """The evidence lower bound."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from flowvi.distributions import FlowDistribution
+from flowvi.distributions import FlowDistribution, RelaxedDistribution
 from flowvi.objectives import closed_form
 from flowvi.objectives.variational import Joint, Variational, evaluate, finish
 from flowvi.params import Fixed
@@ -77,6 +77,8 @@ class ELBO(Variational):
     warm_up: int = dataclasses.field(default=0, kw_only=True)
     free_bits: float = dataclasses.field(default=0.0, kw_only=True)
 
+    takes_relaxed: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_reparameterized("fv.objectives.ScoreFunction")
@@ -120,13 +122,27 @@ class ELBO(Variational):
         return "analytic" if whole is not None else "sampled" if base is None else "base"
 
     def _closed_kl(self, distribution: Any, params: Any) -> Array | None:
-        if self.path or self.kl == "sampled" or not isinstance(self.log_joint, Joint):
+        relaxed = isinstance(distribution, RelaxedDistribution)
+        if not isinstance(self.log_joint, Joint):
+            return None
+        if relaxed and (self.path or self.kl == "sampled"):
+            raise ValueError(
+                '`kl` must be "auto" or "analytic" and `path` False for a relaxed family, whose '
+                f"rate is that of the discrete one; got kl={self.kl!r}, path={self.path}."
+            )
+        if self.path or self.kl == "sampled":
             return None
         try:
             return closed_form.kl_divergence(
                 distribution, self.log_joint.prior_distribution(params)
             )
-        except NotImplementedError:
+        except NotImplementedError as error:
+            if relaxed:
+                raise ValueError(
+                    "`prior` must have a KL divergence in closed form from the discrete family "
+                    f"behind a relaxed one; got {self.log_joint.prior!r}. Perhaps use "
+                    "`fv.unconditional` of that family?"
+                ) from error
             if self.kl == "analytic":
                 raise
             return None

@@ -7,13 +7,14 @@ the state of control variates.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.distributions import RelaxedDistribution
 from flowvi.families import Family
 
 Array = jax.Array
@@ -98,6 +99,7 @@ class Variational:
             loss is not finite either.
         row_weights: batch -> weights of the rows, of the batch shape; None for equal ones. The loss
             is the mean of weight times bound, so weights whose mean is 1 keep its scale.
+        controls: control variates of the score function, for objectives that have one.
     """
 
     family: Family
@@ -106,6 +108,10 @@ class Variational:
     context: ContextFn | None = dataclasses.field(default=None, kw_only=True)
     skip_nonfinite: bool = dataclasses.field(default=False, kw_only=True)
     row_weights: ContextFn | None = dataclasses.field(default=None, kw_only=True)
+    controls: tuple[Any, ...] = dataclasses.field(default=(), kw_only=True)
+
+    #: Whether draws may be relaxed ones, at which a discrete prior has no density.
+    takes_relaxed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, Family):
@@ -115,6 +121,18 @@ class Variational:
             if not (callable(value) or (value is None and name != "log_joint")):
                 raise TypeError(f"`{name}` must be a function; got {value!r}.")
         checks.positive_int("num_samples", self.num_samples)
+        object.__setattr__(self, "controls", tuple(self.controls))
+        if self.controls and not self._has_score:
+            raise ValueError(
+                f"`controls` must be empty for {type(self).__name__} of {self.family!r}, whose "
+                f"gradient has no score term for them to act on; got {self.controls!r}. Perhaps "
+                "use `fv.objectives.ScoreFunction`?"
+            )
+
+    @property
+    def _has_score(self) -> bool:
+        """Whether the gradient has a term with the score function."""
+        return False
 
     def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters of q: {"posterior": ...}."""
@@ -124,6 +142,12 @@ class Variational:
         context = None if self.context is None else self.context(batch)
         own = params["posterior"]
         distribution, new = self.family.train_distribution(own, key, context)
+        if isinstance(distribution, RelaxedDistribution) and not self.takes_relaxed:
+            raise ValueError(
+                "`family` must not be relaxed for this objective, which asks a discrete prior for "
+                f"its density at the draws; got {self.family!r} for {type(self).__name__}. Perhaps "
+                "use `fv.objectives.ELBO`?"
+            )
         frozen, _ = self.family.train_distribution(jax.lax.stop_gradient(own), key, context)
         return Approximation(
             distribution, frozen, context, {} if new is own else {"posterior": new}

@@ -1,7 +1,7 @@
 """A model as the objectives see it: functions of a batch {"x": rows, "weight": theirs}."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,22 @@ class Likelihood:
 
     family: Family
 
+    #: Whether z may be of shape [K, 1, *latent], for values that all rows share.
+    takes_shared: ClassVar[bool] = True
+
     def __call__(
         self, params: dict[str, Any], key: Array, z: Array, batch: dict[str, Array]
     ) -> Any:
         """See `flowvi.objectives.Joint`."""
-        own = params["likelihood"]
+        own, x = params["likelihood"], jnp.asarray(batch["x"])
+        if z.shape[1] == 1 != len(x):
+            # Mapped over rows, what depends on z alone is computed once.
+            distribution, new = self.family.train_distribution(own, key, z[:, 0])
+            shape = (z.shape[0], *self.family.event_shape)
+            of_row = jax.vmap(lambda row: distribution.log_prob(jnp.broadcast_to(row, shape)))
+            log_likelihood = of_row(x).T
+            return log_likelihood if new is own else (log_likelihood, {"likelihood": new})
         distribution, new = self.family.train_distribution(own, key, z)
-        x = jnp.asarray(batch["x"])
         leading = z.shape[: z.ndim - len(self.family.context_shape)]
         x = jnp.broadcast_to(x, leading + self.family.event_shape)
         log_likelihood = distribution.log_prob(x)

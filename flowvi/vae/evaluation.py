@@ -241,10 +241,10 @@ def prior_bound(
         largest, total = jax.lax.fori_loop(0, -(-num_samples // draws), chunk, start)
         return largest + jnp.log(total / num_samples)
 
-    return _map_blocks(of_rows, x, together)
+    return map_blocks(of_rows, x, together)
 
 
-def _map_blocks(function: Callable[[Array], Array], x: Array, size: int) -> Array:
+def map_blocks(function: Callable[[Array], Array], x: Array, size: int) -> Array:
     """`function` of blocks of rows, put together again."""
     num_rows = x.shape[0]
     size = min(size, num_rows)

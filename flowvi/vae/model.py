@@ -117,8 +117,8 @@ class VAE:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
 
         Args:
-            objective: one of `fv.objectives`: `ELBO`, `IWELBO`, `Renyi`, `CUBO`, `ForwardKL` or
-                `ScoreFunction`.
+            objective: one of `fv.objectives`: `ELBO`, `IWELBO`, `Renyi`, `CUBO`, `ForwardKL`,
+                `ScoreFunction` or `Enumeration`.
             **options: of the objective, such as `num_samples`; of `ELBO` also `kl_weight`,
                 `warm_up` and `free_bits`.
 

@@ -7,7 +7,7 @@ import pytest
 
 import flowvi as fv
 from flowvi import objectives as ob
-from tests.tolerances import STANDARD_ERRORS
+from tests.objectives.helpers import assert_mean
 
 KEY = jax.random.key(0)
 
@@ -53,17 +53,6 @@ def losses_and_gradients(objective, params, count=400):
         params["posterior"]["transform"], jax.random.split(jax.random.key(1), count)
     )
     return np.asarray(values), np.concatenate([gradients["loc"], gradients["raw_scale"]], -1)
-
-
-def assert_mean(values, expected, bias=1e-6):
-    """The mean of independent values is right within its standard errors."""
-    values = np.asarray(values, np.float64)
-    error = values.std(0, ddof=1) / np.sqrt(len(values))
-    assert (abs(values.mean(0) - expected) < STANDARD_ERRORS * error + bias).all(), (
-        values.mean(0),
-        expected,
-        error,
-    )
 
 
 def kl(loc=LOC, scale=SCALE, mean=MEAN, sd=SD):

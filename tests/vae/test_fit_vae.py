@@ -57,6 +57,7 @@ OBJECTIVES = {
     "cubo": (ob.CUBO, {"num_samples": 3}),
     "forward": (ob.ForwardKL, {"num_samples": 3}),
     "score": (ob.ScoreFunction, {"num_samples": 3}),
+    "enumeration": (ob.Enumeration, {"num_samples": 3}),
 }
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi._tfp import tfd
+from flowvi.distributions import draws
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -59,6 +60,31 @@ class FlowDistribution(distrax.Transformed):
         """The sample shape that gives the base one draw for each row of our batch."""
         missing = len(self.batch_shape) - len(self.distribution.batch_shape)
         return (n, *self.batch_shape[:missing])
+
+    def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
+        """Draws, and the log probability of the base's choices; see `draws.draw`."""
+        missing = self._base_sample_shape(1)[1:]
+        x, log_choice = draws.draw(
+            self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
+        )
+        return self.bijector.forward(x.astype(self.dtype)), log_choice
+
+    def draw_each(
+        self, key: Array, sample_shape: Shape, reparameterized: bool
+    ) -> tuple[Array, Array]:
+        """A draw for each of the base's choices; see `draws.draw_each`."""
+        missing = self._base_sample_shape(1)[1:]
+        x, log_choice = draws.draw_each(
+            self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
+        )
+        return self.bijector.forward(x.astype(self.dtype)), log_choice
+
+    def num_choices(self, reparameterized: bool) -> int | None:
+        """How many choices the base has; see `draws.num_choices`."""
+        return draws.num_choices(self.distribution, reparameterized=reparameterized)
+
+    def support_size(self) -> None:
+        """None: a flow is not discrete."""
 
     def sample_with_base(self, key: Array, num_samples: int) -> tuple[Array, Array, Array]:
         """Draws x of the base, their images y = f(x), and log |det J f(x)|.

@@ -1,0 +1,174 @@
+"""Concrete distributions: continuous relaxations of Bernoulli and of categorical ones.
+
+Draws are made as logits y and densities are taken there, where nothing is rounded to 0 or 1.
+
+Source: Maddison, Mnih, Teh, "The Concrete Distribution", 2017; Jang, Gu, Poole, "Categorical
+Reparameterization with Gumbel-Softmax", 2017.
+"""
+
+import abc
+import math
+from typing import Any
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Shape = tuple[int, ...]
+
+
+class Concrete(distrax.Distribution):
+    """What both have in common.
+
+    Args:
+        logits: of shape [*batch, *event].
+        temperature: T.
+    """
+
+    def __init__(self, logits: Array, temperature: Any):
+        super().__init__()
+        self._logits = logits
+        self._temperature = jnp.asarray(temperature, logits.dtype)
+
+    @property
+    def batch_shape(self) -> Shape:
+        """The leading axes of the logits."""
+        return self._logits.shape[: self._logits.ndim - len(self.event_shape)]
+
+    @property
+    def dtype(self) -> Any:
+        """That of the logits."""
+        return self._logits.dtype
+
+    @abc.abstractmethod
+    def _draw(self, key: Array, n: int) -> Array:
+        """n draws of y."""
+
+    @abc.abstractmethod
+    def _value(self, y: Array) -> Array:
+        """z at y."""
+
+    @abc.abstractmethod
+    def _log_prob(self, y: Array) -> Array:
+        """log p(z) at y."""
+
+    def _sample_n(self, key: Array, n: int) -> Array:
+        return self._value(self._draw(key, n))
+
+    def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
+        y = self._draw(key, n)
+        return self._value(y), self._log_prob(y)
+
+
+class BinaryConcrete(Concrete):
+    """The distribution of z = sigmoid((logits + L) / T), L of logistic noise, for one number.
+
+        log p(z) = log T - logits + T y - 2 log(1 + e^(T y - logits)) - log z - log (1 - z),
+
+    with y = log z - log (1 - z).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> BinaryConcrete(jnp.zeros(2), 1.0).log_prob(0.3)  # uniform
+        Array([0., 0.], dtype=float32)
+    """
+
+    @property
+    def event_shape(self) -> Shape:
+        """()."""
+        return ()
+
+    def log_prob(self, value: Array) -> Array:
+        """The log density, of shape [...] for values of that shape."""
+        return self._log_prob(jax.scipy.special.logit(jnp.asarray(value, self.dtype)))
+
+    def _draw(self, key: Array, n: int) -> Array:
+        noise = jax.random.logistic(key, (n, *self._logits.shape), self.dtype)
+        return (self._logits + noise) / self._temperature
+
+    def _value(self, y: Array) -> Array:
+        return jax.nn.sigmoid(y)
+
+    def _log_prob(self, y: Array) -> Array:
+        noise = self._temperature * y - self._logits
+        log_slope = jax.nn.log_sigmoid(y) + jax.nn.log_sigmoid(-y)
+        log_density = jax.nn.log_sigmoid(noise) + jax.nn.log_sigmoid(-noise)
+        return jnp.log(self._temperature) + log_density - log_slope
+
+
+class OneHotConcrete(Concrete):
+    """The distribution of z = softmax((logits + G) / T), G of Gumbel noise, over K classes.
+
+        log p(z) = log (K - 1)! + (K - 1) log T - K log sum_k e^{logits_k} z_k^{-T}
+                   + sum_k (logits_k - (T + 1) log z_k)
+
+    a density with respect to all but one of the coordinates.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> q = OneHotConcrete(jnp.zeros((5, 3)), 0.5)
+        >>> q.sample(seed=jax.random.key(0), sample_shape=2).shape
+        (2, 5, 3)
+    """
+
+    @property
+    def event_shape(self) -> Shape:
+        """(K,)."""
+        return self._logits.shape[-1:]
+
+    def log_prob(self, value: Array) -> Array:
+        """The log density, of shape [...] for values of shape [..., K]."""
+        return self._log_prob(jnp.log(value))
+
+    def _draw(self, key: Array, n: int) -> Array:
+        noise = jax.random.gumbel(key, (n, *self._logits.shape), self.dtype)
+        return jax.nn.log_softmax((self._logits + noise) / self._temperature)
+
+    def _value(self, y: Array) -> Array:
+        return jnp.exp(y)
+
+    def _log_prob(self, y: Array) -> Array:
+        count, t = self._logits.shape[-1], self._temperature
+        total = jax.nn.logsumexp(self._logits - t * y, -1)
+        each = jnp.sum(self._logits - (t + 1) * y, -1)
+        return math.lgamma(count) + (count - 1) * jnp.log(t) - count * total + each
+
+
+class RelaxedDistribution(distrax.Distribution):
+    """A continuous distribution that stands in for a discrete one while a model is trained.
+
+    Args:
+        relaxed: the continuous one, of which draws and densities are.
+        discrete: the discrete one.
+    """
+
+    def __init__(self, relaxed: distrax.Distribution, discrete: distrax.Distribution):
+        super().__init__()
+        self._relaxed = relaxed
+        self.discrete = discrete
+
+    @property
+    def event_shape(self) -> Shape:
+        """That of both."""
+        return self._relaxed.event_shape
+
+    @property
+    def batch_shape(self) -> Shape:
+        """That of both."""
+        return self._relaxed.batch_shape
+
+    @property
+    def dtype(self) -> Any:
+        """That of the continuous one."""
+        return self._relaxed.dtype
+
+    def log_prob(self, value: Array) -> Array:
+        """The log density of the continuous one."""
+        return self._relaxed.log_prob(value)
+
+    def _sample_n(self, key: Array, n: int) -> Array:
+        return self._relaxed.sample(seed=key, sample_shape=n)
+
+    def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
+        return self._relaxed.sample_and_log_prob(seed=key, sample_shape=n)

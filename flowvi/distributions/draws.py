@@ -1,0 +1,150 @@
+"""Draws with all the gradients that they can carry, and the choices behind them that carry none.
+
+A draw of a mixture is a choice of a component and a point of it: the point moves with the
+component's parameters, the choice does not move with the weights. Whatever estimates a gradient has
+to know the two apart. A distribution whose draws are made of both says so by four methods,
+
+    draw(key, sample_shape, reparameterized)        draw_each(key, sample_shape, reparameterized)
+    num_choices(reparameterized)                    support_size()
+
+as those below; of any other one the draws are either reparameterised, or choices altogether. A
+discrete distribution of one number names its values in an attribute `atoms`, of shape [K, *event].
+"""
+
+import math
+from typing import Any
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Shape = tuple[int, ...]
+
+
+def draw(
+    distribution: Any, key: Array, sample_shape: Shape, *, reparameterized: bool
+) -> tuple[Array, Array]:
+    """Draws, and the log probability of the choices behind them.
+
+        d E f(z) / d phi = E [df/dz dz/dphi + f(z) d log_choice / dphi]
+
+    Args:
+        distribution: the distribution.
+        key: a random key.
+        sample_shape: the leading axes of the draws.
+        reparameterized: whether its samples carry gradients to all parameters, where it does not
+            say so itself.
+
+    Returns:
+        (z, log_choice) of shapes sample_shape + batch_shape + event_shape and sample_shape +
+        batch_shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> coins = fv.bernoulli(2).distribution({}, jnp.zeros(2))
+        >>> z, log_choice = draw(coins, jax.random.key(0), (3,), reparameterized=False)
+        >>> z.shape, log_choice  # log 1/4
+        ((3, 2), Array([-1.3862944, -1.3862944, -1.3862944], dtype=float32))
+    """
+    if hasattr(distribution, "draw"):
+        return distribution.draw(key, sample_shape, reparameterized)
+    z = distribution.sample(seed=key, sample_shape=sample_shape)
+    if reparameterized:
+        return z, jnp.zeros((*sample_shape, *distribution.batch_shape), z.dtype)
+    z = jax.lax.stop_gradient(z)
+    return z, distribution.log_prob(z)
+
+
+def draw_each(
+    distribution: Any, key: Array, sample_shape: Shape, *, reparameterized: bool
+) -> tuple[Array, Array]:
+    """A draw for each of the C choices that there are, and the log probability of each.
+
+        E f(z) = sum_c exp(log_choice_c) E [f(z_c)]
+
+    Args:
+        distribution: the distribution.
+        key: a random key.
+        sample_shape: leading axes of the draws of each choice.
+        reparameterized: as in `draw`.
+
+    Returns:
+        (z, log_choice) of shapes [C, *sample_shape, *batch, *event] and [C, *sample_shape, *batch].
+
+    Raises:
+        ValueError: if there is no end of choices.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> coins = fv.bernoulli(2).distribution({}, jnp.zeros(2))
+        >>> z, log_choice = draw_each(coins, jax.random.key(0), (), reparameterized=False)
+        >>> z.tolist()
+        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    """
+    if hasattr(distribution, "draw_each"):
+        return distribution.draw_each(key, sample_shape, reparameterized)
+    if reparameterized:
+        z, log_choice = draw(distribution, key, sample_shape, reparameterized=True)
+        return z[None], log_choice[None]
+    values = support(distribution)
+    batch = (*sample_shape, *distribution.batch_shape)
+    shape = (len(values), *batch, *distribution.event_shape)
+    lone = values.reshape(len(values), *(1,) * len(batch), *distribution.event_shape)
+    z = jnp.broadcast_to(lone, shape)
+    return z, distribution.log_prob(z)
+
+
+def num_choices(distribution: Any, *, reparameterized: bool) -> int | None:
+    """How many choices a draw may be made of: 1 if it is none, None if there is no end of them."""
+    if hasattr(distribution, "num_choices"):
+        return distribution.num_choices(reparameterized)
+    return 1 if reparameterized else support_size(distribution)
+
+
+def support_size(distribution: Any) -> int | None:
+    """How many values a discrete distribution can take; None for one that is not discrete."""
+    if hasattr(distribution, "support_size"):
+        return distribution.support_size()
+    atoms, places = _atoms(distribution)
+    return None if atoms is None else len(atoms) ** math.prod(places)
+
+
+def support(distribution: Any) -> Array:
+    """All values of a discrete distribution, of shape [support_size, *event].
+
+    Raises:
+        ValueError: if it is not discrete.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> support(fv.categorical(2, 3).distribution({}, jnp.zeros((2, 3)))).shape
+        (9, 2)
+    """
+    if hasattr(distribution, "support"):
+        return distribution.support()
+    atoms, places = _atoms(distribution)
+    if atoms is None:
+        raise ValueError(
+            "`distribution` must be discrete, so that its values can be enumerated; got "
+            f"{type(distribution).__name__}."
+        )
+    # The number of a value in base K says which of the K atoms stands at each place.
+    count, base = math.prod(places), len(atoms)
+    numbers = np.arange(base**count)
+    digits = np.stack([numbers // base**place % base for place in range(count)], -1)
+    return atoms[digits].reshape(len(numbers), *places, *atoms.shape[1:])
+
+
+def _atoms(distribution: Any) -> tuple[Array | None, Shape]:
+    """(the values of one number, the axes of independent numbers)."""
+    inner = distribution
+    while isinstance(inner, distrax.Independent):
+        inner = inner.distribution
+    atoms = getattr(inner, "atoms", None)
+    places = len(distribution.event_shape) - len(inner.event_shape)
+    return atoms, tuple(distribution.event_shape[:places])

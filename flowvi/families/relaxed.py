@@ -1,0 +1,157 @@
+"""Continuous relaxations of discrete families: binary concrete, and Gumbel-softmax."""
+
+import dataclasses
+import math
+from typing import Any
+
+import distrax
+import jax.numpy as jnp
+
+from flowvi.distributions import BinaryConcrete, OneHotConcrete, RelaxedDistribution
+from flowvi.families.discrete import BernoulliFamily, OneHotFamily
+from flowvi.families.family import Array, Params, Shape
+from flowvi.families.parametric import Parametric, independent
+from flowvi.params import Fixed, Origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Annealing:
+    """A temperature that falls from step to step, by the same factor each.
+
+        T(step) = start (end / start)^min(step / num_steps, 1)
+
+    Attributes:
+        start: the temperature of the first step.
+        end: that after `num_steps`, and of all later steps.
+        num_steps: how many steps it takes.
+
+    Raises:
+        ValueError: if a number is not positive.
+
+    Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017.
+
+    Example:
+        >>> import flowvi as fv
+        >>> temperature = fv.Annealing(1.0, 0.25, num_steps=1000)
+        >>> float(temperature(0)), float(temperature(500)), float(temperature(2000))
+        (1.0, 0.5, 0.25)
+    """
+
+    start: float
+    end: float
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end", "num_steps"):
+            _check_positive(name, getattr(self, name))
+
+    def __call__(self, step: Any) -> Array:
+        """The temperature of a step."""
+        done = jnp.minimum(jnp.asarray(step) / self.num_steps, 1.0)
+        return self.start * (self.end / self.start) ** done
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaxed(Parametric):
+    """A discrete family that is relaxed in training; see `relaxed`."""
+
+    family: Parametric
+    temperature: float | Annealing
+    reparameterized: bool = dataclasses.field(default=True, init=False)
+
+    @property
+    def event_shape(self) -> Shape:  # type: ignore[override]
+        """That of the discrete family."""
+        return self.family.event_shape
+
+    @property
+    def arguments(self) -> dict[str, Shape]:
+        """Those of the discrete family."""
+        return self.family.arguments
+
+    def init(self, key: Array) -> Params:
+        """{"origin"}, and the count of steps where the temperature falls."""
+        del key
+        counted = isinstance(self.temperature, Annealing)
+        step = {"step": Fixed(jnp.zeros((), jnp.int32))} if counted else {}
+        return {**step, "origin": Origin(self)}
+
+    def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
+        """The discrete distribution."""
+        return self.family.build(params, arguments)
+
+    def train_distribution(
+        self, params: Params, key: Array, context: Any = None
+    ) -> tuple[distrax.Distribution, Params]:
+        """The relaxed one at the temperature of this step, and the count of steps after it."""
+        del key
+        self.check_context(context)
+        arguments = self.take_apart(context)
+        discrete, new = self.build(params, arguments), params
+        if isinstance(self.temperature, Annealing):
+            step = params["step"].value
+            temperature = self.temperature(step)
+            new = {**params, "step": Fixed(step + 1)}
+        else:
+            temperature = jnp.asarray(self.temperature)
+        single = BinaryConcrete if isinstance(self.family, BernoulliFamily) else OneHotConcrete
+        concrete = single(arguments["logits"], temperature)
+        return RelaxedDistribution(independent(concrete, self.event_shape), discrete), new
+
+    def check_support(self, x: Any, name: str = "x") -> None:
+        """See `Family.check_support`."""
+        self.family.check_support(x, name)
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a positive number; got {value!r}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be a positive number; got {value!r}.")
+
+
+def relaxed(family: Parametric, temperature: float | Annealing) -> Relaxed:
+    """A discrete family whose draws in training are continuous, and carry gradients.
+
+        binary: z = sigmoid((logits + L) / T),   L logistic noise
+        classes: z = softmax((logits + G) / T),   G independent Gumbel noise
+
+    It is a posterior for `fv.objectives.ELBO`. In evaluation it is the discrete family. In training
+    the likelihood sees the relaxed draws, and the rate is the KL divergence of the discrete
+    distributions, in closed form. That is biased: the loss tends to the discrete one's as T falls
+    to zero, while the variance of its gradient grows. A log p(x | z) that is concave in z is
+    flattered by draws between the discrete values: for fair coins the distortion is too small.
+
+    Args:
+        family: `fv.bernoulli(...)`, or `fv.categorical(..., one_hot=True)`.
+        temperature: T, a positive number; or a `fv.Annealing`, whose steps are counted in the
+            parameters.
+
+    Raises:
+        TypeError: if the family is none of these, or the temperature is of another kind.
+        ValueError: if the temperature is not positive.
+
+    Source: Maddison, Mnih, Teh, "The Concrete Distribution", 2017; Jang, Gu, Poole, "Categorical
+    Reparameterization with Gumbel-Softmax", 2017.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> family = fv.relaxed(fv.bernoulli(3), fv.Annealing(1.0, 0.5, num_steps=10_000))
+        >>> params, key = family.init(jax.random.key(0)), jax.random.key(1)
+        >>> set(family.sample(params, key, 5, jnp.zeros(3)).ravel().tolist())
+        {0.0, 1.0}
+        >>> q, _ = family.train_distribution(params, key, jnp.zeros(3))
+        >>> z = q.sample(seed=key, sample_shape=5)
+        >>> bool(jnp.all((0 < z) & (z < 1)))
+        True
+    """
+    if not isinstance(family, BernoulliFamily | OneHotFamily):
+        raise TypeError(
+            "`family` must be `fv.bernoulli(...)` or `fv.categorical(..., one_hot=True)`; got "
+            f"{family!r}."
+        )
+    if not isinstance(temperature, Annealing):
+        _check_positive("temperature", temperature)
+        temperature = float(temperature)
+    return Relaxed(family, temperature)

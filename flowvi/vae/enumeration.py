@@ -1,0 +1,145 @@
+"""Models with discrete latents, exactly: by a sum over all values of z."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from flowvi import checks, distributions
+from flowvi.objectives.enumeration import check_count, support_size
+from flowvi.vae.batches import as_float
+from flowvi.vae.evaluation import CHUNK, map_blocks
+from flowvi.vae.model import NAMES, VAE
+
+Array = jax.Array
+
+#: Log densities of a value and a row that are in memory together.
+TABLE = 1 << 22
+
+#: Values of z that are decoded together.
+VALUES = 256
+
+
+class ExactPosterior(NamedTuple):
+    """The posterior of a discrete latent, value by value.
+
+    Attributes:
+        z: all its values, of shape [C, *latent_shape].
+        log_prob: log p(z | x) of shape [C, *batch].
+    """
+
+    z: Array
+    log_prob: Array
+
+
+def log_marginal(vae: VAE, params: Any, x: Any) -> Array:
+    """log p(x) of each row, exactly: the sum over all values of a discrete z.
+
+        log p(x) = log sum_z p(z) p(x | z)
+
+    It is what every bound is to be held against. The decoder is evaluated at each value once for
+    all rows, or for as many as fit into memory.
+
+    Args:
+        vae: a model whose prior is discrete.
+        params: its parameters.
+        x: of shape [*batch, *event_shape].
+
+    Returns:
+        An array of shape [*batch], in nats.
+
+    Raises:
+        ValueError: if the prior is not discrete, it has more than 65,536 values, or x has the wrong
+            shape.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.unconditional(fv.bernoulli(3)),
+        ...     likelihood=fv.conditional(fv.bernoulli(8), MLP(3, (16,), 8)),
+        ...     posterior=fv.conditional(fv.bernoulli(3), MLP(8, (16,), 3)),
+        ... )
+        >>> x = jax.random.bernoulli(jax.random.key(0), 0.3, (5, 8))
+        >>> params = vae.init(jax.random.key(1))
+        >>> elbo = vae.elbo(params, jax.random.key(2), x, 1000)
+        >>> bool((elbo < log_marginal(vae, params, x)).all())
+        True
+    """
+    rows, batch_shape = _check(vae, x)
+    found = _log_marginal(vae, _own(params), rows)
+    return found.reshape(batch_shape)
+
+
+def exact_posterior(vae: VAE, params: Any, x: Any) -> ExactPosterior:
+    """p(z | x) of each row, exactly, for every value of a discrete z.
+
+        log p(z | x) = log p(z) + log p(x | z) - log p(x)
+
+    Args:
+        vae: a model whose prior is discrete.
+        params: its parameters.
+        x: of shape [*batch, *event_shape].
+
+    Returns:
+        An `ExactPosterior`, of z of shape [C, *latent_shape] and log_prob of shape [C, *batch].
+
+    Raises:
+        ValueError: as `log_marginal`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.unconditional(fv.categorical(1, 4, one_hot=True)),
+        ...     likelihood=fv.conditional(fv.bernoulli(8), MLP((1, 4), (16,), 8)),
+        ...     posterior=fv.conditional(fv.categorical(1, 4, one_hot=True), MLP(8, (16,), (1, 4))),
+        ... )
+        >>> z, log_prob = exact_posterior(vae, vae.init(jax.random.key(0)), jnp.ones((5, 8)))
+        >>> z.shape, log_prob.shape
+        ((4, 1, 4), (4, 5))
+    """
+    rows, batch_shape = _check(vae, x)
+    z, log_joint = _table(vae, _own(params), rows)
+    log_prob = jax.nn.log_softmax(log_joint, axis=0)
+    return ExactPosterior(z, log_prob.reshape(len(z), *batch_shape))
+
+
+def _own(params: Any) -> dict[str, Any]:
+    return {name: params[name] for name in NAMES if name != "posterior"}
+
+
+def _check(vae: VAE, x: Any) -> tuple[Array, tuple[int, ...]]:
+    """x with one axis of rows, and the axes it had."""
+    if not isinstance(vae, VAE):
+        raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
+    check_count("prior", vae.prior, support_size(vae.prior))
+    shape = vae.event_shape
+    checks.trailing_shape("x", x, shape, f"the likelihood {vae.likelihood!r}")
+    x = as_float(x)
+    return x.reshape(-1, *shape), x.shape[: x.ndim - len(shape)]
+
+
+@jax.jit(static_argnums=0)
+def _table(vae: VAE, params: dict[str, Any], x: Array) -> tuple[Array, Array]:
+    """(all z, log p(x, z) of shape [C, N])."""
+    prior = vae.prior.distribution(params["prior"])
+    z = distributions.support(prior)
+    together = min(len(z), VALUES)
+
+    def of_value(z: Array) -> Array:
+        p = vae.likelihood.distribution(params["likelihood"], z)
+        return jax.lax.map(p.log_prob, x, batch_size=max(1, min(len(x), CHUNK // together)))
+
+    log_likelihood = jax.lax.map(of_value, z, batch_size=together)
+    return z, prior.log_prob(z)[:, None] + log_likelihood
+
+
+@jax.jit(static_argnums=0)
+def _log_marginal(vae: VAE, params: dict[str, Any], x: Array) -> Array:
+    def of_rows(x: Array) -> Array:
+        return jax.nn.logsumexp(_table(vae, params, x)[1], axis=0)
+
+    size = support_size(vae.prior)
+    return map_blocks(of_rows, x, max(1, TABLE // (size or 1)))

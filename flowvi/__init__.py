@@ -20,6 +20,7 @@ from flowvi.families import (
     iaf,
     joint,
     laplace,
+    local,
     logistic,
     maf,
     mean_field,
@@ -33,7 +34,7 @@ from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
 from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
-from flowvi.vae import VAE, exact_posterior, fit_vae, log_marginal
+from flowvi.vae import VAE, amortization_gap, exact_posterior, fit_rows, fit_vae, log_marginal
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ __all__ = [
     "PosteriorWarning",
     "Target",
     "TrainingDiverged",
+    "amortization_gap",
     "bernoulli",
     "categorical",
     "conditional",
@@ -67,6 +69,7 @@ __all__ = [
     "fit",
     "fit_density",
     "fit_posterior",
+    "fit_rows",
     "fit_vae",
     "from_distrax",
     "full_rank",
@@ -76,6 +79,7 @@ __all__ = [
     "joint",
     "laplace",
     "load",
+    "local",
     "log_marginal",
     "logistic",
     "maf",

@@ -8,6 +8,7 @@ running baselines. Only a loss or a family's training form hands back new ones.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -76,6 +77,75 @@ class Origin:
 
     def __repr__(self) -> str:
         return f"Origin({self.family!r})"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class PerRow:
+    """A subtree of parameters of which each row of the data has its own.
+
+    Every leaf has a leading axis of rows. A training step moves just the rows of its batch, and
+    just theirs of what the optimizer keeps: all others stay as they are, bit for bit, and a step
+    costs the same however many there are. The batch says which rows it holds under "row".
+
+    Args:
+        value: any pytree of arrays with a leading axis of rows.
+        rows: None where these are all rows; else, inside of a step, their sorted numbers, `Fixed`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> table = PerRow(jnp.arange(6.0).reshape(3, 2))
+        >>> table.take(jnp.array([2, 0, 3]))
+        Array([[ 4.,  5.], [ 0.,  1.], [nan, nan]], dtype=float32)
+    """
+
+    def __init__(self, value: Any, rows: Any = None):
+        self.value = value
+        self.rows = rows
+
+    @property
+    def num_rows(self) -> int:
+        """The length of the leading axis."""
+        return int(jnp.shape(jax.tree.leaves(self.value)[0])[0])
+
+    def take(self, rows: jax.Array) -> Any:
+        """`value` at rows of shape [*batch]: leaves of shape [*batch, ...].
+
+        A row that is not there is NaN: one that is out of range, or inside of a step one that the
+        batch does not name.
+        """
+        rows, count = jnp.asarray(rows), self.num_rows
+        if self.rows is None:
+            place, found = rows, (rows >= 0) & (rows < count)
+        else:
+            known = self.rows.value
+            place = jnp.searchsorted(known, rows)
+            found = known[jnp.minimum(place, count - 1)] == rows
+        place = jnp.where(found, place, count)
+        return jax.tree.map(
+            lambda leaf: leaf.at[place].get(mode="fill", fill_value=jnp.nan), self.value
+        )
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
+        """See `jax.tree_util.register_pytree_with_keys_class`."""
+        key = jax.tree_util.GetAttrKey
+        return ((key("value"), self.value), (key("rows"), self.rows)), None
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return (self.value, self.rows), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[Any, ...]) -> "PerRow":
+        """See `jax.tree_util.register_pytree_node_class`."""
+        return cls(*children)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.value!r})"
+
+
+def is_per_row(node: Any) -> bool:
+    """Whether this is a `PerRow`."""
+    return isinstance(node, PerRow)
 
 
 def _is_fixed(node: Any) -> bool:

@@ -15,6 +15,7 @@ from flowvi.families.flow import Flow
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.from_distrax import FromDistrax, from_distrax
 from flowvi.families.joint import JointFamily, joint
+from flowvi.families.local import Local, local
 from flowvi.families.location_scale import (
     FullGaussian,
     LocationScaleFamily,
@@ -42,6 +43,7 @@ __all__ = [
     "FromDistrax",
     "FullGaussian",
     "JointFamily",
+    "Local",
     "LocationScaleFamily",
     "MixtureFamily",
     "OneHotFamily",
@@ -63,6 +65,7 @@ __all__ = [
     "iaf",
     "joint",
     "laplace",
+    "local",
     "logistic",
     "maf",
     "mean_field",

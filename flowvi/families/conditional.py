@@ -57,10 +57,13 @@ class Conditional(Family):
             params if context_units is None else {**params, "context_units": Fixed(context_units)}
         )
 
+    def features(self, params: Params, context: Array | None) -> Any:
+        """What the network makes of the context: the context of the inner family."""
+        return self.network.apply(params["network"], self._input(params, context))
+
     def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
         """See `Family.distribution`."""
-        features = self.network.apply(params["network"], self._input(params, context))
-        return self.family.distribution(params["family"], features)
+        return self.family.distribution(params["family"], self.features(params, context))
 
     def train_distribution(
         self, params: Params, key: Array, context: Array | None = None

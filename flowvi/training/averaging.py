@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from flowvi.params import combine, partition
+from flowvi.training.rowwise import RowwiseState, together
 
 
 class AveragedState(NamedTuple):
@@ -56,6 +57,15 @@ def averaged(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def average(opt_state: AveragedState, params: Any) -> Any:
-    """The averaged parameters, with the `Fixed` leaves of `params`."""
-    return combine(opt_state.average, partition(params)[1])
+def average(opt_state: Any, params: Any) -> Any:
+    """The averaged parameters, with the `Fixed` leaves of `params`.
+
+    Rows of their own have an average over the steps that moved them.
+    """
+    if not isinstance(opt_state, RowwiseState):
+        result = opt_state.average
+    else:
+        result = opt_state.shared.average
+        for table in opt_state.tables:
+            result = together(result, table.average)
+    return combine(result, partition(params)[1])

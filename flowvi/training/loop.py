@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.training import arguments, fingerprint, sources, stretch
+from flowvi.training import arguments, fingerprint, rowwise, sources, stretch
 from flowvi.training.checkpoints import Checkpoints
 from flowvi.training.progress import Progress
 from flowvi.training.record import Pace, Record
@@ -58,9 +58,11 @@ def fit(
     Data are rows along the leading axis of every leaf. Rows are reshuffled each epoch and every row
     is used exactly once an epoch; a batch may hold the end of one epoch and the beginning of the
     next, so that all batches have one size. A loss that wants the index of each row takes it as one
-    more leaf, `data={"x": x, "row": jnp.arange(len(x))}`. Rows of an `np.memmap` are read as they
-    are needed, in the same order, a few batches ahead. An iterable of batches is iterated anew
-    whenever it ends; its batches are taken as they come, ragged ones included.
+    more leaf, `data={"x": x, "row": jnp.arange(len(x))}`; parameters that each row has for itself,
+    as those of `fv.local`, ask for that. A step then moves just the rows of its batch, and just
+    their part of the optimizer's state, as if each were optimized alone. Rows of an `np.memmap` are
+    read as they are needed, in the same order, a few batches ahead. An iterable of batches is
+    iterated anew whenever it ends; its batches are taken as they come, ragged ones included.
 
     A step whose loss or gradient is not finite is skipped: it moves neither the parameters nor the
     optimizer's state, and is counted.
@@ -159,7 +161,9 @@ def fit(
     validation_data = jax.tree.map(
         jax.numpy.asarray, sources.as_arrays("validation_data", validation_data)
     )
-    source = sources.make(data, batch_size, check_finite=check_finite)
+    num_rows = rowwise.check_tables(params)
+    rowwise.check_optimizer(optimizer, params)
+    source = sources.make(data, batch_size, check_finite=check_finite, rows_of_params=num_rows)
     program = stretch.Program(
         loss_fn, optimizer, validate, source.batch_size, source.num_rows, source.streamed, averaging
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-from flowvi.training import order
+from flowvi.training import order, rowwise
 from flowvi.training.stopping import NEVER
 
 Array = jax.Array
@@ -151,8 +151,9 @@ class Batches(Prefetched):
     more compilation.
     """
 
-    def __init__(self, iterable: Iterable[Any]):
+    def __init__(self, iterable: Iterable[Any], rows_of_params: int | None = None):
         self._iterable = iterable
+        self._rows_of_params = rows_of_params
         self._iterator: Iterator[Any] = iter(iterable)
         self._ahead: Any = None
         self._number = 0
@@ -205,6 +206,8 @@ class Batches(Prefetched):
     def _checked(self, batch: Any) -> Any:
         name = f"batch {self._number} of data"
         arrays, _ = check_rows(name, batch)
+        if self._rows_of_params is not None:
+            rowwise.check_batch(name, arrays, self._rows_of_params)
         arrays = jax.tree.map(
             lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)), arrays
         )
@@ -218,20 +221,26 @@ class Batches(Prefetched):
         return arrays
 
 
-def make(data: Any, batch_size: Any, *, check_finite: bool) -> Source:
+def make(
+    data: Any, batch_size: Any, *, check_finite: bool, rows_of_params: int | None = None
+) -> Source:
     """The source of batches behind `data`, checked.
 
     Args:
         data: None, a pytree of arrays, or an iterable of batches that is no pytree.
         batch_size: rows of a batch, or None.
         check_finite: whether all numbers must be finite; an iterable's are not looked at.
+        rows_of_params: how many rows have parameters for themselves, which data then name; or None.
 
     Raises:
         TypeError: if a leaf does not hold numbers, or `batch_size` is not an integer.
-        ValueError: if rows and sizes do not go together, or a number is not finite.
+        ValueError: if rows and sizes do not go together, a number is not finite, or rows are not
+            named as they should be.
     """
     if data is None:
         check_batch_size(batch_size, None)
+        if rows_of_params is not None:
+            rowwise.check_batch("data", data, rows_of_params)
         return Source(None)
     if _is_iterable(data):
         if batch_size is not None:
@@ -239,9 +248,11 @@ def make(data: Any, batch_size: Any, *, check_finite: bool) -> Source:
                 "`batch_size` must be None where `data` is an iterable, whose batches are taken as "
                 f"they come; got {batch_size!r}."
             )
-        return Batches(data)
+        return Batches(data, rows_of_params)
     data, num_rows = check_rows("data", data)
     batch_size = check_batch_size(batch_size, num_rows)
+    if rows_of_params is not None:
+        rowwise.check_batch("data", data, rows_of_params)
     if check_finite:
         _check_finite(data)
     if batch_size is not None and any(_stays_on_host(leaf) for leaf in jax.tree.leaves(data)):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowvi.params import combine, partition
+from flowvi.params import combine, is_per_row, partition
+from flowvi.training import rowwise
 
 Array = jax.Array
 LossFn = Callable[[Any, Array, Any], Any]
@@ -46,7 +47,8 @@ class Outcome(NamedTuple):
         loss: scalar.
         metrics: a dict of scalars.
         good: whether loss, gradient and new `Fixed` leaves are finite. Where they are not, the step
-            was a bad one, and parameters and state are of no use.
+            was a bad one, and parameters and state are of no use, except where there are parameters
+            per row: then they are those before it.
         marks: a vector that is finite where those are, from which `flaws` reads which they were.
     """
 
@@ -90,17 +92,22 @@ def train_step(
     """Moves the trainable leaves down the gradient and takes over new `Fixed` leaves.
 
     It says whether the step was good, and leaves it to the caller to take a bad one back: an update
-    that waits for the verdict takes a short step a third longer.
+    that waits for the verdict takes a short step a third longer. Where there are parameters per
+    row, it takes a bad step back itself: it moves a few rows of them in place, and nobody else
+    could tell which, short of a copy of them all.
 
     Args:
         loss_fn: any of the three forms of a loss.
-        optimizer: sees the trainable leaves, with None in the place of `Fixed` subtrees. It is
-            told `value`, `grad` and `value_fn`, which line searches and plateau rules ask for.
+        optimizer: a `rowwise` one where there are parameters per row. It sees the trainable
+            leaves, with None in the place of `Fixed` subtrees. It is told `value`, `grad` and
+            `value_fn`, which line searches and plateau rules ask for.
         params: parameters.
         opt_state: the optimizer's state.
         key: for the loss.
         batch: for the loss.
     """
+    whole = params, opt_state
+    params, opt_state = rowwise.picked(whole, batch)
     trainable, fixed = partition(params)
 
     def value_fn(trainable: Any) -> Any:
@@ -124,6 +131,8 @@ def train_step(
     # A loss that hands back no parameters leaves the Fixed ones out.
     marks = jnp.pad(marks.astype(blank.dtype), (0, len(blank) - len(marks)))
     good = jnp.all(jnp.isfinite(marks))
+    if rowwise.tables(params):
+        new_params, new_opt_state = rowwise.put_back(whole, (new_params, new_opt_state), good)
     return Outcome(new_params, new_opt_state, loss, metrics, good, marks)
 
 
@@ -153,8 +162,19 @@ def flaws(marks: Array, params: Any) -> Array:
 
 def _mark_sizes(params: Any) -> list[int]:
     trainable, fixed = partition(params)
-    sizes = [_num_marks(leaf) for leaf in jax.tree.leaves(trainable)]
+    sizes = [_num_marks(leaf) for leaf in jax.tree.leaves(_flat_rows(trainable))]
     return sizes + [1 for leaf in jax.tree.leaves(fixed) if _is_float(leaf)]
+
+
+def _flat_rows(tree: Any) -> Any:
+    """The tree, in which a number for each row is a vector of length 1: rows have no marks."""
+
+    def flat(node: Any) -> Any:
+        if not is_per_row(node):
+            return node
+        return jax.tree.map(lambda a: a.reshape(-1, 1) if a.ndim == 1 else a, node.value)
+
+    return jax.tree.map(flat, tree, is_leaf=is_per_row)
 
 
 def _marks(gradient: Any, new_fixed: Any) -> list[Array]:
@@ -167,7 +187,7 @@ def _marks(gradient: Any, new_fixed: Any) -> list[Array]:
     of them.
     """
     marks = []
-    for leaf in jax.tree.leaves(gradient):
+    for leaf in jax.tree.leaves(_flat_rows(gradient)):
         if leaf.dtype.itemsize == 2:
             leaf = leaf.astype(jnp.float32)  # half precision overflows at once
         # The barrier keeps the compiler from merging one sum with the next, which it then does not

@@ -7,6 +7,9 @@ however the steps are cut into stretches.
 Steps do not wait for the verdict on their gradient. A run of them ends at the first bad one, is
 taken back, done again up to that one, and goes on behind it. As equal steps give equal bits, the
 result is that of a loop that looks before it moves, but good steps pay nothing for it.
+
+Where there are parameters per row, steps do wait: to take a run of them back needs a copy of all
+rows, where a step is to cost what its own few do.
 """
 
 import dataclasses
@@ -20,7 +23,7 @@ import numpy as np
 import optax
 
 from flowvi.params import partition
-from flowvi.training import averaging, stopping
+from flowvi.training import averaging, rowwise, stopping
 from flowvi.training import order as rows
 from flowvi.training.step import Faults, LossFn, flaws, no_faults, no_marks, train_step, unpack
 
@@ -104,10 +107,11 @@ class Program:
 
     @property
     def stepper(self) -> optax.GradientTransformation:
-        """The optimizer, together with the average where there is one."""
-        if self.averaging is None:
-            return self.optimizer
-        return averaging.averaged(self.optimizer, self.averaging)
+        """The optimizer row by row, together with the average where there is one."""
+        optimizer = self.optimizer
+        if self.averaging is not None:
+            optimizer = averaging.averaged(optimizer, self.averaging)
+        return rowwise.rowwise(optimizer)
 
     def learned(self, state: "State") -> Any:
         """The parameters to judge and to hand back: their average where there is one."""
@@ -203,6 +207,8 @@ def _run(
 ) -> tuple[State, dict[str, Array]]:
     bounds = Limits(*limits)
     first = state.step
+    # Whether steps wait for the verdict on their gradient.
+    waits = bool(rowwise.tables(state.params))
 
     # Two loops, so that the inner one holds nothing but steps: shuffles, validations and the care
     # for bad steps happen between its runs, and cost nothing where there are none.
@@ -230,7 +236,7 @@ def _run(
             ),
         )
         before = state.step
-        state, length = _judged(state, walk, length)
+        state, length = _judged(state, walk, length, waits)
         history = walk.history
         if program.validate is not None and state.best is not None:
             due = (state.step % every == 0) | (state.step == bounds.num_steps)
@@ -256,7 +262,7 @@ def _run(
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
     history = _empty_history(program, state, data, validation_data)
-    start = state, history, jnp.int32(LONGEST_RUN)
+    start = state, history, jnp.int32(CAPACITY if waits else LONGEST_RUN)
     state, history, _ = jax.lax.while_loop(goes_on, segment, start)
     return state, history
 
@@ -281,24 +287,30 @@ def _step(
     return Walk(out.params, out.opt_state, walk.step + 1, offset, out.good, out.marks, history)
 
 
-def _judged(state: State, walk: Walk, length: Array) -> tuple[State, Array]:
+def _judged(state: State, walk: Walk, length: Array, waits: bool) -> tuple[State, Array]:
     """The state after a run of steps, and the length of the next one.
 
     A run ends with its first bad step. If that is all there was, it is skipped; else the run is
-    taken back, and the next one ends before it.
+    taken back, and the next one ends before it. Steps that wait have skipped it themselves.
     """
     num_steps = walk.step - state.step
-    skips = ~walk.good & (num_steps == 1)
+    skips = ~walk.good if waits else ~walk.good & (num_steps == 1)
     done = walk.good | skips
-    params, opt_state = jax.lax.cond(
-        walk.good,
-        lambda: (walk.params, walk.opt_state),
-        lambda: (state.params, state.opt_state),
-    )
+    params, opt_state = walk.params, walk.opt_state
+    if not waits:
+        params, opt_state = jax.lax.cond(
+            walk.good,
+            lambda: (walk.params, walk.opt_state),
+            lambda: (state.params, state.opt_state),
+        )
+    faults = state.faults
+    if waits:
+        # There may have been good steps before the bad one.
+        faults = faults._replace(in_row=jnp.where(num_steps > 1, 0, faults.in_row))
     faults = jax.tree.map(
         functools.partial(jnp.where, skips),
-        state.faults.one_more(flaws(walk.marks, state.params)),
-        state.faults._replace(in_row=jnp.where(walk.good, 0, state.faults.in_row)),
+        faults.one_more(flaws(walk.marks, state.params)),
+        faults._replace(in_row=jnp.where(walk.good, 0, faults.in_row)),
     )
     order = state.order
     if order is not None:
@@ -310,6 +322,8 @@ def _judged(state: State, walk: Walk, length: Array) -> tuple[State, Array]:
         order=order,
         faults=faults,
     )
+    if waits:
+        return state, length
     grown = jnp.minimum(2 * length, LONGEST_RUN)
     return state, jnp.where(walk.good, grown, jnp.maximum(num_steps - 1, 1))
 

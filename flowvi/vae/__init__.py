@@ -3,6 +3,19 @@
 from flowvi.vae.enumeration import ExactPosterior, exact_posterior, log_marginal
 from flowvi.vae.evaluation import Evaluation
 from flowvi.vae.fit import fit_vae
+from flowvi.vae.gap import AmortizationGap, amortization_gap
 from flowvi.vae.model import VAE
+from flowvi.vae.rows import FittedRows, fit_rows
 
-__all__ = ["VAE", "Evaluation", "ExactPosterior", "exact_posterior", "fit_vae", "log_marginal"]
+__all__ = [
+    "VAE",
+    "AmortizationGap",
+    "Evaluation",
+    "ExactPosterior",
+    "FittedRows",
+    "amortization_gap",
+    "exact_posterior",
+    "fit_rows",
+    "fit_vae",
+    "log_marginal",
+]

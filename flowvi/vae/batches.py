@@ -1,4 +1,4 @@
-"""A model as the objectives see it: functions of a batch {"x": rows, "weight": theirs}."""
+"""A model as the objectives see it: functions of a batch {"x": rows, "row": their numbers, ...}."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -42,6 +42,11 @@ class Likelihood:
 def context_of(batch: dict[str, Array]) -> Array:
     """What the posterior of a batch is conditioned on."""
     return as_float(batch["x"])
+
+
+def row_of(batch: dict[str, Array]) -> Array:
+    """What a posterior without an encoder is conditioned on: the numbers of the rows."""
+    return batch["row"]
 
 
 def weights_of(batch: dict[str, Array]) -> Array:

@@ -8,7 +8,8 @@ from flowvi import checks, distributions
 from flowvi.objectives.enumeration import check_count, support_size
 from flowvi.vae.batches import as_float
 from flowvi.vae.evaluation import CHUNK, map_blocks
-from flowvi.vae.model import NAMES, VAE
+from flowvi.vae.inputs import NAMES
+from flowvi.vae.model import VAE
 
 Array = jax.Array
 

@@ -30,9 +30,21 @@ KL_RULES = ("auto", "analytic", "sampled")
 class Model(Protocol):
     """The three families, hashable."""
 
-    prior: Family
-    likelihood: Family
-    posterior: Family
+    @property
+    def prior(self) -> Family:
+        """p(z)."""
+
+    @property
+    def likelihood(self) -> Family:
+        """p(x | z)."""
+
+    @property
+    def posterior(self) -> Family:
+        """q(z | x)."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each row has its own posterior, whose context is the row's number."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -137,12 +149,13 @@ def closed_rate(model: Model, params: Any, q: distrax.Distribution, kl: str) -> 
         return None
 
 
-@jax.jit(static_argnums=(0, 5, 6, 7))
+@jax.jit(static_argnums=(0, 6, 7, 8))
 def evaluate(
     model: Model,
     params: Any,
     key: Array,
     x: Array,
+    context: Array,
     num_samples: Array,
     draws: int,
     kl: str,
@@ -155,14 +168,15 @@ def evaluate(
         params: their parameters.
         key: a random key.
         x: the rows.
+        context: the context of the posterior for each: x itself, or the row's number.
         num_samples: K, traced: one program serves any number.
         draws: draws of a row that are in memory together.
         kl: the rule for the rate.
         chunk_size: evaluations of the decoder that are in memory together.
     """
 
-    def of_row(key: Array, x: Array) -> Evaluation:
-        q = model.posterior.distribution(params["posterior"], x)
+    def of_row(key: Array, x: Array, context: Array) -> Evaluation:
+        q = model.posterior.distribution(params["posterior"], context)
 
         def chunk(index: Array, sums: _Sums) -> _Sums:
             keys = draw_keys(key, index * draws, draws)
@@ -184,18 +198,25 @@ def evaluate(
             log_likelihood=sums.largest + jnp.log(sums.weights / num_samples),
         )
 
-    return over_rows(of_row, (row_keys(key, x.shape[0]), x), draws, chunk_size)
+    return over_rows(of_row, (row_keys(key, x.shape[0]), x, context), draws, chunk_size)
 
 
-@jax.jit(static_argnums=(0, 4, 5, 6))
+@jax.jit(static_argnums=(0, 5, 6, 7))
 def log_weights(
-    model: Model, params: Any, key: Array, x: Array, num_samples: int, draws: int, chunk_size: int
+    model: Model,
+    params: Any,
+    key: Array,
+    x: Array,
+    context: Array,
+    num_samples: int,
+    draws: int,
+    chunk_size: int,
 ) -> Array:
     """log p(x, z_k) - log q(z_k | x) of shape [K, N], at the draws that `evaluate` takes."""
     num_chunks = -(-num_samples // draws)
 
-    def of_row(key: Array, x: Array) -> Array:
-        q = model.posterior.distribution(params["posterior"], x)
+    def of_row(key: Array, x: Array, context: Array) -> Array:
+        q = model.posterior.distribution(params["posterior"], context)
 
         def chunk(index: Array) -> Array:
             keys = draw_keys(key, index * draws, draws)
@@ -204,7 +225,7 @@ def log_weights(
 
         return jax.lax.map(chunk, jnp.arange(num_chunks)).reshape(-1)[:num_samples]
 
-    rows = over_rows(of_row, (row_keys(key, x.shape[0]), x), draws, chunk_size)
+    rows = over_rows(of_row, (row_keys(key, x.shape[0]), x, context), draws, chunk_size)
     return rows.T
 
 

@@ -15,7 +15,8 @@ from flowvi.training import FitResult, Look, Plateau, fit
 from flowvi.training.arguments import check_key
 from flowvi.vae.batches import weights_of
 from flowvi.vae.defaults import BATCH_SIZE, default_optimizer
-from flowvi.vae.model import NAMES, VAE
+from flowvi.vae.inputs import NAMES
+from flowvi.vae.model import VAE
 
 Array = jax.Array
 
@@ -54,7 +55,8 @@ def fit_vae(
 
     Args:
         vae: the model.
-        x: array of shape [num_rows, *event_shape]; an `np.memmap` may be larger than memory.
+        x: array of shape [num_rows, *event_shape]; an `np.memmap` may be larger than memory. Where
+            each row has its own posterior, x[i] is row i.
         key: a random key.
         num_steps: steps to do.
         batch_size: rows of a batch; 128 by default, or all if there are fewer.
@@ -64,9 +66,9 @@ def fit_vae(
             KL divergence in closed form where it has one.
         params: parameters to start from, such as an earlier result's.
         optimizer: an Optax optimizer. By default Adam, with steps relative to the size that
-            parameters start with, whose learning rate rises over the first steps to 0.02 and falls
-            to zero with the last. `optax.multi_transform` over the keys of the parameters gives
-            each family its own.
+            parameters start with, whose learning rate rises over the first steps to 0.02, or to 0.1
+            for parameters per row, and falls to zero with the last. `optax.multi_transform` over
+            the keys of the parameters gives each family its own.
         validation_data: array of shape [num_validation_rows, *event_shape], rows that are not
             trained on. With it the result holds the parameters with the highest ELBO of them.
         validation_samples: draws of each row in a validation.
@@ -86,7 +88,8 @@ def fit_vae(
     Raises:
         TypeError: if an argument is of the wrong kind.
         ValueError: if shapes disagree, data are outside of the likelihood's support or not finite,
-            or weights are negative; before anything is trained.
+            weights are negative, or there are more rows than posteriors; before anything is
+            trained.
         TrainingDiverged: as in `fit`.
 
     Example:
@@ -107,7 +110,7 @@ def fit_vae(
         raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
     check_key(key)
     num_steps = checks.positive_int("num_steps", num_steps)
-    x = _check_data(vae, "x", x)
+    x = check_data(vae, "x", x)
     batch_size = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
     loss_fn: Any = vae.loss() if objective is None else objective
     if not (isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior):
@@ -115,19 +118,28 @@ def fit_vae(
             "`objective` must be what `vae.loss(...)` of this model returns, such as "
             f"`vae.loss(fv.objectives.IWELBO, num_samples=8)`; got {objective!r}."
         )
-    data = {"x": x}
+    data: dict[str, Any] = {"x": x}
+    if vae.is_local:
+        data["row"] = np.arange(len(x), dtype=np.int32)
+        vae.posterior.check_context(data["row"])
     if weights is not None:
         data["weight"] = _check_weights(weights, len(x))
         loss_fn = dataclasses.replace(loss_fn, row_weights=weights_of)
     init_key, objective_key, fit_key = jax.random.split(key, 3)
-    start = vae.init(init_key) if params is None else _check_params(params)
-    params = _with_state(start, jax.jit(_beside, static_argnums=0)(loss_fn, objective_key))
+    start = vae.init(init_key) if params is None else check_params(params)
+    params = _with_state(start, state_beside(loss_fn, objective_key))
     num_samples = checks.positive_int("validation_samples", validation_samples)
     validation: dict[str, Any] = {}
     if validation_data is not None:
+        if vae.is_local:
+            raise ValueError(
+                "`validation_data` must be None where each row has its own posterior, which rows "
+                f"that are not trained on have not; got {vae.posterior!r}. Perhaps fit those by "
+                "`fv.fit_rows`, afterwards?"
+            )
         validation = {
             "validate": Validation(vae, num_samples),
-            "validation_data": _check_data(vae, "validation_data", validation_data),
+            "validation_data": check_data(vae, "validation_data", validation_data),
             "validate_every": validate_every or max(num_steps // VALIDATIONS, 1),
         }
     elif validate_every is not None:
@@ -167,7 +179,8 @@ class Validation:
         return -jnp.mean(found.elbo), metrics
 
 
-def _beside(loss_fn: Variational, key: Array) -> dict[str, Any]:
+@jax.jit(static_argnums=0)
+def state_beside(loss_fn: Variational, key: Array) -> dict[str, Any]:
     """What an objective needs beside the model's parameters."""
     made = loss_fn.init(key)
     return {name: made[name] for name in made if name != "posterior"}
@@ -184,7 +197,13 @@ def _alike(left: Any, right: Any) -> bool:
     return structures[0] == structures[1]
 
 
-def _check_data(vae: VAE, name: str, x: Any) -> Any:
+def check_data(vae: VAE, name: str, x: Any) -> Any:
+    """`x` as rows of the model's events.
+
+    Raises:
+        TypeError: if it does not hold numbers.
+        ValueError: if it has another shape or no rows, or is outside of the likelihood's support.
+    """
     x = x if hasattr(x, "shape") and hasattr(x, "dtype") else np.asarray(x)
     if x.shape[1:] != vae.event_shape or x.ndim == 0:
         raise ValueError(
@@ -220,7 +239,12 @@ def _check_weights(weights: Any, num_rows: int) -> np.ndarray:
     return (weights / weights.mean()).astype(jnp.result_type(float))
 
 
-def _check_params(params: Any) -> dict[str, Any]:
+def check_params(params: Any) -> dict[str, Any]:
+    """`params`, if they are those of a model.
+
+    Raises:
+        ValueError: if they are not.
+    """
     if not isinstance(params, dict) or any(name not in params for name in NAMES):
         got = sorted(params) if isinstance(params, dict) else params
         raise ValueError(

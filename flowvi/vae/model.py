@@ -4,21 +4,17 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
 from flowvi.families import Family
 from flowvi.objectives import CUBO, ELBO, IWELBO, Joint, Renyi, Variational
-from flowvi.vae import evaluation, programs
-from flowvi.vae.batches import Likelihood, as_float, context_of
-from flowvi.vae.evaluation import CHUNK, DRAWS, KL_RULES, Evaluation
+from flowvi.vae import evaluation, inputs, programs
+from flowvi.vae.batches import Likelihood, context_of, row_of
+from flowvi.vae.evaluation import CHUNK, KL_RULES, Evaluation
 
 Array = jax.Array
 Params = dict[str, Any]
-
-#: The keys of a model's parameters.
-NAMES = ("prior", "likelihood", "posterior")
 
 #: Objectives whose gradients flow through the draws.
 PATHWISE = (ELBO, IWELBO, Renyi, CUBO)
@@ -26,7 +22,11 @@ PATHWISE = (ELBO, IWELBO, Renyi, CUBO)
 
 @dataclasses.dataclass(frozen=True)
 class VAE:
-    """A latent-variable model p(z) p(x | z) with an amortized posterior q(z | x): three families.
+    """A latent-variable model p(z) p(x | z) with a posterior q(z | x): three families.
+
+    The posterior is amortized, a family whose context is x, such as `fv.conditional` of an encoder;
+    or each row of the data has its own, a family whose context is the number of the row, such as
+    `fv.local`. Then x[i] is row i in all methods, or that of their `rows`.
 
     Its parameters are a dict with the keys "prior", "likelihood" and "posterior". All methods are
     compiled, take x of shape [*batch, *event] with any leading axes, and give one number a row in
@@ -36,7 +36,7 @@ class VAE:
     Attributes:
         prior: the family of p(z); it takes no context.
         likelihood: the family of p(x | z); its context is z.
-        posterior: the family of q(z | x); its context is x.
+        posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
 
     Raises:
         TypeError: if one of them is no family.
@@ -67,7 +67,7 @@ class VAE:
     posterior: Family
 
     def __post_init__(self) -> None:
-        for name in NAMES:
+        for name in inputs.NAMES:
             family = getattr(self, name)
             if not isinstance(family, Family):
                 raise TypeError(
@@ -88,7 +88,8 @@ class VAE:
                     f"`{name}` must take {source} as context; got {family!r}, which takes none. "
                     "Perhaps use `fv.conditional(family, network)`?"
                 )
-            if family.context_shape != shape:
+            by_row = name == "posterior" and self.is_local
+            if family.context_shape != shape and not by_row:
                 raise ValueError(
                     f"`{name}` must have context shape {shape}, the shape of {source}; got "
                     f"{family.context_shape} of {family!r}."
@@ -98,6 +99,11 @@ class VAE:
                 f"`posterior` must have event shape {latent}, that of the prior {self.prior!r}; "
                 f"got {self.posterior.event_shape} of {self.posterior!r}."
             )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each row has its own posterior, whose context is the row's number."""
+        return self.posterior.context_shape == () != self.event_shape
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -115,6 +121,8 @@ class VAE:
 
     def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Any:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
+
+        Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}.
 
         Args:
             objective: one of `fv.objectives`: `ELBO`, `IWELBO`, `Renyi`, `CUBO`, `ForwardKL`,
@@ -158,7 +166,8 @@ class VAE:
                 "`fv.objectives.ScoreFunction`?"
             )
         joint = Joint(self.prior, Likelihood(self.likelihood))
-        return objective(self.posterior, joint, context=context_of, **options)
+        context = row_of if self.is_local else context_of
+        return objective(self.posterior, joint, context=context, **options)
 
     def log_joint(self, params: Params, x: Any, z: Any) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
@@ -171,7 +180,7 @@ class VAE:
         Raises:
             ValueError: if a shape is wrong.
         """
-        x, z = self._check_x(x), self._check_z(z)
+        x, z = inputs.check_x(self, x), inputs.check_z(self, z)
         return programs.log_joint(self, params, x, z)
 
     def evaluate(
@@ -181,6 +190,7 @@ class VAE:
         x: Any,
         num_samples: int = 1,
         *,
+        rows: Any = None,
         kl: str = "auto",
         chunk_size: int = CHUNK,
     ) -> Evaluation:
@@ -195,6 +205,8 @@ class VAE:
             key: a random key.
             x: of shape [*batch, *event_shape].
             num_samples: K, the draws of each row.
+            rows: integers of shape [*batch], which rows x are of a posterior that each row has for
+                itself; by default 0, 1, 2, ...
             kl: the rule for the rate: "analytic", "sampled", or "auto": analytic where it exists.
             chunk_size: evaluations of the decoder that are in memory together.
 
@@ -202,7 +214,8 @@ class VAE:
             An `Evaluation` of arrays of shape [*batch].
 
         Raises:
-            ValueError: if a shape or an option is wrong.
+            ValueError: if a shape or an option is wrong, or a row has no posterior.
+            TypeError: if `rows` are no integers.
             NotImplementedError: if `kl` is "analytic" and there is no closed form.
 
         Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Alemi,
@@ -210,10 +223,10 @@ class VAE:
         """
         if kl not in KL_RULES:
             raise ValueError(f"`kl` must be one of {', '.join(KL_RULES)}; got {kl!r}.")
-        num_samples, draws, chunk_size = _counts(num_samples, chunk_size)
-        rows, batch_shape = self._rows(x)
+        num_samples, draws, chunk_size = inputs.counts(num_samples, chunk_size)
+        x, context, batch_shape = inputs.with_context(self, x, rows)
         found = evaluation.evaluate(
-            self, _own(params), key, rows, np.int32(num_samples), draws, kl, chunk_size
+            self, inputs.own(params), key, x, context, np.int32(num_samples), draws, kl, chunk_size
         )
         return Evaluation(*(each.reshape(batch_shape) for each in found))
 
@@ -240,13 +253,20 @@ class VAE:
         return self.evaluate(params, key, x, num_samples, **options).log_likelihood
 
     def log_weights(
-        self, params: Params, key: Array, x: Any, num_samples: int, *, chunk_size: int = CHUNK
+        self,
+        params: Params,
+        key: Array,
+        x: Any,
+        num_samples: int,
+        *,
+        rows: Any = None,
+        chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
-        num_samples, draws, chunk_size = _counts(num_samples, chunk_size)
-        rows, batch_shape = self._rows(x)
+        num_samples, draws, chunk_size = inputs.counts(num_samples, chunk_size)
+        x, context, batch_shape = inputs.with_context(self, x, rows)
         found = evaluation.log_weights(
-            self, _own(params), key, rows, num_samples, draws, chunk_size
+            self, inputs.own(params), key, x, context, num_samples, draws, chunk_size
         )
         return found.reshape(num_samples, *batch_shape)
 
@@ -258,10 +278,10 @@ class VAE:
         All rows share the draws, so K must be very large before it says much; but it holds whatever
         the posterior.
         """
-        num_samples, draws, chunk_size = _counts(num_samples, chunk_size)
-        rows, batch_shape = self._rows(x)
+        num_samples, draws, chunk_size = inputs.counts(num_samples, chunk_size)
+        x, batch_shape = inputs.as_rows(self, x)
         found = evaluation.prior_bound(
-            self, _own(params), key, rows, np.int32(num_samples), draws, chunk_size
+            self, inputs.own(params), key, x, np.int32(num_samples), draws, chunk_size
         )
         return found.reshape(batch_shape)
 
@@ -289,13 +309,14 @@ class VAE:
             if num_per_latent is None
             else checks.positive_int("num_per_latent", num_per_latent)
         )
-        return programs.sample(self, _own(params), key, _as_shape(sample_shape), count)
+        return programs.sample(self, inputs.own(params), key, inputs.as_shape(sample_shape), count)
 
-    def encode(self, params: Params, key: Array, x: Any, sample_shape: Any = ()) -> Array:
+    def encode(
+        self, params: Params, key: Array, x: Any, sample_shape: Any = (), *, rows: Any = None
+    ) -> Array:
         """Draws of z from q(z | x), of shape sample_shape + batch + latent_shape."""
-        return self.posterior.sample(
-            params["posterior"], key, sample_shape, as_float(self._check_x(x))
-        )
+        context = inputs.context(self, x, rows)
+        return self.posterior.sample(params["posterior"], key, sample_shape, context)
 
     def decode(self, params: Params, z: Any) -> Array:
         """The mean of p(x | z), of shape [..., *event_shape] for z of shape [..., *latent_shape].
@@ -304,9 +325,11 @@ class VAE:
             ValueError: if z has the wrong shape.
             NotImplementedError: if the likelihood does not know its mean.
         """
-        return programs.decode(self, _own(params), self._check_z(z))
+        return programs.decode(self, inputs.own(params), inputs.check_z(self, z))
 
-    def reconstruct(self, params: Params, key: Array, x: Any, num_samples: int = 1) -> Array:
+    def reconstruct(
+        self, params: Params, key: Array, x: Any, num_samples: int = 1, *, rows: Any = None
+    ) -> Array:
         """The mean of p(x' | z) for z from q(z | x), of the shape of x.
 
         Args:
@@ -314,12 +337,14 @@ class VAE:
             key: a random key.
             x: of shape [*batch, *event_shape].
             num_samples: draws of z, over which the means are averaged.
+            rows: as in `evaluate`.
 
         Raises:
             ValueError: if x has the wrong shape.
             NotImplementedError: if the likelihood does not know its mean.
         """
-        z = self.encode(params, key, x, checks.positive_int("num_samples", num_samples))
+        num_samples = checks.positive_int("num_samples", num_samples)
+        z = self.encode(params, key, x, num_samples, rows=rows)
         return self.decode(params, z).mean(0)
 
     def sample_given(
@@ -329,6 +354,7 @@ class VAE:
         x: Any,
         sample_shape: Any = (),
         *,
+        rows: Any = None,
         hold_latent: bool = False,
     ) -> Array:
         """Draws x' like x: z from q(z | x), x' given z.
@@ -338,44 +364,13 @@ class VAE:
             key: a random key.
             x: of shape [*batch, *event_shape].
             sample_shape: how many x' for each x.
+            rows: as in `evaluate`.
             hold_latent: whether all x' of an x come from one z; by default each has its own.
 
         Returns:
             sample_shape + batch + event_shape.
         """
-        x = as_float(self._check_x(x))
+        context = inputs.context(self, x, rows)
         return programs.sample_given(
-            self, _own(params), key, x, _as_shape(sample_shape), bool(hold_latent)
+            self, inputs.own(params), key, context, inputs.as_shape(sample_shape), bool(hold_latent)
         )
-
-    def _check_x(self, x: Any) -> Array:
-        checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
-        return jnp.asarray(x)
-
-    def _check_z(self, z: Any) -> Array:
-        checks.trailing_shape("z", z, self.latent_shape, f"the prior {self.prior!r}")
-        return jnp.asarray(z)
-
-    def _rows(self, x: Any) -> tuple[Array, tuple[int, ...]]:
-        """x with one axis of rows, and the axes it had."""
-        x = self._check_x(x)
-        batch_shape = x.shape[: x.ndim - len(self.event_shape)]
-        return x.reshape(-1, *self.event_shape), batch_shape
-
-
-def _as_shape(sample_shape: Any) -> tuple[int, ...]:
-    return (int(sample_shape),) if np.ndim(sample_shape) == 0 else tuple(sample_shape)
-
-
-def _own(params: Params) -> Params:
-    """The model's own parameters: a fit's may hold the state of an objective beside them."""
-    return {name: params[name] for name in NAMES}
-
-
-def _counts(num_samples: int, chunk_size: int) -> tuple[int, int, int]:
-    """(draws, draws of a row in memory together, chunk size)."""
-    num_samples = checks.positive_int("num_samples", num_samples)
-    chunk_size = checks.positive_int("chunk_size", chunk_size)
-    # Powers of two, so that there are few programs.
-    draws = min(1 << (num_samples - 1).bit_length(), DRAWS, 1 << (chunk_size.bit_length() - 1))
-    return num_samples, draws, chunk_size

@@ -55,11 +55,11 @@ def decode(vae: Model, params: Params, z: Array) -> Array:
 
 @jax.jit(static_argnums=(0, 4, 5))
 def sample_given(
-    vae: Model, params: Params, key: Array, x: Array, sample_shape: Shape, hold: bool
+    vae: Model, params: Params, key: Array, context: Array, sample_shape: Shape, hold: bool
 ) -> Array:
-    """Draws of x' like x."""
+    """Draws of x' like x, whose posterior has this context."""
     latent_key, key = jax.random.split(key)
-    q = vae.posterior.distribution(params["posterior"], x)
+    q = vae.posterior.distribution(params["posterior"], context)
     z = q.sample(seed=latent_key, sample_shape=() if hold else sample_shape)
     p = vae.likelihood.distribution(params["likelihood"], z)
     return p.sample(seed=key, sample_shape=sample_shape if hold else ())

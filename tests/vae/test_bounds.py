@@ -87,7 +87,7 @@ def test_memory_does_not_grow_with_the_number_of_draws():
     from flowvi.vae import evaluation
 
     def memory(num_samples):
-        arguments = (vae, params, KEY, x, np.int32(num_samples), 64, "auto", 4096)
+        arguments = (vae, params, KEY, x, x, np.int32(num_samples), 64, "auto", 4096)
         analysis = evaluation.evaluate.lower(*arguments).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 

@@ -1,0 +1,344 @@
+"""Steps that move only the rows of their batch: `PerRow` parameters, and any Optax optimizer.
+
+A step picks the rows of its batch out of the parameters and out of the optimizer's state, works on
+these as if there were no others, and writes them back. The optimizer sees each row as a problem of
+its own, so what it does to a row depends neither on which others are in the batch, nor on how long
+the row has been away.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowvi.params import Fixed, PerRow, is_per_row, partition
+
+Array = jax.Array
+
+#: The leaf of a batch that says which rows it holds.
+ROW = "row"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Beside(PerRow):
+    """What an optimizer keeps beside the moments of a row, such as Adam's count of steps."""
+
+
+class RowwiseState(NamedTuple):
+    """An optimizer's state where there are parameters per row.
+
+    Attributes:
+        shared: of all other parameters.
+        tables: one of each `PerRow`. What belongs to a row is `PerRow` itself; what stands alone,
+            such as the count of a schedule, is one for all rows.
+    """
+
+    shared: Any
+    tables: tuple[Any, ...]
+
+
+def tables(tree: Any) -> list[PerRow]:
+    """The `PerRow` nodes of a tree."""
+    return [node for node in jax.tree.leaves(tree, is_leaf=is_per_row) if is_per_row(node)]
+
+
+def check_tables(params: Any) -> int | None:
+    """The number of rows that data may name: that of the shortest table; None without tables.
+
+    Raises:
+        ValueError: if leaves of a table differ in their number of rows.
+    """
+    counts = []
+    for table in tables(params):
+        shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(table.value)}
+        if len(shapes) != 1 or () in shapes:
+            raise ValueError(
+                "`params` must hold tables whose leaves have the same leading axis of rows in "
+                f"`PerRow`; got {sorted(shapes)}."
+            )
+        counts.append(table.num_rows)
+    return min(counts, default=None)
+
+
+def check_batch(name: str, batch: Any, num_rows: int) -> None:
+    """Checks that data, or a batch, say which rows of the tables they hold.
+
+    Raises:
+        TypeError: if they are no integers.
+        ValueError: if they are missing, not one for each row of the data, or out of range.
+    """
+    if not isinstance(batch, dict) or ROW not in batch:
+        raise ValueError(
+            f'`{name}` must be a dict with "{ROW}", the row of each datum in the parameters that '
+            f"rows have for themselves; got {_described(batch)}. Perhaps pass "
+            f'`{{"x": x, "{ROW}": jnp.arange(len(x))}}`?'
+        )
+    where, rows = f'{name}["{ROW}"]', batch[ROW]
+    if not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise TypeError(f"`{where}` must hold numbers of rows, integers; got dtype {rows.dtype}.")
+    if rows.ndim != 1:
+        raise ValueError(f"`{where}` must have shape [num_rows]; got shape {rows.shape}.")
+    rows = np.asarray(rows)
+    bad = np.flatnonzero((rows < 0) | (rows >= num_rows))
+    if bad.size:
+        raise ValueError(
+            f"`{where}` must lie between 0 and {num_rows - 1}, the rows that `params` has "
+            f"parameters for; got {rows[bad[0]]} in row {bad[0]}."
+        )
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, dict):
+        return f"a dict of {', '.join(map(str, batch)) or 'nothing'}"
+    return f"{type(batch).__name__}"
+
+
+def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> None:
+    """Checks that an optimizer can see each row for itself, from shapes alone.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    if not tables(params):
+        return
+    own = rowwise(optimizer)
+    view = {ROW: jnp.zeros(1, jnp.int32)}
+
+    def step(params: Any) -> Any:
+        state = own.init(params)
+        params, state = picked((params, state), view)
+        rows, _ = partition(params)
+        zero = jnp.zeros(())
+        return own.update(rows, state, rows, value=zero, grad=rows, value_fn=lambda _: zero)
+
+    try:
+        jax.eval_shape(step, partition(params)[0])
+    except _LineSearch as error:
+        raise ValueError(str(error)) from None
+    # Whatever an optimizer says that is not made for it.
+    except Exception as error:
+        raise ValueError(
+            "`optimizer` must keep what it measures row by row where there are parameters per row, "
+            f"as `optax.adam` does; got one that raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def picked(tree: Any, batch: Any) -> Any:
+    """A tree with the rows of the batch in place of all rows; itself where it has none.
+
+    The rows are sorted. One that is twice in the batch is twice in the result, and is read and
+    moved at its first place alone.
+    """
+    if not tables(tree):
+        return tree
+    rows = jnp.sort(jnp.ravel(batch[ROW]))
+
+    def pick(node: Any) -> Any:
+        if not is_per_row(node):
+            return node
+        value = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), node.value)
+        # Or the compiler picks the rows out anew in each kernel that reads them.
+        return type(node)(jax.lax.optimization_barrier(value), Fixed(rows))
+
+    return jax.tree.map(pick, tree, is_leaf=is_per_row)
+
+
+def put_back(whole: Any, view: Any, good: Array) -> Any:
+    """`view`, with its rows written into those of `whole` if the step was good.
+
+    What has no rows is that of `view` or of `whole`, as the step was good or not.
+    """
+
+    def put(old: Any, new: Any) -> Any:
+        if not is_per_row(old):
+            return jnp.where(good, new, old)
+        rows = new.rows.value
+        first = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
+        # Nothing is written behind the last row.
+        place = jnp.where(first & good, rows, old.num_rows)
+        value = jax.tree.map(
+            lambda leaf, rows: leaf.at[place].set(rows.astype(leaf.dtype), mode="drop"),
+            old.value,
+            new.value,
+        )
+        return type(old)(value)
+
+    return jax.tree.map(put, whole, view, is_leaf=is_per_row)
+
+
+def together(shared: Any, whole: Any) -> Any:
+    """`shared`, from which tables are left out, with those of `whole`."""
+    return jax.tree.map(
+        lambda node, other: node if is_per_row(node) else other,
+        whole,
+        shared,
+        is_leaf=lambda node: node is None or is_per_row(node),
+    )
+
+
+def _without_tables(tree: Any) -> Any:
+    return jax.tree.map(lambda n: None if is_per_row(n) else n, tree, is_leaf=is_per_row)
+
+
+def _alone(tree: Any, index: int) -> Callable[[Any], Any]:
+    """What puts a value into the tree as its table number `index`; all else is left out."""
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_per_row)
+    place = [i for i, node in enumerate(nodes) if is_per_row(node)][index]
+
+    def put(value: Any) -> Any:
+        alone = [PerRow(value) if i == place else None for i in range(len(nodes))]
+        return jax.tree.unflatten(structure, alone)
+
+    return put
+
+
+# The same object for the same optimizer, so that a second fit compiles nothing.
+@functools.lru_cache(maxsize=64)
+def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same optimizer, which sees each row of a `PerRow` as a problem of its own.
+
+    Updates are of what `picked` gives. Without tables state and updates are the optimizer's own.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> Any:
+        found = tables(params)
+        if not found:
+            return inner.init(params)
+        states = [_begin(inner, _alone(params, i), each.value) for i, each in enumerate(found)]
+        return RowwiseState(inner.init(_without_tables(params)), tuple(states))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if not isinstance(state, RowwiseState):
+            return inner.update(updates, state, params, **extra)
+        own = dict(extra)
+        if "grad" in extra:
+            own["grad"] = _without_tables(extra["grad"])
+        if "value_fn" in extra:
+            own["value_fn"] = lambda shared: extra["value_fn"](together(shared, params))
+        shared, new_shared = inner.update(
+            _without_tables(updates), state.shared, _without_tables(params), **own
+        )
+        moves, states = [], []
+        for index, old in enumerate(state.tables):
+            gradient, table = tables(updates)[index], tables(params)[index]
+            put = _alone(params, index)
+            moved, new = _update(inner, put, gradient.value, old, table.value, extra)
+            moves.append(type(gradient)(moved, gradient.rows))
+            states.append(new)
+        each = iter(moves)
+        whole = jax.tree.map(
+            lambda n: next(each) if is_per_row(n) else n, updates, is_leaf=is_per_row
+        )
+        return together(shared, whole), RowwiseState(new_shared, tuple(states))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _begin(inner: Any, put: Callable[[Any], Any], value: Any) -> Any:
+    """The state of all rows of a table."""
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
+    path = jax.tree_util.tree_leaves_with_path(put(one), is_leaf=is_per_row)[0][0]
+    layout = _marked(jax.eval_shape(lambda value: inner.init(put(value)), one), path)
+    nodes, structure = _flat(layout)
+    rows, rest = jax.vmap(
+        lambda value: _apart(nodes, structure.flatten_up_to(inner.init(put(value)))),
+        out_axes=(0, None),
+    )(value)
+    return structure.unflatten(_merged(nodes, rows, rest))
+
+
+def _update(
+    inner: Any, put: Callable[[Any], Any], gradient: Any, state: Any, value: Any, extra: Any
+) -> tuple[Any, Any]:
+    """(the updates of some rows of a table, their state after it)."""
+    nodes, structure = _flat(state)
+
+    def of_row(gradient: Any, rows: list[Any], value: Any) -> Any:
+        own = dict(extra)
+        if "grad" in extra:
+            own["grad"] = put(gradient)
+        if "value_fn" in extra:
+            own["value_fn"] = _no_line
+        each = iter(rows)
+        state = structure.unflatten([_of_row(node, each) for node in nodes])
+        moves, new = inner.update(put(gradient), state, put(value), **own)
+        rows, rest = _apart(nodes, structure.flatten_up_to(new))
+        return tables(moves)[0].value, rows, rest
+
+    rows = [node.value for node in nodes if is_per_row(node)]
+    moved, rows, rest = jax.vmap(of_row, out_axes=(0, 0, None))(gradient, rows, value)
+    return moved, structure.unflatten(_merged(nodes, rows, rest))
+
+
+def _flat(state: Any) -> tuple[list[Any], Any]:
+    """(what belongs to rows as `PerRow` and what stands alone, the structure around it)."""
+    return jax.tree.flatten(state, is_leaf=is_per_row)
+
+
+def _of_row(node: Any, values: Iterator[Any]) -> Any:
+    """What the optimizer itself would have in the place of a node of the state."""
+    if not is_per_row(node):
+        return node
+    return next(values) if isinstance(node, Beside) else PerRow(next(values))
+
+
+def _apart(nodes: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
+    """(what belongs to a row, what stands alone) of the parts of an optimizer's own state."""
+    rows = [
+        part if isinstance(node, Beside) else part.value
+        for node, part in zip(nodes, parts, strict=True)
+        if is_per_row(node)
+    ]
+    rest = [part for node, part in zip(nodes, parts, strict=True) if not is_per_row(node)]
+    return rows, rest
+
+
+def _merged(nodes: list[Any], rows: list[Any], rest: list[Any]) -> list[Any]:
+    """The nodes with these values."""
+    of_rows, others = iter(rows), iter(rest)
+    return [
+        type(node)(next(of_rows), node.rows) if is_per_row(node) else next(others) for node in nodes
+    ]
+
+
+def _marked(node: Any, path: Any) -> Any:
+    """The state of one row, in which `Beside` marks what stands beside moments of the row.
+
+    Such as the count of Adam, by which it corrects them for their start. Moments have the structure
+    of the parameters: the row is at the same path.
+    """
+    if is_per_row(node) or node is None:
+        return node
+    structure: Any
+    children, structure = jax.tree.flatten(node, is_leaf=lambda n: n is not node)
+    if len(children) == 1 and children[0] is node:
+        return node
+    beside = any(_is_moment(child, path) for child in children)
+    return structure.unflatten(
+        [
+            Beside(child) if beside and jax.tree_util.all_leaves([child]) else _marked(child, path)
+            for child in children
+        ]
+    )
+
+
+def _is_moment(tree: Any, path: Any) -> bool:
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_per_row)
+    return any(is_per_row(leaf) and own == path for own, leaf in found)
+
+
+def _no_line(params: Any) -> Any:
+    del params
+    raise _LineSearch(
+        "`optimizer` must not search along a line where there are parameters per row, whose steps "
+        "are their own. Perhaps use `optax.adam`?"
+    )
+
+
+class _LineSearch(Exception):  # noqa: N818 (a finding, which the caller turns into an error)
+    """An optimizer asks for the loss at other parameters."""

@@ -33,3 +33,14 @@ def quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", "optimized" not in request.keywords)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drops compiled programs after each module.
+
+    Each one holds pieces of memory of which a process may have only so many (65,530 on Linux), and
+    the compiler crashes where there are no more.
+    """
+    yield
+    jax.clear_caches()

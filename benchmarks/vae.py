@@ -319,7 +319,7 @@ def main():
 
     if args.only != "quality":
         log("speed ...")
-        save(speed=speed(x, 100 if quick else 2000, budget=3 if quick else 120))
+        save(speed=speed(x, 100 if quick else 2000, budget=3 if quick else 40))
         log(f"  {results['speed']}")
     if args.only != "speed":
         log("quality ...")

@@ -11,6 +11,7 @@ in and undone on the way out, so all weights belong to sorted units.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -200,9 +201,15 @@ def fan_ins(network: MaskedNetwork) -> list[np.ndarray]:
     return [*hidden, np.searchsorted(rows, outputs, side="left")]
 
 
+def product(h: Array, w: Array) -> Array:
+    """h w for h of shape [..., n], on one axis of rows: a gradient of more is transposed first."""
+    rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
+    return (rows @ w).reshape(*h.shape[:-1], w.shape[-1])
+
+
 def context_term(params: dict[str, Any], context: Array) -> Array:
     """What the context adds to the first layer, of shape [..., size of that layer]."""
-    return context @ (params["context"] * params["context"].shape[0] ** -0.5)
+    return product(context * params["context"].shape[0] ** -0.5, params["context"])
 
 
 def apply(
@@ -259,7 +266,7 @@ def _by_blocks(
             b = b + context_term(params, context)
         # A block sees no later block of the layer below.
         terms = [
-            [h @ w[e:f, c:d] for h, (e, f) in zip(hs[: i + 1], below, strict=False)]
+            [product(h, w[e:f, c:d]) for h, (e, f) in zip(hs[: i + 1], below, strict=False)]
             for i, (c, d) in enumerate(layers[index])
         ]
         hs = [b[..., c:d] + sum(t) for t, (c, d) in zip(terms, layers[index], strict=True)]
@@ -284,7 +291,7 @@ def _by_columns(
         parts = []
         for c, d in itertools.pairwise(cuts.tolist()):
             rows = max(int(seen[index][d - 1]), 1)
-            parts.append(h[..., :rows] @ w[:rows, c:d])
+            parts.append(product(h[..., :rows], w[:rows, c:d]))
         h = (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)) + b
     return h
 

@@ -240,7 +240,7 @@ def num_blocks(network: MaskedNetwork) -> int:
     return 2 if max(network.hidden_sizes, default=0) >= 512 and network.event_size > 1 else 1
 
 
-def num_columns(num_rows: int, num_columns: int) -> int:
+def num_column_blocks(num_rows: int, num_columns: int) -> int:
     """Into how many blocks of columns `apply` cuts one matrix, where no gradient is taken.
 
     Of a square one of 512 rows four, which save three eighths of the arithmetic.
@@ -287,7 +287,7 @@ def _by_columns(
             h = activation(h)
         elif context is not None:
             b = b + context_term(params, context)
-        cuts = np.linspace(0, w.shape[1], num_columns(*w.shape) + 1).round().astype(int)
+        cuts = np.linspace(0, w.shape[1], num_column_blocks(*w.shape) + 1).round().astype(int)
         parts = []
         for c, d in itertools.pairwise(cuts.tolist()):
             rows = max(int(seen[index][d - 1]), 1)

@@ -10,7 +10,7 @@ from flowvi.families.discrete import (
     bernoulli,
     categorical,
 )
-from flowvi.families.family import Family
+from flowvi.families.family import Family, Wrapper
 from flowvi.families.flow import Flow
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.from_distrax import FromDistrax, from_distrax
@@ -52,6 +52,7 @@ __all__ = [
     "StandardNormal",
     "Unconditional",
     "Whitened",
+    "Wrapper",
     "bernoulli",
     "categorical",
     "conditional",

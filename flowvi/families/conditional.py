@@ -8,33 +8,23 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from flowvi.families.family import Array, Family, Params
+from flowvi.families.family import Array, Family, Params, Wrapper
 from flowvi.families.parametric import Parametric
 from flowvi.networks import Network, as_network
 from flowvi.params import Fixed, Origin
 
 
 @dataclasses.dataclass(frozen=True)
-class Conditional(Family):
+class Conditional(Wrapper):
     """A family at context network(context); see `conditional`."""
 
     family: Family
     network: Network
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """That of the inner family."""
-        return self.family.event_shape
-
-    @property
     def context_shape(self) -> tuple[int, ...]:
         """The network's input shape."""
         return self.network.input_shape
-
-    @property
-    def reparameterized(self) -> bool:
-        """That of the inner family."""
-        return self.family.reparameterized
 
     @property
     def has_units(self) -> bool:  # type: ignore[override]

@@ -11,7 +11,6 @@ from flowvi import checks
 from flowvi.families.family import Array, Params, Shape
 from flowvi.families.parametric import Parametric, independent
 from flowvi.families.support import check_values
-from flowvi.params import Origin
 
 #: Taylor coefficients of log(sinh(t) / t) in powers of t^2, from the first on.
 _SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250)
@@ -110,11 +109,6 @@ class ContinuousBernoulliFamily(Parametric):
     def arguments(self) -> dict[str, Shape]:
         """The logits."""
         return {"logits": self.event_shape}
-
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """See `Parametric.build`."""

@@ -11,7 +11,6 @@ from flowvi import checks
 from flowvi.families.family import Array, Params, Shape
 from flowvi.families.parametric import Parametric, independent
 from flowvi.families.support import check_values
-from flowvi.params import Origin
 
 
 class BinaryDistribution(distrax.Bernoulli):
@@ -40,11 +39,6 @@ class BernoulliFamily(Parametric):
     def arguments(self) -> dict[str, Shape]:
         """The logits."""
         return {"logits": self.event_shape}
-
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """See `Parametric.build`. Samples are of the dtype of the logits."""
@@ -120,11 +114,6 @@ class CategoricalFamily(Parametric):
         """The logits, with a last axis of classes."""
         return {"logits": (*self.event_shape, self.num_classes)}
 
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
-
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """See `Parametric.build`. Samples are integers."""
         return independent(ClassDistribution(arguments["logits"]), self.event_shape)
@@ -174,11 +163,6 @@ class OneHotFamily(Parametric):
     def arguments(self) -> dict[str, Shape]:
         """The logits, of the event's shape."""
         return {"logits": self.event_shape}
-
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """See `Parametric.build`. Samples are of the dtype of the logits."""

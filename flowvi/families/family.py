@@ -185,3 +185,28 @@ def _sample_and_log_prob(
     return family.distribution(params, context).sample_and_log_prob(
         seed=key, sample_shape=sample_shape
     )
+
+
+class Wrapper(Family):
+    """A family made of another, whose shapes are that one's where it does not say otherwise.
+
+    Attributes:
+        family: the inner family.
+    """
+
+    family: Family
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """That of the inner family."""
+        return self.family.event_shape
+
+    @property
+    def context_shape(self) -> tuple[int, ...] | None:
+        """That of the inner family."""
+        return self.family.context_shape
+
+    @property
+    def reparameterized(self) -> bool:
+        """That of the inner family."""
+        return self.family.reparameterized

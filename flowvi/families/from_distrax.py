@@ -12,7 +12,6 @@ from flowvi import checks
 from flowvi.families.family import Array, Params, Shape
 from flowvi.families.normal import positive
 from flowvi.families.parametric import Parametric, independent
-from flowvi.params import Origin
 
 CONSTRAINTS: dict[str, Callable[[Array], Array]] = {
     "positive": positive,
@@ -34,11 +33,6 @@ class FromDistrax(Parametric):
     def arguments(self) -> dict[str, Shape]:
         """Names and shapes of the constructor's arguments."""
         return dict(self.named)
-
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """See `Parametric.build`."""

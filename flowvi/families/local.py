@@ -9,31 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-from flowvi.families.family import Array, Family, Params
+from flowvi.families.family import Array, Family, Params, Wrapper
 from flowvi.params import Origin, PerRow
 
 
 @dataclasses.dataclass(frozen=True)
-class Local(Family):
+class Local(Wrapper):
     """A family whose context stands in a table, row by row; see `local`."""
 
     family: Family
     num_rows: int
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
-        """That of the inner family."""
-        return self.family.event_shape
-
-    @property
     def context_shape(self) -> tuple[int, ...]:
         """(), for the number of a row."""
         return ()
-
-    @property
-    def reparameterized(self) -> bool:
-        """That of the inner family."""
-        return self.family.reparameterized
 
     def init(self, key: Array) -> Params:
         """{"family", "rows", "origin"}: parameters that rows share, and those they have not."""

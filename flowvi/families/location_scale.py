@@ -67,11 +67,6 @@ class FullGaussian(Parametric):
         (size,) = self.event_shape
         return {"loc": (size,), "factor": (size * (size + 1) // 2,)}
 
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
-
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """See `Parametric.build`."""
         (size,) = self.event_shape

@@ -12,7 +12,6 @@ from flowvi.families.family import Array, Family, Params, Shape
 from flowvi.families.location_scale import gaussian
 from flowvi.families.parametric import Parametric
 from flowvi.families.unconditional import unconditional
-from flowvi.params import Origin
 
 
 class MixtureDistribution(distrax.MixtureSameFamily):
@@ -68,11 +67,6 @@ class MixtureFamily(Parametric):
         count = self.num_components
         each = {name: (count, *shape) for name, shape in self.component.arguments.items()}
         return {"logits": (count,), **each}
-
-    def init(self, key: Array) -> Params:
-        """{"origin"}."""
-        del key
-        return {"origin": Origin(self)}
 
     def initial_arguments(self, key: Array) -> dict[str, Array]:
         """Equal weights, unit scales, standard normal locations."""

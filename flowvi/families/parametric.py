@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.families.family import Array, Family, Params, Shape
+from flowvi.params import Origin
 
 
 class Parametric(Family):
@@ -29,6 +30,11 @@ class Parametric(Family):
     @abc.abstractmethod
     def arguments(self) -> dict[str, Shape]:
         """Names and shapes of the arguments, in their order."""
+
+    def init(self, key: Array) -> Params:
+        """{"origin"}: all else is the context."""
+        del key
+        return {"origin": Origin(self)}
 
     @abc.abstractmethod
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:

@@ -7,28 +7,18 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from flowvi.families.family import Array, Family, Params
+from flowvi.families.family import Array, Family, Params, Wrapper
 from flowvi.families.parametric import Parametric
 from flowvi.params import Fixed, Origin
 
 
 @dataclasses.dataclass(frozen=True)
-class Unconditional(Family):
+class Unconditional(Wrapper):
     """A family at one context; see `unconditional`."""
 
     family: Family
     learned: bool = True
     context_shape: None = dataclasses.field(default=None, init=False)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """That of the inner family."""
-        return self.family.event_shape
-
-    @property
-    def reparameterized(self) -> bool:
-        """That of the inner family."""
-        return self.family.reparameterized
 
     def init(self, key: Array) -> Params:
         """{"family", "context", "origin"}."""

@@ -9,33 +9,18 @@ import jax.numpy as jnp
 from flowvi import checks
 from flowvi.bijectors import Dense, LowRank, Units
 from flowvi.distributions import FlowDistribution
-from flowvi.families.family import Array, Family, Params
+from flowvi.families.family import Array, Family, Params, Wrapper
 from flowvi.params import Fixed, Origin
 from flowvi.transformers import Transformer, as_transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class Whitened(Family):
+class Whitened(Wrapper):
     """A family pushed through an affine map that no optimizer moves; see `whitened`."""
 
     family: Family
     rank: int | None = None
     marginal: Transformer | None = None
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """That of the inner family."""
-        return self.family.event_shape
-
-    @property
-    def context_shape(self) -> tuple[int, ...] | None:
-        """That of the inner family."""
-        return self.family.context_shape
-
-    @property
-    def reparameterized(self) -> bool:
-        """That of the inner family."""
-        return self.family.reparameterized
 
     def init(self, key: Array) -> Params:
         """{"family", "origin", "whitening"}, whose map is the identity.

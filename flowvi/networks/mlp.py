@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.masked import activation_function
+from flowvi.masked import activation_function, context_term, product
 from flowvi.networks.network import Network
 
 Array = jax.Array
@@ -99,17 +99,14 @@ class MLP(Network):
         checks.trailing_shape("x", x, self.input_shape, "this network")
         activation = activation_function(self.activation)
         batch_shape = x.shape[: x.ndim - len(self.input_shape)]
-        # One axis of rows where nothing is broadcast: a gradient of more is transposed in memory.
-        rows = batch_shape if self.context_size is not None else (math.prod(batch_shape),)
-        h = x.reshape(*rows, math.prod(self.input_shape))
+        h = x.reshape(*batch_shape, math.prod(self.input_shape))
         for index, layer in enumerate(params["layers"]):
             h = h if index == 0 else activation(h)
             # It is the rows that are scaled: there are fewer of them than weights, most often.
-            h = (h * layer["w"].shape[0] ** -0.5) @ layer["w"] + layer["b"]
+            h = product(h * layer["w"].shape[0] ** -0.5, layer["w"]) + layer["b"]
             if index == 0 and self.context_size is not None:
-                h = h + context @ (params["context"] * self.context_size**-0.5)
-        rows = batch_shape if self.context_size is None else h.shape[:-1]
-        return h.reshape(rows + self.output_shape)
+                h = h + context_term(params, jnp.asarray(context))
+        return h.reshape(h.shape[:-1] + self.output_shape)
 
 
 def _as_shape(size: int | Shape) -> Shape:

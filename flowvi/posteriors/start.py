@@ -100,9 +100,8 @@ def find(
 
     L-BFGS runs from several points. Along each, two kinds of candidates are taken: the inverse
     Hessian that the run itself estimates (Pathfinder), and the Hessian at the point, made positive
-    (Laplace). Where Hessians are at hand, variational Newton steps start from the best one of
-    each run. The start is the
-    narrowest of those whose ELBO is nearly the best.
+    (Laplace). Where Hessians are at hand, variational Newton steps start from the best one of each
+    run. The start is the narrowest of those whose ELBO is nearly the best.
 
     Densities and their derivatives are compiled; the little linear algebra between them is not.
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.families import Conditional, Family, Local, local
+from flowvi.families import Conditional, Family, Local, Wrapper, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
 from flowvi.params import Fixed
 from flowvi.training import FitResult, fit
@@ -199,25 +199,10 @@ class Held:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated(Family):
+class Evaluated(Wrapper):
     """A family whose training form is that of evaluation: without dropout, and nothing moves."""
 
     family: Family
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """That of the inner family."""
-        return self.family.event_shape
-
-    @property
-    def context_shape(self) -> tuple[int, ...] | None:
-        """That of the inner family."""
-        return self.family.context_shape
-
-    @property
-    def reparameterized(self) -> bool:
-        """That of the inner family."""
-        return self.family.reparameterized
 
     def init(self, key: Array) -> Any:
         """Those of the inner family."""

@@ -1,6 +1,7 @@
 """The default recipe on targets with a known normalising constant, beside other libraries.
 
 python -m benchmarks.posteriors [--data FOLDER] [--targets funnel,banana] [--seeds 3] [--quick]
+python -m benchmarks.posteriors [--data FOLDER] --seeds 10 --resume       only what is missing yet
 
 `--data` (or FLOWVI_DATA) is a folder with `posteriordb` and `targets`; without it the targets that
 ship with the project are run. Results of other libraries are read from `--peers`, a JSON file that
@@ -147,6 +148,7 @@ def main():
     parser.add_argument("--draws", type=int, default=200_000, help="draws that measure the gap")
     parser.add_argument("--tempering", type=float, help="as in `fit_posterior`")
     parser.add_argument("--quick", action="store_true", help="few steps, to see that all runs")
+    parser.add_argument("--resume", action="store_true", help="keep the runs that the output holds")
     parser.add_argument("--peers", default="benchmarks/results/posteriors_peers.json")
     parser.add_argument("--output", default="benchmarks/results/posteriors.json")
     args = parser.parse_args()
@@ -171,10 +173,17 @@ def main():
     if pathlib.Path(args.peers).exists():
         results["peers"] = json.loads(pathlib.Path(args.peers).read_text())
     cases = {}
+    if args.resume and pathlib.Path(args.output).exists():
+        before = json.loads(pathlib.Path(args.output).read_text())
+        if before["draws"] != args.draws:
+            parser.error(f"{args.output} holds runs of {before['draws']} draws, not {args.draws}")
+        results["targets"] = before["targets"]
+        cases = {name: targets.load(name, args.data) for name in before["targets"]}
     for name in names:
         case = cases[name] = targets.load(name, args.data)
-        entry = results["targets"][name] = {"bar": case.bar, "size": case.size, "runs": []}
-        for seed in range(args.seeds):
+        fresh = {"bar": case.bar, "size": case.size, "runs": []}
+        entry = results["targets"].setdefault(name, fresh)
+        for seed in range(len(entry["runs"]), args.seeds):
             pause()
             try:
                 result = run(name, case, seed, 4_000 if args.quick else args.draws, options)

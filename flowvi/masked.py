@@ -24,7 +24,6 @@ from flowvi import checks, masks
 Array = jax.Array
 
 
-
 def silu(x: Array) -> Array:
     """x sigmoid(x), as h + h tanh(h) of h = x / 2: without the division, a layer is 3 % faster."""
     h = 0.5 * x

@@ -98,7 +98,7 @@ def check_losses(
     Raises:
         TypeError, ValueError: see `step.check_loss`.
     """
-    params = jax.eval_shape(lambda: compiled.begin(params, jax.random.split(key, 3)).params)
+    params = jax.eval_shape(lambda: compiled.begin(params, jax.random.split(key, 3))[0].params)
     names = check_loss("loss_fn", compiled.loss_fn, params, key, batch)
     if compiled.validate is None:
         return names, ()

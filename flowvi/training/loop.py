@@ -64,8 +64,8 @@ def fit(
     read as they are needed, in the same order, a few batches ahead. An iterable of batches is
     iterated anew whenever it ends; its batches are taken as they come, ragged ones included.
 
-    A step whose loss or gradient is not finite is skipped: it moves neither the parameters nor the
-    optimizer's state, and is counted.
+    A step whose loss, gradient or result is not finite is skipped: it moves neither the parameters
+    nor the optimizer's state, and is counted.
 
     Ctrl-C ends training after the current stretch, a quarter of a second or one step, and what has
     been learned is returned. A second Ctrl-C does not wait.
@@ -172,7 +172,9 @@ def fit(
         program, compiled, params, key, source.batch, validation_data
     )
     keys = jax.random.split(key, 3)
-    state = compiled.begin(params, keys)
+    state, free = compiled.begin(params, keys)
+    # Careful steps to be done before others will do.
+    careful = 0 if free else num_steps
     record = Record(["loss", *names], limits, plateau, validation_names)
     pace = Pace()
     with contextlib.ExitStack() as stack:
@@ -201,16 +203,24 @@ def fit(
             ends = [chosen, num_steps, chunk.end, record.boundary]
             if checkpoints is not None:
                 ends.append(checkpoints.until(record.step))
+            if careful:
+                ends.append(record.step + careful)
             goal = limits._replace(stretch=min(ends), chunk=chunk.first)
-            state, history = compiled.run(
+            run = compiled.careful if careful else compiled.run
+            state, history, found = run(
                 state, chunk.data, validation_data, np.asarray(goal, np.int32)
             )
             # The one transfer of the stretch; it waits for the steps to be done.
-            steps = record.add(*jax.device_get((_signs(state), history)))
+            signs, history, found = jax.device_get((_signs(state), history, found))
+            steps = record.add(signs, history)
             seconds = time.perf_counter() - begun
             if pace.compiling:
                 bar.begin(record.step)
-            pace.learn(steps, seconds)
+            if not found and not (free and careful):
+                pace.learn(steps, seconds)
+            careful = int(found) or max(careful - steps, 0)
+            if not steps:
+                continue
             if record.diverged:
                 raise record.error(suspects(state.params), state.params)
             reason = record.reason

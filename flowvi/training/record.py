@@ -184,8 +184,9 @@ class Record:
         # A metric that is not finite says which part of the loss it was.
         broken = [name for name in values if name != "loss" and not np.isfinite(values[name])]
         if np.isfinite(values["loss"]):
-            culprit = suspects[int(np.argmax(self.faults.suspects))]
-            got = "not finite"
+            culprit, got = "what the optimizer made of it", "not finite"
+            if self.faults.suspects.any():
+                culprit = suspects[int(np.argmax(self.faults.suspects))]
         elif broken:
             culprit, got = f"the metric {broken[0]!r}", str(values[broken[0]])
         else:

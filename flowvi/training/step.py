@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowvi.params import combine, is_per_row, partition
+from flowvi.params import combine, partition
 from flowvi.training import rowwise
 
 Array = jax.Array
@@ -46,10 +46,11 @@ class Outcome(NamedTuple):
         opt_state: the optimizer's state after it.
         loss: scalar.
         metrics: a dict of scalars.
-        good: whether loss, gradient and new `Fixed` leaves are finite. Where they are not, the step
-            was a bad one, and parameters and state are of no use, except where there are parameters
-            per row: then they are those before it.
-        marks: a vector that is finite where those are, from which `flaws` reads which they were.
+        good: whether all that it has looked at is finite. Where it is not, the step was a bad one,
+            and parameters and state are of no use, except where there are parameters per row: then
+            they are those before it.
+        flaws: for each of the `suspects`, whether it may be the cause; None for a step that was not
+            careful.
     """
 
     params: Any
@@ -57,7 +58,7 @@ class Outcome(NamedTuple):
     loss: Array
     metrics: dict[str, Array]
     good: Array
-    marks: Array
+    flaws: Array | None
 
 
 def unpack(output: Any) -> tuple[Any, dict[str, Any], Any]:
@@ -88,6 +89,7 @@ def train_step(
     opt_state: Any,
     key: Array,
     batch: Any,
+    careful: bool = True,
 ) -> Outcome:
     """Moves the trainable leaves down the gradient and takes over new `Fixed` leaves.
 
@@ -105,6 +107,8 @@ def train_step(
         opt_state: the optimizer's state.
         key: for the loss.
         batch: for the loss.
+        careful: whether to look at the gradient, and at what the step leaves behind, or at the loss
+            alone. To look takes a short step a fifth longer.
     """
     whole = params, opt_state
     params, opt_state = rowwise.picked(whole, batch)
@@ -126,81 +130,78 @@ def train_step(
     new_trainable = optax.apply_updates(trainable, updates)
     new = combine(new_trainable, fixed if new_fixed is None else new_fixed), new_opt_state
     new_params, new_opt_state = jax.tree.map(_like, new, (params, opt_state))
-    blank = no_marks(params)
-    marks = jnp.concatenate([jnp.ravel(mark) for mark in [loss, *_marks(gradient, new_fixed)]])
-    # A loss that hands back no parameters leaves the Fixed ones out.
-    marks = jnp.pad(marks.astype(blank.dtype), (0, len(blank) - len(marks)))
-    good = jnp.all(jnp.isfinite(marks))
+    good, flaws = jnp.isfinite(loss), None
+    if careful:
+        flaws = _flaws(gradient, new_fixed, params)
+        good &= _all(jnp.isfinite, gradient) & ~spoiled(
+            (params, opt_state), (new_params, new_opt_state)
+        )
+        good &= _all(lambda leaf: ~jnp.isnan(leaf), new_fixed)
     if rowwise.tables(params):
         new_params, new_opt_state = rowwise.put_back(whole, (new_params, new_opt_state), good)
-    return Outcome(new_params, new_opt_state, loss, metrics, good, marks)
+    return Outcome(new_params, new_opt_state, loss, metrics, good, flaws)
 
 
-#: A leaf has as many marks as its last axis is long, but no more than this.
-MOST_MARKS = 1024
+def spoiled(old: Any, new: Any) -> Array:
+    """Whether steps left behind what is not finite, in (parameters, optimizer's state).
 
-
-def _num_marks(leaf: Array) -> int:
-    last = leaf.shape[-1] if leaf.ndim else 1
-    return last if last <= MOST_MARKS else 1
-
-
-def no_marks(params: Any) -> Array:
-    """Marks of a good step."""
-    trainable, fixed = partition(params)
-    leaves = [leaf for leaf in jax.tree.leaves((trainable, fixed)) if _is_float(leaf)]
-    size = 1 + sum(_mark_sizes(params))
-    return jnp.zeros(size, jnp.result_type(jnp.float32, *leaves))
-
-
-def flaws(marks: Array, params: Any) -> Array:
-    """For each of the `suspects`, whether it was not finite: shape [number of suspects]."""
-    sizes = _mark_sizes(params)
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    return jnp.zeros(len(sizes), bool).at[owners].max(~jnp.isfinite(marks[1:]))
-
-
-def _mark_sizes(params: Any) -> list[int]:
-    trainable, fixed = partition(params)
-    sizes = [_num_marks(leaf) for leaf in jax.tree.leaves(_flat_rows(trainable))]
-    return sizes + [1 for leaf in jax.tree.leaves(fixed) if _is_float(leaf)]
-
-
-def _flat_rows(tree: Any) -> Any:
-    """The tree, in which a number for each row is a vector of length 1: rows have no marks."""
-
-    def flat(node: Any) -> Any:
-        if not is_per_row(node):
-            return node
-        return jax.tree.map(lambda a: a.reshape(-1, 1) if a.ndim == 1 else a, node.value)
-
-    return jax.tree.map(flat, tree, is_leaf=is_per_row)
-
-
-def _marks(gradient: Any, new_fixed: Any) -> list[Array]:
-    """Sums over each leaf of the gradient, and what shows NaN in new `Fixed` leaves.
-
-    They are in units of the largest number whose square is finite: a gradient beyond it would
-    silence an adaptive optimizer for good. What these sums cost a short step is the number of
-    kernels, and a long one the number of times that it reads the gradient. So there is nothing to
-    be computed before they are summed, they end where they are small, and one look goes over all
-    of them.
+    What was not finite before does not count, nor does infinity in `Fixed` leaves, which may be
+    meant: the open end of a support.
     """
-    marks = []
-    for leaf in jax.tree.leaves(_flat_rows(gradient)):
-        if leaf.dtype.itemsize == 2:
-            leaf = leaf.astype(jnp.float32)  # half precision overflows at once
-        # The barrier keeps the compiler from merging one sum with the next, which it then does not
-        # vectorise: that takes 6 times as long.
-        sums = jax.lax.optimization_barrier(jnp.sum(leaf, axis=range(leaf.ndim - 1)))
-        sums = sums * float(np.sqrt(jnp.finfo(leaf.dtype).max))
-        marks.append(sums if _num_marks(leaf) == sums.size else jnp.sum(jnp.abs(sums)))
-    # Infinity may be meant in a Fixed leaf: the open end of a support.
-    return marks + [
-        jnp.sum(jnp.where(jnp.isnan(leaf), leaf, 0))
-        for leaf in jax.tree.leaves(new_fixed)
-        if _is_float(leaf)
+    (old_params, old_state), (new_params, new_state) = old, new
+    (old_free, old_fixed), (new_free, new_fixed) = partition(old_params), partition(new_params)
+    broken = [
+        jnp.any(jnp.isfinite(before) & ~jnp.isfinite(after))
+        for before, after in _float_pairs((old_free, old_state), (new_free, new_state))
+    ] + [
+        jnp.any(jnp.isnan(after) & ~jnp.isnan(before))
+        for before, after in _float_pairs(old_fixed, new_fixed)
     ]
+    return jnp.any(jnp.stack(broken))
+
+
+def shows(optimizer: optax.GradientTransformation, params: Any, opt_state: Any) -> Array:
+    """Whether a gradient that is not finite always leaves parameters that are not.
+
+    It does with most optimizers; but one may clip each number, take signs, collect the gradients of
+    several steps, or leave some parameters alone.
+    """
+    trainable, _ = partition(params)
+
+    def left(value: float) -> Array:
+        gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), trainable)
+        nan = jnp.full((), jnp.nan)
+        updates, _ = optax.with_extra_args_support(optimizer).update(
+            gradient, opt_state, trainable, value=nan, grad=gradient, value_fn=lambda _: nan
+        )
+        return _all(lambda leaf: ~jnp.isfinite(leaf), optax.apply_updates(trainable, updates))
+
+    return left(np.nan) & left(np.inf)
+
+
+def _flaws(gradient: Any, new_fixed: Any, params: Any) -> Array:
+    """For each of the `suspects`, whether it may be what makes the step a bad one.
+
+    A gradient of which a square is not finite would silence an adaptive optimizer for good.
+    """
+    flaws = [
+        ~jnp.all(jnp.abs(leaf) <= float(np.sqrt(jnp.finfo(leaf.dtype).max)))
+        for leaf in jax.tree.leaves(gradient)
+    ] + [jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(new_fixed) if _is_float(leaf)]
+    # A loss that hands back no parameters leaves the Fixed ones out.
+    flaws += [jnp.bool_(False)] * (len(suspects(params)) - len(flaws))
+    return jnp.stack(flaws)
+
+
+def _all(holds: Callable[[Array], Array], tree: Any) -> Array:
+    """Whether something holds everywhere in the floating leaves of a tree."""
+    found = [jnp.all(holds(leaf)) for leaf in jax.tree.leaves(tree) if _is_float(leaf)]
+    return jnp.all(jnp.stack([jnp.bool_(True), *found]))
+
+
+def _float_pairs(old: Any, new: Any) -> list[tuple[Array, Array]]:
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    return [(before, after) for before, after in pairs if _is_float(before)]
 
 
 def _like(new: Array, old: Array) -> Array:

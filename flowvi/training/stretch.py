@@ -4,12 +4,16 @@ The number of steps is traced, so a stretch of any length runs the same program,
 that a step uses depends on the key and the step's own number: the result is the same, bit for bit,
 however the steps are cut into stretches.
 
-Steps do not wait for the verdict on their gradient. A run of them ends at the first bad one, is
-taken back, done again up to that one, and goes on behind it. As equal steps give equal bits, the
-result is that of a loop that looks before it moves, but good steps pay nothing for it.
+Good steps pay nothing for bad ones. A step is bad if its loss or gradient is not finite, or what
+it leaves behind; and with most optimizers, what is not finite stays so. So a run of steps looks at
+its losses, and in the end at its parameters and the optimizer's state. Where something is wrong,
+the run is taken back, and a second program, compiled only then, does its steps again with a look at
+each of them: it takes a run back that holds a bad step, does it again up to that one, and goes on
+behind it. As equal steps give equal bits, the result is that of a loop that looks before it moves.
 
-Where there are parameters per row, steps do wait: to take a run of them back needs a copy of all
-rows, where a step is to cost what its own few do.
+Where there are parameters per row, steps wait for the verdict: to take a run of them back needs a
+copy of all rows, where a step is to cost what its own few do. There, and with an optimizer that
+hides what is not finite, all steps are careful ones.
 """
 
 import dataclasses
@@ -25,15 +29,24 @@ import optax
 from flowvi.params import partition
 from flowvi.training import averaging, rowwise, stopping
 from flowvi.training import order as rows
-from flowvi.training.step import Faults, LossFn, flaws, no_faults, no_marks, train_step, unpack
+from flowvi.training.step import (
+    Faults,
+    LossFn,
+    no_faults,
+    shows,
+    spoiled,
+    train_step,
+    unpack,
+)
 
 Array = jax.Array
 
 #: Steps in a stretch at most: the length of the buffers that hold their history.
 CAPACITY = 4096
 
-#: Steps at most that are done again where one of them is bad.
+#: Steps at most that are taken back where one of them is bad: of careful steps, and of others.
 LONGEST_RUN = 64
+LONGEST_TRUSTED_RUN = 1024
 
 
 class State(NamedTuple):
@@ -126,15 +139,19 @@ class Compiled(NamedTuple):
     Attributes:
         loss_fn: the loss, whose trace `jit` remembers.
         validate: the validation loss, likewise; None without validation.
-        begin: (params, keys) -> the state before the first step. It owns its buffers.
-        run: (state, data, validation data, limits) -> (state, history). It takes the state's
-            buffers away from the caller.
+        begin: (params, keys) -> (the state before the first step, which owns its buffers; whether
+            steps need not be careful).
+        run: (state, data, validation data, limits) -> (state, history, suspects). It takes the
+            state's buffers away from the caller. There is a bad step among the next `suspects`
+            ones, if that is not 0.
+        careful: the same, with a look at each step; it goes on behind a bad one.
     """
 
     loss_fn: LossFn
     validate: LossFn | None
-    begin: Callable[[Any, Array], State]
-    run: Callable[[State, Any, Any, np.ndarray], tuple[State, dict[str, Array]]]
+    begin: Callable[[Any, Array], tuple[State, Array]]
+    run: Callable[[State, Any, Any, np.ndarray], tuple[State, dict[str, Array], Array]]
+    careful: Callable[[State, Any, Any, np.ndarray], tuple[State, dict[str, Array], Array]]
 
 
 # Bounded, because a program keeps alive whatever its loss has closed over.
@@ -150,11 +167,12 @@ def build(program: Program) -> Compiled:
         loss_fn=loss_fn,
         validate=validate,
         begin=jax.jit(functools.partial(_begin, program)),
-        run=jax.jit(functools.partial(_run, program), donate_argnums=0),
+        run=jax.jit(functools.partial(_run, program, False), donate_argnums=0),
+        careful=jax.jit(functools.partial(_run, program, True), donate_argnums=0),
     )
 
 
-def _begin(program: Program, params: Any, keys: Array) -> State:
+def _begin(program: Program, params: Any, keys: Array) -> tuple[State, Array]:
     # A stretch takes its buffers away from the caller and may not be given one twice, so all are
     # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
     params = jax.tree.map(_own, params)
@@ -168,7 +186,10 @@ def _begin(program: Program, params: Any, keys: Array) -> State:
         best=None if program.validate is None else stopping.no_best(params),
         faults=no_faults(params),
     )
-    return jax.tree.map(_own, state)
+    free = jnp.bool_(False)
+    if not rowwise.tables(params):
+        free = shows(program.stepper, params, state.opt_state)
+    return jax.tree.map(_own, state), free
 
 
 def _own(leaf: Any) -> Array:
@@ -186,7 +207,7 @@ class Walk(NamedTuple):
         step: steps done.
         offset: the place in the epoch; None where every step sees the same batch.
         good: whether the last step was good.
-        marks: of the last step, as in `step.Outcome`.
+        flaws: of the last step, as in `step.Outcome`.
         history: the buffers of the stretch.
     """
 
@@ -195,16 +216,30 @@ class Walk(NamedTuple):
     step: Any
     offset: Any
     good: Any
-    marks: Any
+    flaws: Any
     history: dict[str, Array]
 
 
-Carry = tuple[State, dict[str, Array], Array]
+class Carry(NamedTuple):
+    """What changes from run to run.
+
+    Attributes:
+        state: the state.
+        history: the buffers of the stretch.
+        length: of the next run, at most.
+        suspects: the number of steps of the last run if it was taken back and is to be done again
+            with care; else 0.
+    """
+
+    state: State
+    history: dict[str, Array]
+    length: Array
+    suspects: Array
 
 
 def _run(
-    program: Program, state: State, data: Any, validation_data: Any, limits: Array
-) -> tuple[State, dict[str, Array]]:
+    program: Program, careful: bool, state: State, data: Any, validation_data: Any, limits: Array
+) -> tuple[State, dict[str, Array], Array]:
     bounds = Limits(*limits)
     first = state.step
     # Whether steps wait for the verdict on their gradient.
@@ -213,7 +248,7 @@ def _run(
     # Two loops, so that the inner one holds nothing but steps: shuffles, validations and the care
     # for bad steps happen between its runs, and cost nothing where there are none.
     def segment(carry: Carry) -> Carry:
-        state, history, length = carry
+        state, history, length, _ = carry
         end = jnp.minimum(bounds.stretch, state.step + length)
         if state.order is not None and program.batch_size is not None:
             order = rows.turn(state.order, state.keys[1])
@@ -224,19 +259,23 @@ def _run(
             end = jnp.minimum(end, (state.step // every + 1) * every)
         walk = jax.lax.while_loop(
             lambda walk: (walk.step < end) & walk.good,
-            functools.partial(_step, program, state, data, first, bounds.chunk),
+            functools.partial(_step, program, careful, state, data, first, bounds.chunk),
             Walk(
                 params=state.params,
                 opt_state=state.opt_state,
                 step=state.step,
                 offset=None if state.order is None else state.order.offset,
                 good=np.bool_(True),
-                marks=no_marks(state.params),
+                flaws=state.faults.suspects if careful else None,
                 history=history,
             ),
         )
         before = state.step
-        state, length = _judged(state, walk, length, waits)
+        if careful:
+            state, length = _judged(state, walk, length, waits)
+            suspects = jnp.int32(0)
+        else:
+            state, suspects = _trusted(state, walk)
         history = walk.history
         if program.validate is not None and state.best is not None:
             due = (state.step % every == 0) | (state.step == bounds.num_steps)
@@ -254,21 +293,29 @@ def _run(
                 seen,
             )
             state, history = state._replace(best=best), history | seen
-        return state, history, length
+        return Carry(state, history, length, suspects)
 
     def goes_on(carry: Carry) -> Array:
-        state = carry[0]
-        on = (state.step < bounds.stretch) & (state.faults.in_row < bounds.max_bad_steps)
+        state = carry.state
+        on = (state.step < bounds.stretch) & (carry.suspects == 0)
+        on &= state.faults.in_row < bounds.max_bad_steps
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
     history = _empty_history(program, state, data, validation_data)
-    start = state, history, jnp.int32(CAPACITY if waits else LONGEST_RUN)
-    state, history, _ = jax.lax.while_loop(goes_on, segment, start)
-    return state, history
+    longest = CAPACITY if waits else LONGEST_RUN if careful else LONGEST_TRUSTED_RUN
+    start = Carry(state, history, jnp.int32(longest), jnp.int32(0))
+    state, history, _, suspects = jax.lax.while_loop(goes_on, segment, start)
+    return state, history, suspects
 
 
 def _step(
-    program: Program, state: State, data: Any, first: Array, chunk: Array, walk: Walk
+    program: Program,
+    careful: bool,
+    state: State,
+    data: Any,
+    first: Array,
+    chunk: Array,
+    walk: Walk,
 ) -> Walk:
     batch, offset = data, walk.offset
     if program.streamed:
@@ -277,14 +324,29 @@ def _step(
         batch, order = rows.take(data, state.order._replace(offset=offset), program.batch_size)
         offset = order.offset
     key = jax.random.fold_in(state.keys[0], walk.step)
-    out = train_step(program.loss_fn, program.stepper, walk.params, walk.opt_state, key, batch)
+    out = train_step(
+        program.loss_fn, program.stepper, walk.params, walk.opt_state, key, batch, careful
+    )
     index = walk.step - first
     values = {"loss": out.loss, **out.metrics}
     history = {
         name: _write(buffer, values[name], index) if name in values else buffer
         for name, buffer in walk.history.items()
     }
-    return Walk(out.params, out.opt_state, walk.step + 1, offset, out.good, out.marks, history)
+    return Walk(out.params, out.opt_state, walk.step + 1, offset, out.good, out.flaws, history)
+
+
+def _trusted(state: State, walk: Walk) -> tuple[State, Array]:
+    """(the state after a run of steps, 0), or, where one of them is bad, (that before, steps)."""
+    done = state._replace(
+        params=walk.params,
+        opt_state=walk.opt_state,
+        step=walk.step,
+        order=None if state.order is None else state.order._replace(offset=walk.offset),
+        faults=state.faults._replace(in_row=jnp.zeros_like(state.faults.in_row)),
+    )
+    bad = ~walk.good | spoiled((state.params, state.opt_state), (walk.params, walk.opt_state))
+    return jax.lax.cond(bad, lambda: (state, walk.step - state.step), lambda: (done, jnp.int32(0)))
 
 
 def _judged(state: State, walk: Walk, length: Array, waits: bool) -> tuple[State, Array]:
@@ -309,7 +371,7 @@ def _judged(state: State, walk: Walk, length: Array, waits: bool) -> tuple[State
         faults = faults._replace(in_row=jnp.where(num_steps > 1, 0, faults.in_row))
     faults = jax.tree.map(
         functools.partial(jnp.where, skips),
-        faults.one_more(flaws(walk.marks, state.params)),
+        faults.one_more(walk.flaws),
         faults._replace(in_row=jnp.where(walk.good, 0, faults.in_row)),
     )
     order = state.order

@@ -250,9 +250,9 @@ def test_a_step_copies_no_table():
     )
     program = stretch.Program(distance, ADAM, None, 8, num_rows)
     compiled = stretch.build(program)
-    state = compiled.begin(start(num_rows), jax.random.split(KEY, 3))
+    state, _ = compiled.begin(start(num_rows), jax.random.split(KEY, 3))
     limits = np.array([10, 0, 100, 100, 100, 10], np.int32)
-    lowered = compiled.run.lower(state, source.data, None, limits).compile()
+    lowered = compiled.careful.lower(state, source.data, None, limits).compile()
     # The order of the rows, which is made anew each epoch, is all that is of their number.
     order = 4 * num_rows
     assert lowered.memory_analysis().temp_size_in_bytes < 4 * order + 2**18

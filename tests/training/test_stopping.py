@@ -10,7 +10,7 @@ import pytest
 
 from flowvi.params import Fixed
 from flowvi.training import StopReason, TrainingDiverged, fit, record, stretch
-from tests.training.helpers import assert_trees_equal, quadratic, rows, start
+from tests.training.helpers import assert_trees_equal, compilations, quadratic, rows, start
 
 
 @pytest.fixture(autouse=True)
@@ -277,6 +277,64 @@ def test_a_bad_step_is_skipped_and_counted(kind, value):
     assert (~np.isfinite(result.history["loss"])).sum() == (kind == "loss")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "hides",
+    [
+        optax.chain(optax.zero_nans(), optax.clip(1.0)),
+        optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
+        optax.sgd(0.0),
+    ],
+    ids=["clip", "collects", "stands"],
+)
+def test_an_optimizer_that_hides_a_bad_gradient_does_not_hide_the_step(hides, value):
+    def loss_fn(params, key, batch):
+        del key
+        return square(params["w"], batch[0])
+
+    data = np.ones(30)
+    data[5] = value
+    result = fit(
+        loss_fn,
+        {"w": jnp.ones(2)},
+        hides,
+        key=KEY,
+        num_steps=30,
+        data=data,
+        batch_size=1,
+        check_finite=False,
+        progress=False,
+    )
+    assert result.num_bad_steps == 1
+    assert np.isfinite(result.params["w"]).all()
+
+
+def test_steps_are_looked_at_only_where_something_is_wrong():
+    stretch.build.cache_clear()
+    with compilations() as names:
+        plant(64)
+    assert names.count("Compiling jit(_run)") == 1
+    with compilations() as names:
+        plant(64, gradient=np.nan)
+    # The second program, and nothing else anew.
+    assert names.count("Compiling jit(_run)") == 1
+
+
+def test_parameters_that_an_update_breaks():
+    """Loss and gradient are finite, and what the optimizer makes of them is not."""
+    with pytest.raises(TrainingDiverged, match="what the optimizer made of it was not") as caught:
+        fit(
+            lambda params, key, batch: jnp.sum(params["w"]),
+            {"w": jnp.ones(2)},
+            optax.sgd(np.inf),
+            key=KEY,
+            num_steps=100,
+            progress=False,
+        )
+    assert caught.value.step == 0
+    np.testing.assert_array_equal(caught.value.params["w"], [1, 1])
+
+
 def test_bad_steps_take_no_fixed_leaves():
     def loss_fn(params, key, batch):
         del key
@@ -415,6 +473,7 @@ def test_good_steps_between_bad_ones_start_the_count_anew():
 def test_bad_steps_anywhere_are_as_if_they_had_never_been(monkeypatch, longest):
     # Runs of steps are taken back where one of them is bad; nothing of that may show.
     monkeypatch.setattr("flowvi.training.stretch.LONGEST_RUN", longest)
+    monkeypatch.setattr("flowvi.training.stretch.LONGEST_TRUSTED_RUN", 2 * longest)
     bad = np.zeros(150, bool)
     bad[[0, 3, 4, 5, 40, 63, 64, 65, 66, 90, 149]] = True
     values = np.where(bad, np.nan, np.arange(150.0))

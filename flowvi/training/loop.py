@@ -172,9 +172,9 @@ def fit(
         program, compiled, params, key, source.batch, validation_data
     )
     keys = jax.random.split(key, 3)
-    state, free = compiled.begin(params, keys)
+    state, trusted = compiled.begin(params, keys)
     # Careful steps to be done before others will do.
-    careful = 0 if free else num_steps
+    careful = 0 if trusted else num_steps
     record = Record(["loss", *names], limits, plateau, validation_names)
     pace = Pace()
     with contextlib.ExitStack() as stack:
@@ -216,9 +216,10 @@ def fit(
             seconds = time.perf_counter() - begun
             if pace.compiling:
                 bar.begin(record.step)
-            if not found and not (free and careful):
+            if not found and not (trusted and careful):
                 pace.learn(steps, seconds)
-            careful = int(found) or max(careful - steps, 0)
+            # Where there is one bad step there may be more; to change programs takes a moment.
+            careful = max(int(found), stretch.LONGEST_RUN) if found else max(careful - steps, 0)
             if not steps:
                 continue
             if record.diverged:

@@ -41,7 +41,7 @@ class FitResult:
             been done at each.
         stop_reason: why training ended.
         num_steps: steps done, bad ones included.
-        num_bad_steps: steps that were skipped because the loss or a gradient was not finite.
+        num_bad_steps: steps that were skipped: a loss, a gradient or a result was not finite.
         best_step: how many steps `params` have seen; None without validation.
         seconds: wall time, compilation included.
     """
@@ -112,7 +112,7 @@ class Look:
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (an event in the reader's words)
-    """Too many bad steps in a row: the loss or a gradient was not finite in any of them.
+    """Too many bad steps in a row: a loss, a gradient or a result was not finite in each of them.
 
     Attributes:
         params: the last good parameters, from before the first bad step of the row.

@@ -136,7 +136,6 @@ def train_step(
         good &= _all(jnp.isfinite, gradient) & ~spoiled(
             (params, opt_state), (new_params, new_opt_state)
         )
-        good &= _all(lambda leaf: ~jnp.isnan(leaf), new_fixed)
     if rowwise.tables(params):
         new_params, new_opt_state = rowwise.put_back(whole, (new_params, new_opt_state), good)
     return Outcome(new_params, new_opt_state, loss, metrics, good, flaws)

@@ -140,7 +140,7 @@ class Compiled(NamedTuple):
         loss_fn: the loss, whose trace `jit` remembers.
         validate: the validation loss, likewise; None without validation.
         begin: (params, keys) -> (the state before the first step, which owns its buffers; whether
-            steps need not be careful).
+            steps may be trusted, and need not be careful).
         run: (state, data, validation data, limits) -> (state, history, suspects). It takes the
             state's buffers away from the caller. There is a bad step among the next `suspects`
             ones, if that is not 0.
@@ -186,10 +186,10 @@ def _begin(program: Program, params: Any, keys: Array) -> tuple[State, Array]:
         best=None if program.validate is None else stopping.no_best(params),
         faults=no_faults(params),
     )
-    free = jnp.bool_(False)
+    trusted = jnp.bool_(False)
     if not rowwise.tables(params):
-        free = shows(program.stepper, params, state.opt_state)
-    return jax.tree.map(_own, state), free
+        trusted = shows(program.stepper, params, state.opt_state)
+    return jax.tree.map(_own, state), trusted
 
 
 def _own(leaf: Any) -> Array:

@@ -112,7 +112,7 @@ def overhead(quick):
         "fit": fit,
     }
     with terminal():
-        times = timing.interleaved(calls, budget=3 if quick else 30, most=11)
+        times = timing.interleaved(calls, budget=3 if quick else 60, most=31)
     median = {name: value["median"] for name, value in times.items()}
     return {
         "microseconds": {name: 1e6 * value / num_steps for name, value in median.items()},

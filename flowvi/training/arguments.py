@@ -24,7 +24,7 @@ def check_key(key: Any) -> None:
         TypeError: if it is not.
     """
     try:
-        jax.eval_shape(lambda key: jax.random.fold_in(key, 0), key)
+        jax.eval_shape(jax.random.fold_in, key, 0)  # remembered, as a lambda's would not be
     except (TypeError, ValueError):
         raise TypeError(
             f"`key` must be a random key, such as `jax.random.key(0)`; got {key!r}."
@@ -98,7 +98,8 @@ def check_losses(
     Raises:
         TypeError, ValueError: see `step.check_loss`.
     """
-    params = jax.eval_shape(lambda: compiled.begin(params, jax.random.split(key, 3))[0].params)
+    state, _ = jax.eval_shape(compiled.begin, params, key)
+    params = state.params
     names = check_loss("loss_fn", compiled.loss_fn, params, key, batch)
     if compiled.validate is None:
         return names, ()

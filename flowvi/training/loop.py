@@ -171,8 +171,7 @@ def fit(
     names, validation_names = arguments.check_losses(
         program, compiled, params, key, source.batch, validation_data
     )
-    keys = jax.random.split(key, 3)
-    state, trusted = compiled.begin(params, keys)
+    state, trusted = compiled.begin(params, key)
     # Careful steps to be done before others will do.
     careful = 0 if trusted else num_steps
     record = Record(["loss", *names], limits, plateau, validation_names)
@@ -189,7 +188,7 @@ def fit(
             if restored is not None:
                 state, saved = restored
                 record.resume(jax.device_get(_signs(state)), saved)
-        source.begin(keys[1], record.step)
+        source.begin(state.keys[1], record.step)
         stack.callback(source.close)
         bar = stack.enter_context(Progress(num_steps, progress))
         reason = record.reason

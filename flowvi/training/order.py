@@ -6,7 +6,8 @@ of the next. Every row is used exactly once an epoch, no row is dropped, and no 
 than the others: a ragged last batch would need a second compiled program, and its rows would weigh
 more than the rest.
 
-The shuffle of an epoch depends on the key and the number of the epoch alone.
+The shuffle of an epoch depends on the key and the number of the epoch alone, and each of its rows
+is found by itself.
 """
 
 import functools
@@ -19,17 +20,25 @@ import numpy as np
 Array = jax.Array
 
 #: Rounds of the shuffle: two rows keep their relation through all of them with chance 2**-ROUNDS.
-ROUNDS = 24
+ROUNDS = 16
+
+#: Rounds and rows of one kernel. Of more rounds, a processor could do but one row at a time, and
+#: more rows would be spread over threads: steps would go on in another one, far from its caches.
+GROUP, CHUNK = 2, 1024
+
+#: Rows at most whose order is made ahead, if not those of one epoch. Of more, the compiler would
+#: take a step's look at them for a long one, and spread it over threads for nothing.
+AHEAD = 2**16
 
 
 class Order(NamedTuple):
     """A place in the stream of rows.
 
     Attributes:
-        rows: shape [2 * num_rows], the order of the current epoch and of the next, so that a batch
-            that straddles them is one slice.
-        epoch: the number of the current epoch.
-        offset: how many of its rows are used up, or more, if the last batch went on to the next.
+        rows: shape [num_epochs, num_rows], the order of some epochs, one after another, so that a
+            batch that straddles two of them is one slice.
+        epoch: the number of the first of them.
+        offset: how many of their rows are used up.
     """
 
     rows: Any
@@ -37,17 +46,85 @@ class Order(NamedTuple):
     offset: Any
 
 
-def start(num_rows: int) -> Order:
-    """The place before the first row. `turn` fills in the two epochs that are missing."""
+class Shuffles(NamedTuple):
+    """What the rounds of some shuffles need, each of shape [ROUNDS, ...] of uint32.
+
+    Attributes:
+        salt: makes the bits of a round its own.
+        mirror: K, such that a round lets row x and K - x change places or not.
+    """
+
+    salt: Array
+    mirror: Array
+
+
+def start(num_rows: int, batch_size: int, num_batches: int) -> Order:
+    """The place before the first row. `turn` fills in the orders, which are missing.
+
+    Args:
+        num_rows: rows of the data.
+        batch_size: rows of a batch.
+        num_batches: how many batches it should take until there is something to fill in, where
+            `AHEAD` or an epoch has so many rows.
+    """
+    ahead = -(-max(min(num_batches * batch_size, AHEAD), 1) // num_rows)
+    # At the end of epochs before the first one.
     return Order(
-        rows=np.zeros(2 * num_rows, np.int32),
-        epoch=np.int32(-2),
-        offset=np.int32(2 * num_rows),
+        rows=np.zeros((ahead + 1, num_rows), np.int32),
+        epoch=np.int32(-ahead),
+        offset=np.int32(ahead * num_rows),
     )
 
 
-def epoch_order(key: Array, epoch: Array, num_rows: int) -> Array:
-    """The rows of an epoch in order, shape [num_rows].
+def turn(order: Order, key: Array) -> Order:
+    """Goes on to the epoch of the next batch, unless the order of its rows is there already."""
+    num_epochs, num_rows = order.rows.shape
+
+    def fresh() -> Order:
+        epoch = order.epoch + order.offset // num_rows
+        each = epoch + jnp.arange(num_epochs, dtype=jnp.int32)
+        rows = jax.lax.map(functools.partial(epoch_order, key, num_rows=num_rows), each)
+        return Order(rows, epoch, order.offset % num_rows)
+
+    return jax.lax.cond(order.offset >= (num_epochs - 1) * num_rows, fresh, lambda: order)
+
+
+def batches_left(order: Order, batch_size: int) -> Array:
+    """How many batches are to come before the next `turn` has something to do."""
+    num_epochs, num_rows = order.rows.shape
+    return ((num_epochs - 1) * num_rows - order.offset + batch_size - 1) // batch_size
+
+
+def take(data: Any, order: Order, number: Any, batch_size: int) -> Any:
+    """A batch to come, of shape [batch_size, ...] in every leaf; number 0 is the next one."""
+    place = order.offset + number * batch_size
+    rows = jax.lax.dynamic_slice_in_dim(order.rows.ravel(), place, batch_size)
+    batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), data)
+    # Or the compiler picks the rows out anew in each kernel that reads them.
+    return jax.lax.optimization_barrier(batch)
+
+
+def epoch_order(key: Array, epoch: Any, num_rows: int) -> Array:
+    """The rows of an epoch in order, shape [num_rows]."""
+    chosen = shuffles(key, epoch, num_rows)
+    chunk = min(num_rows, CHUNK)
+    places = jnp.arange(-(-num_rows // chunk) * chunk, dtype=jnp.uint32).reshape(-1, chunk)
+    rows = jax.lax.map(lambda places: shuffled(chosen, places, num_rows), places)
+    return rows.ravel()[:num_rows]
+
+
+def shuffles(key: Array, epochs: Any, num_rows: int) -> Shuffles:
+    """Those of epochs, each of shape [ROUNDS, *epochs.shape]."""
+    epochs = jnp.asarray(epochs)
+    each = jax.vmap(lambda epoch: jax.random.key_data(jax.random.fold_in(key, epoch)))
+    seeds = each(epochs.ravel()).reshape(*epochs.shape, -1)
+    index = jnp.arange(ROUNDS, dtype=jnp.uint32).reshape(-1, *[1] * epochs.ndim)
+    salt = _mix(seeds[..., 0] ^ _mix(seeds[..., 1] ^ index))
+    return Shuffles(salt, _mix(salt) % jnp.uint32(num_rows))
+
+
+def shuffled(chosen: Shuffles, place: Array, num_rows: int) -> Array:
+    """The rows at places 0, ..., num_rows - 1 of a shuffled epoch, int32 of the shape of `place`.
 
     A swap-or-not shuffle: in each round, row x and its mirror image K - x (modulo the number of
     rows) change places or not, as a random bit of the pair decides. It is a permutation in any
@@ -56,14 +133,37 @@ def epoch_order(key: Array, epoch: Array, num_rows: int) -> Array:
 
     Source: Viet Tung Hoang, Ben Morris, Phillip Rogaway, "An Enciphering Scheme Based on a Card
     Shuffle", CRYPTO 2012.
+
+    Args:
+        chosen: for each place its shuffle, of shapes [ROUNDS, ...] that broadcast.
+        place: any shape.
+        num_rows: rows of an epoch.
     """
-    return _shuffled(_seed(key, epoch), jnp.arange(num_rows, dtype=jnp.uint32), num_rows)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, GROUP, *leaf.shape[1:]), chosen)
+
+    def rounds(x: Array, group: Shuffles) -> tuple[Array, None]:
+        for salt, mirror in zip(*group, strict=True):
+            image = mirror - x
+            image = jnp.minimum(image, image + jnp.uint32(num_rows))  # one of them wraps around
+            heads = _mix(jnp.maximum(x, image) ^ salt) >> 31
+            x = jnp.where(heads == 1, image, x)
+        return x, None
+
+    x, _ = jax.lax.scan(rounds, place.astype(jnp.uint32), groups)
+    return x.astype(jnp.int32)
+
+
+def _mix(x: Array) -> Array:
+    # A 32-bit hash without simple patterns: Chris Wellons, "Prospecting for Hash Functions", 2018.
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
 
 def rows_at(key: Array, place: int, count: int, num_rows: int) -> np.ndarray:
     """The rows at places `place`, ..., `place` + `count` - 1 of the stream, shape [count].
 
-    They are those of `epoch_order`, found one by one: nothing of the size of the data is made.
+    Nothing of the size of the data is made.
     """
     places = place + np.arange(count, dtype=np.int64)
     epochs: Any = (places // num_rows).astype(np.int32)
@@ -79,59 +179,4 @@ def shuffled_rows(key: Array, places: np.ndarray, num_rows: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=3)
 def _rows_at(key: Array, epochs: Array, places: Array, num_rows: int) -> Array:
-    seed = functools.partial(_seed, key)
-    seeds = seed(epochs) if epochs.ndim == 0 else jax.vmap(seed, out_axes=1)(epochs)
-    return _shuffled(seeds, places, num_rows)
-
-
-def _seed(key: Array, epoch: Array) -> Array:
-    return jax.random.key_data(jax.random.fold_in(key, epoch))
-
-
-def _shuffled(seed: Array, place: Array, num_rows: int) -> Array:
-    def one_round(index: Array, x: Array) -> Array:
-        salt = _mix(seed[0] ^ _mix(seed[1] ^ index))
-        mirror = _mix(salt) % jnp.uint32(num_rows)
-        image = jnp.where(mirror >= x, mirror - x, mirror - x + jnp.uint32(num_rows))
-        heads = _mix(jnp.maximum(x, image) ^ salt) >> 31
-        return jnp.where(heads == 1, image, x)
-
-    rounds = jnp.uint32(0), jnp.uint32(ROUNDS)
-    return jax.lax.fori_loop(*rounds, one_round, place).astype(jnp.int32)
-
-
-def _mix(x: Array) -> Array:
-    # A 32-bit hash without simple patterns: Chris Wellons, "Prospecting for Hash Functions", 2018.
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
-
-
-def turn(order: Order, key: Array) -> Order:
-    """Goes on to the epoch in which the next batch begins."""
-    num_rows = order.rows.shape[0] // 2
-
-    def one_epoch(order: Order) -> Order:
-        upcoming = epoch_order(key, order.epoch + 2, num_rows)
-        return Order(
-            rows=jnp.concatenate([order.rows[num_rows:], upcoming]),
-            epoch=order.epoch + 1,
-            offset=order.offset - num_rows,
-        )
-
-    return jax.lax.while_loop(lambda order: order.offset >= num_rows, one_epoch, order)
-
-
-def batches_left(order: Order, batch_size: int) -> Array:
-    """How many batches begin in the current epoch and are still to come."""
-    num_rows = order.rows.shape[0] // 2
-    return (num_rows - order.offset + batch_size - 1) // batch_size
-
-
-def take(data: Any, order: Order, batch_size: int) -> tuple[Any, Order]:
-    """The next batch, of shape [batch_size, ...] in every leaf, and the place after it."""
-    rows = jax.lax.dynamic_slice_in_dim(order.rows, order.offset, batch_size)
-    batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), data)
-    # Or the compiler picks the rows out anew in each kernel that reads them.
-    batch = jax.lax.optimization_barrier(batch)
-    return batch, order._replace(offset=order.offset + batch_size)
+    return shuffled(shuffles(key, epochs, num_rows), places, num_rows)

@@ -28,7 +28,7 @@ import optax
 
 from flowvi.params import partition
 from flowvi.training import averaging, rowwise, stopping
-from flowvi.training import order as rows
+from flowvi.training import order as stream
 from flowvi.training.step import (
     Faults,
     LossFn,
@@ -57,7 +57,7 @@ class State(NamedTuple):
         opt_state: the optimizer's state.
         keys: the random keys of steps, shuffles and validations, which never change.
         step: steps done.
-        order: the place in the stream of rows; None where every step sees the same batch.
+        order: the place in the stream of rows; None where steps do not pick their rows.
         best: the best parameters by validation; None without validation.
         faults: the count of bad steps.
     """
@@ -66,7 +66,7 @@ class State(NamedTuple):
     opt_state: Any
     keys: Any
     step: Any
-    order: rows.Order | None
+    order: stream.Order | None
     best: stopping.Best | None
     faults: Faults
 
@@ -114,11 +114,6 @@ class Program:
     averaging: float | None = None
 
     @property
-    def shuffles(self) -> bool:
-        """Whether steps pick the rows of their batch themselves."""
-        return self.batch_size is not None and not self.streamed
-
-    @property
     def stepper(self) -> optax.GradientTransformation:
         """The optimizer row by row, together with the average where there is one."""
         optimizer = self.optimizer
@@ -139,7 +134,7 @@ class Compiled(NamedTuple):
     Attributes:
         loss_fn: the loss, whose trace `jit` remembers.
         validate: the validation loss, likewise; None without validation.
-        begin: (params, keys) -> (the state before the first step, which owns its buffers; whether
+        begin: (params, key) -> (the state before the first step, which owns its buffers; whether
             steps may be trusted, and need not be careful).
         run: (state, data, validation data, limits) -> (state, history, suspects). It takes the
             state's buffers away from the caller. There is a bad step among the next `suspects`
@@ -172,17 +167,19 @@ def build(program: Program) -> Compiled:
     )
 
 
-def _begin(program: Program, params: Any, keys: Array) -> tuple[State, Array]:
+def _begin(program: Program, params: Any, key: Array) -> tuple[State, Array]:
     # A stretch takes its buffers away from the caller and may not be given one twice, so all are
     # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
     params = jax.tree.map(_own, params)
-    num_rows = program.num_rows if program.shuffles else None
+    order = None
+    if program.num_rows is not None and program.batch_size is not None and not program.streamed:
+        order = stream.start(program.num_rows, program.batch_size, LONGEST_TRUSTED_RUN)
     state = State(
         params=params,
         opt_state=program.stepper.init(partition(params)[0]),
-        keys=keys,
+        keys=jax.random.split(key, 3),
         step=np.int32(0),
-        order=None if num_rows is None else rows.start(num_rows),
+        order=order,
         best=None if program.validate is None else stopping.no_best(params),
         faults=no_faults(params),
     )
@@ -205,7 +202,6 @@ class Walk(NamedTuple):
         params: the parameters.
         opt_state: the optimizer's state.
         step: steps done.
-        offset: the place in the epoch; None where every step sees the same batch.
         good: whether the last step was good.
         flaws: of the last step, as in `step.Outcome`.
         history: the buffers of the stretch.
@@ -214,7 +210,6 @@ class Walk(NamedTuple):
     params: Any
     opt_state: Any
     step: Any
-    offset: Any
     good: Any
     flaws: Any
     history: dict[str, Array]
@@ -244,27 +239,29 @@ def _run(
     first = state.step
     # Whether steps wait for the verdict on their gradient.
     waits = bool(rowwise.tables(state.params))
+    longest = CAPACITY if waits else LONGEST_RUN if careful else LONGEST_TRUSTED_RUN
 
     # Two loops, so that the inner one holds nothing but steps: shuffles, validations and the care
     # for bad steps happen between its runs, and cost nothing where there are none.
     def segment(carry: Carry) -> Carry:
         state, history, length, _ = carry
         end = jnp.minimum(bounds.stretch, state.step + length)
+        pick = None
         if state.order is not None and program.batch_size is not None:
-            order = rows.turn(state.order, state.keys[1])
+            order = stream.turn(state.order, state.keys[1])
             state = state._replace(order=order)
-            end = jnp.minimum(end, state.step + rows.batches_left(order, program.batch_size))
+            end = jnp.minimum(end, state.step + stream.batches_left(order, program.batch_size))
+            pick = functools.partial(_pick, data, order, program.batch_size, state.step)
         if program.validate is not None:
             every = bounds.validate_every
             end = jnp.minimum(end, (state.step // every + 1) * every)
         walk = jax.lax.while_loop(
             lambda walk: (walk.step < end) & walk.good,
-            functools.partial(_step, program, careful, state, data, first, bounds.chunk),
+            functools.partial(_step, program, careful, state, data, first, bounds.chunk, pick),
             Walk(
                 params=state.params,
                 opt_state=state.opt_state,
                 step=state.step,
-                offset=None if state.order is None else state.order.offset,
                 good=np.bool_(True),
                 flaws=state.faults.suspects if careful else None,
                 history=history,
@@ -272,10 +269,10 @@ def _run(
         )
         before = state.step
         if careful:
-            state, length = _judged(state, walk, length, waits)
+            state, length = _judged(program, state, walk, length, waits)
             suspects = jnp.int32(0)
         else:
-            state, suspects = _trusted(state, walk)
+            state, suspects = _trusted(program, state, walk)
         history = walk.history
         if program.validate is not None and state.best is not None:
             due = (state.step % every == 0) | (state.step == bounds.num_steps)
@@ -302,10 +299,14 @@ def _run(
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
     history = _empty_history(program, state, data, validation_data)
-    longest = CAPACITY if waits else LONGEST_RUN if careful else LONGEST_TRUSTED_RUN
     start = Carry(state, history, jnp.int32(longest), jnp.int32(0))
     state, history, _, suspects = jax.lax.while_loop(goes_on, segment, start)
     return state, history, suspects
+
+
+def _pick(data: Any, order: stream.Order, batch_size: int, first: Array, step: Array) -> Any:
+    """The batch of a step, where the next one in `order` is that of the step `first`."""
+    return stream.take(data, order, step - first, batch_size)
 
 
 def _step(
@@ -315,14 +316,14 @@ def _step(
     data: Any,
     first: Array,
     chunk: Array,
+    pick: Callable[[Array], Any] | None,
     walk: Walk,
 ) -> Walk:
-    batch, offset = data, walk.offset
+    batch = data
     if program.streamed:
         batch = jax.tree.map(lambda leaf: leaf[walk.step - chunk], data)
-    elif state.order is not None and program.batch_size is not None:
-        batch, order = rows.take(data, state.order._replace(offset=offset), program.batch_size)
-        offset = order.offset
+    elif pick is not None:
+        batch = pick(walk.step)
     key = jax.random.fold_in(state.keys[0], walk.step)
     out = train_step(
         program.loss_fn, program.stepper, walk.params, walk.opt_state, key, batch, careful
@@ -333,38 +334,54 @@ def _step(
         name: _write(buffer, values[name], index) if name in values else buffer
         for name, buffer in walk.history.items()
     }
-    return Walk(out.params, out.opt_state, walk.step + 1, offset, out.good, out.flaws, history)
-
-
-def _trusted(state: State, walk: Walk) -> tuple[State, Array]:
-    """(the state after a run of steps, 0), or, where one of them is bad, (that before, steps)."""
-    done = state._replace(
-        params=walk.params,
-        opt_state=walk.opt_state,
-        step=walk.step,
-        order=None if state.order is None else state.order._replace(offset=walk.offset),
-        faults=state.faults._replace(in_row=jnp.zeros_like(state.faults.in_row)),
+    return Walk(
+        params=out.params,
+        opt_state=out.opt_state,
+        step=walk.step + 1,
+        good=out.good,
+        flaws=out.flaws,
+        history=history,
     )
-    bad = ~walk.good | spoiled((state.params, state.opt_state), (walk.params, walk.opt_state))
-    return jax.lax.cond(bad, lambda: (state, walk.step - state.step), lambda: (done, jnp.int32(0)))
 
 
-def _judged(state: State, walk: Walk, length: Array, waits: bool) -> tuple[State, Array]:
-    """The state after a run of steps, and the length of the next one.
+def _moved(program: Program, state: State, walk: Walk, done: Array) -> State:
+    """The state at the step and the place of the end of a run, if its steps are done."""
+    step = jnp.where(done, walk.step, state.step)
+    order = state.order
+    if order is not None and program.batch_size is not None:
+        order = order._replace(offset=order.offset + (step - state.step) * program.batch_size)
+    return state._replace(step=step, order=order)
+
+
+def _kept(state: State, walk: Walk, good: Array) -> State:
+    """The state with the parameters and the optimizer's state of the end of a run, if good."""
+    params, opt_state = jax.lax.cond(
+        good,
+        lambda: (walk.params, walk.opt_state),
+        lambda: (state.params, state.opt_state),
+    )
+    return state._replace(params=params, opt_state=opt_state)
+
+
+def _trusted(program: Program, state: State, walk: Walk) -> tuple[State, Array]:
+    """(the state after a run of steps, 0), or, where one of them is bad, (that before, steps)."""
+    good = walk.good & ~spoiled((state.params, state.opt_state), (walk.params, walk.opt_state))
+    suspects = jnp.where(good, 0, walk.step - state.step)
+    faults = state.faults._replace(in_row=jnp.where(good, 0, state.faults.in_row))
+    state = _moved(program, _kept(state, walk, good), walk, good)
+    return state._replace(faults=faults), suspects
+
+
+def _judged(
+    program: Program, state: State, walk: Walk, length: Array, waits: bool
+) -> tuple[State, Array]:
+    """The state after a run of careful steps, and the length of the next one.
 
     A run ends with its first bad step. If that is all there was, it is skipped; else the run is
     taken back, and the next one ends before it. Steps that wait have skipped it themselves.
     """
     num_steps = walk.step - state.step
     skips = ~walk.good if waits else ~walk.good & (num_steps == 1)
-    done = walk.good | skips
-    params, opt_state = walk.params, walk.opt_state
-    if not waits:
-        params, opt_state = jax.lax.cond(
-            walk.good,
-            lambda: (walk.params, walk.opt_state),
-            lambda: (state.params, state.opt_state),
-        )
     faults = state.faults
     if waits:
         # There may have been good steps before the bad one.
@@ -374,20 +391,12 @@ def _judged(state: State, walk: Walk, length: Array, waits: bool) -> tuple[State
         faults.one_more(walk.flaws),
         faults._replace(in_row=jnp.where(walk.good, 0, faults.in_row)),
     )
-    order = state.order
-    if order is not None:
-        order = order._replace(offset=jnp.where(done, walk.offset, order.offset))
-    state = state._replace(
-        params=params,
-        opt_state=opt_state,
-        step=jnp.where(done, walk.step, state.step),
-        order=order,
-        faults=faults,
-    )
+    state = _moved(program, state, walk, walk.good | skips)._replace(faults=faults)
     if waits:
-        return state, length
+        return state._replace(params=walk.params, opt_state=walk.opt_state), length
     grown = jnp.minimum(2 * length, LONGEST_RUN)
-    return state, jnp.where(walk.good, grown, jnp.maximum(num_steps - 1, 1))
+    length = jnp.where(walk.good, grown, jnp.maximum(num_steps - 1, 1))
+    return _kept(state, walk, walk.good), length
 
 
 def _validated(

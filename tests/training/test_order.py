@@ -13,16 +13,16 @@ from flowvi.training.order import epoch_order
 KEY = jax.random.key(3)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def batches(num_rows, batch_size, num_steps):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def batches(num_rows, batch_size, num_steps, ahead=1):
     """The rows of each batch, as a loss sees them."""
 
     def step(order, _):
         order = rows.turn(order, KEY)
-        batch, order = rows.take(jnp.arange(num_rows), order, batch_size)
-        return order, batch
+        batch = rows.take(jnp.arange(num_rows), order, 0, batch_size)
+        return order._replace(offset=order.offset + batch_size), batch
 
-    first = jax.tree.map(jnp.asarray, rows.start(num_rows))
+    first = jax.tree.map(jnp.asarray, rows.start(num_rows, batch_size, ahead))
     return jax.lax.scan(step, first, length=num_steps)[1]
 
 
@@ -34,6 +34,39 @@ def test_every_row_once_an_epoch(num_rows, batch_size):
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(num_rows), (len(epochs), 1)))
 
 
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (7, 7), (5, 4)])
+def test_the_stream_is_the_same_however_far_ahead_it_is_made(num_rows, batch_size):
+    stream = np.asarray(batches(num_rows, batch_size, 40))
+    for ahead in (3, 17):
+        np.testing.assert_array_equal(batches(num_rows, batch_size, 40, ahead), stream)
+    each = np.concatenate([epoch_order(KEY, e, num_rows) for e in range(40)])
+    np.testing.assert_array_equal(stream.ravel(), each[: stream.size])
+
+
+@pytest.mark.parametrize("offset", [0, 7, 19])
+def test_batches_to_come_are_those_of_the_stream(offset):
+    num_rows, batch_size = 10, 4
+    order = rows.turn(jax.tree.map(jnp.asarray, rows.start(num_rows, batch_size, 8)), KEY)
+    order = order._replace(offset=jnp.int32(offset))
+    stream = np.concatenate([epoch_order(KEY, e, num_rows) for e in range(5)])
+    left = int(rows.batches_left(order, batch_size))
+    assert left == -(-(40 - offset) // batch_size)
+    for number in range(left):
+        place = offset + number * batch_size
+        batch = rows.take(jnp.arange(num_rows), order, number, batch_size)
+        np.testing.assert_array_equal(batch, stream[place : place + batch_size])
+
+
+def test_no_more_is_made_ahead_than_is_asked_for():
+    def shape(*args):
+        return rows.start(*args).rows.shape
+
+    assert shape(10, 3, 1) == (2, 10)
+    assert shape(10, 3, 20) == (7, 10)
+    assert shape(3 * rows.AHEAD, 100, 1000) == (2, 3 * rows.AHEAD)
+    assert shape(rows.AHEAD // 4, 2**13, 1000) == (5, rows.AHEAD // 4)
+
+
 def test_epochs_differ_and_depend_on_the_key_alone():
     first, second = (np.asarray(epoch_order(KEY, epoch, 50)) for epoch in (0, 1))
     assert (first != second).any()
@@ -41,7 +74,7 @@ def test_epochs_differ_and_depend_on_the_key_alone():
     assert (first != np.asarray(epoch_order(jax.random.key(4), 0, 50))).any()
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 1000])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 1000, 1024, 2500])
 def test_order_is_a_permutation(num_rows):
     order = np.asarray(epoch_order(KEY, 5, num_rows))
     np.testing.assert_array_equal(np.sort(order), np.arange(num_rows))

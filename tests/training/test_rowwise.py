@@ -250,7 +250,7 @@ def test_a_step_copies_no_table():
     )
     program = stretch.Program(distance, ADAM, None, 8, num_rows)
     compiled = stretch.build(program)
-    state, _ = compiled.begin(start(num_rows), jax.random.split(KEY, 3))
+    state, _ = compiled.begin(start(num_rows), KEY)
     limits = np.array([10, 0, 100, 100, 100, 10], np.int32)
     lowered = compiled.careful.lower(state, source.data, None, limits).compile()
     # The order of the rows, which is made anew each epoch, is all that is of their number.

@@ -64,7 +64,7 @@ def overhead(quick):
     import flowvi as fv
     from flowvi.objectives import NegativeLogLikelihood
 
-    num_steps, rows, batch = (2000 if quick else 20_000), 10_000, 192
+    num_steps, rows, batch = (2000 if quick else 40_000), 10_000, 192
     family = fv.maf(2, num_layers=1, hidden_sizes=[64, 64], transformer="affine")
     x = jax.random.normal(jax.random.key(0), (rows, 2))
     held_out = jax.random.normal(jax.random.key(1), (1000, 2))
@@ -101,7 +101,7 @@ def overhead(quick):
             batch_size=batch,
             validate=NegativeLogLikelihood(family, training=False),
             validation_data={"x": held_out},
-            validate_every=num_steps // 50,
+            validate_every=400,
         )
 
     losses = jnp.zeros(num_steps)
@@ -112,7 +112,7 @@ def overhead(quick):
         "fit": fit,
     }
     with terminal():
-        times = timing.interleaved(calls, budget=3 if quick else 60, most=31)
+        times = timing.interleaved(calls, budget=3 if quick else 50, most=21)
     median = {name: value["median"] for name, value in times.items()}
     return {
         "microseconds": {name: 1e6 * value / num_steps for name, value in median.items()},

@@ -10,8 +10,9 @@ from flowvi.families import Family
 
 Array = jax.Array
 
-#: Rows that a held-out likelihood looks at together, so that its memory does not grow with theirs.
-CHUNK = 4096
+#: Rows that a held-out likelihood looks at together, so that its memory does not grow with theirs;
+#: so few that a small network stays in one thread, from which the steps after it go on.
+CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ Array = jax.Array
 NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
 #: Steps beyond so many coordinates, where the networks are wide and each step takes long.
-WIDE, WIDE_STEPS = 50, 2_800
+WIDE, WIDE_STEPS = 50, 2_500
 
 #: Steps and draws beyond `MODERATE` coordinates.
 FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
@@ -113,7 +113,7 @@ def fit_posterior(
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.005.
-        num_steps: steps to do at most; by default 4000, 2800 beyond 50 coordinates, or 2000
+        num_steps: steps to do at most; by default 4000, 2500 beyond 50 coordinates, or 2000
             beyond 200.
         num_samples: draws of a step, where `objective` is not given; by default 256, or 64 beyond
             200 coordinates.

@@ -68,25 +68,29 @@ def start(num_rows: int, batch_size: int, num_batches: int) -> Order:
             `AHEAD` or an epoch has so many rows.
     """
     ahead = -(-max(min(num_batches * batch_size, AHEAD), 1) // num_rows)
-    # At the end of epochs before the first one.
+    # So far before the first epoch that its order, too, is filled in.
     return Order(
         rows=np.zeros((ahead + 1, num_rows), np.int32),
-        epoch=np.int32(-ahead),
-        offset=np.int32(ahead * num_rows),
+        epoch=np.int32(-2 * ahead),
+        offset=np.int32(2 * ahead * num_rows),
     )
 
 
 def turn(order: Order, key: Array) -> Order:
     """Goes on to the epoch of the next batch, unless the order of its rows is there already."""
     num_epochs, num_rows = order.rows.shape
+    ahead = num_epochs - 1
 
-    def fresh() -> Order:
-        epoch = order.epoch + order.offset // num_rows
-        each = epoch + jnp.arange(num_epochs, dtype=jnp.int32)
-        rows = jax.lax.map(functools.partial(epoch_order, key, num_rows=num_rows), each)
-        return Order(rows, epoch, order.offset % num_rows)
+    def on(order: Order) -> Order:
+        each = order.epoch + num_epochs + jnp.arange(ahead, dtype=jnp.int32)
+        fresh = jax.lax.map(functools.partial(epoch_order, key, num_rows=num_rows), each)
+        return Order(
+            rows=jnp.concatenate([order.rows[ahead:], fresh]),
+            epoch=order.epoch + ahead,
+            offset=order.offset - ahead * num_rows,
+        )
 
-    return jax.lax.cond(order.offset >= (num_epochs - 1) * num_rows, fresh, lambda: order)
+    return jax.lax.while_loop(lambda order: order.offset >= ahead * num_rows, on, order)
 
 
 def batches_left(order: Order, batch_size: int) -> Array:
@@ -145,12 +149,18 @@ def shuffled(chosen: Shuffles, place: Array, num_rows: int) -> Array:
         for salt, mirror in zip(*group, strict=True):
             image = mirror - x
             image = jnp.minimum(image, image + jnp.uint32(num_rows))  # one of them wraps around
-            heads = _mix(jnp.maximum(x, image) ^ salt) >> 31
+            heads = _bit(jnp.maximum(x, image) ^ salt)
             x = jnp.where(heads == 1, image, x)
         return x, None
 
     x, _ = jax.lax.scan(rounds, place.astype(jnp.uint32), groups)
     return x.astype(jnp.int32)
+
+
+def _bit(x: Array) -> Array:
+    # The top bit of `_mix`, but for its first line, which is for inputs that are not salted.
+    x = x * jnp.uint32(0x7FEB352D)
+    return ((x ^ (x >> 15)) * jnp.uint32(0x846CA68B)) >> 31
 
 
 def _mix(x: Array) -> Array:

@@ -84,8 +84,8 @@ def run(name, case, seed, num_draws, options):
 
 
 def judge(case, runs):
-    """ "yes" or "no" by the bar, with three standard errors; a dash without a bar."""
-    if case.bar is None:
+    """ "yes" or "no" by the bar, with three standard errors; a dash without a bar or runs."""
+    if case.bar is None or not runs:
         return "–"
     allowed = [bar + 3 * run["gap_error"] for run, bar in ((r, case.bar) for r in runs)]
     gaps = [run["gap"] for run in runs]

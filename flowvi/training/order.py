@@ -67,7 +67,7 @@ def start(num_rows: int, batch_size: int, num_batches: int) -> Order:
         num_batches: how many batches it should take until there is something to fill in, where
             `AHEAD` or an epoch has so many rows.
     """
-    ahead = -(-max(min(num_batches * batch_size, AHEAD), 1) // num_rows)
+    ahead = -(-min(num_batches * batch_size, AHEAD) // num_rows)
     # So far before the first epoch that its order, too, is filled in.
     return Order(
         rows=np.zeros((ahead + 1, num_rows), np.int32),
@@ -118,7 +118,7 @@ def epoch_order(key: Array, epoch: Any, num_rows: int) -> Array:
 
 
 def shuffles(key: Array, epochs: Any, num_rows: int) -> Shuffles:
-    """Those of epochs, each of shape [ROUNDS, *epochs.shape]."""
+    """The shuffles of epochs: arrays of shape [ROUNDS, *epochs.shape]."""
     epochs = jnp.asarray(epochs)
     each = jax.vmap(lambda epoch: jax.random.key_data(jax.random.fold_in(key, epoch)))
     seeds = each(epochs.ravel()).reshape(*epochs.shape, -1)
@@ -128,7 +128,7 @@ def shuffles(key: Array, epochs: Any, num_rows: int) -> Shuffles:
 
 
 def shuffled(chosen: Shuffles, place: Array, num_rows: int) -> Array:
-    """The rows at places 0, ..., num_rows - 1 of a shuffled epoch, int32 of the shape of `place`.
+    """The rows at places of shuffled epochs, int32 of the shape of `place`.
 
     A swap-or-not shuffle: in each round, row x and its mirror image K - x (modulo the number of
     rows) change places or not, as a random bit of the pair decides. It is a permutation in any
@@ -140,7 +140,7 @@ def shuffled(chosen: Shuffles, place: Array, num_rows: int) -> Array:
 
     Args:
         chosen: for each place its shuffle, of shapes [ROUNDS, ...] that broadcast.
-        place: any shape.
+        place: in 0, ..., num_rows - 1, of any shape.
         num_rows: rows of an epoch.
     """
     groups = jax.tree.map(lambda leaf: leaf.reshape(-1, GROUP, *leaf.shape[1:]), chosen)

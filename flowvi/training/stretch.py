@@ -239,7 +239,6 @@ def _run(
     first = state.step
     # Whether steps wait for the verdict on their gradient.
     waits = bool(rowwise.tables(state.params))
-    longest = CAPACITY if waits else LONGEST_RUN if careful else LONGEST_TRUSTED_RUN
 
     # Two loops, so that the inner one holds nothing but steps: shuffles, validations and the care
     # for bad steps happen between its runs, and cost nothing where there are none.
@@ -299,6 +298,7 @@ def _run(
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
     history = _empty_history(program, state, data, validation_data)
+    longest = CAPACITY if waits else LONGEST_RUN if careful else LONGEST_TRUSTED_RUN
     start = Carry(state, history, jnp.int32(longest), jnp.int32(0))
     state, history, _, suspects = jax.lax.while_loop(goes_on, segment, start)
     return state, history, suspects

@@ -10,6 +10,7 @@ The shuffle of an epoch depends on the key and the number of the epoch alone, an
 is found by itself.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -26,22 +27,24 @@ ROUNDS = 16
 #: more rows would be spread over threads: steps would go on in another one, far from its caches.
 GROUP, CHUNK = 2, 1024
 
-#: Rows at most whose order is made ahead, if not those of one epoch. Of more, the compiler would
-#: take a step's look at them for a long one, and spread it over threads for nothing.
-AHEAD = 2**16
+#: Bytes at most of the order that is made ahead, if not that of two epochs. Of more, the compiler
+#: would take a step's look at them for a long one, and spread it over threads for nothing.
+AHEAD = 2**18
 
 
 class Order(NamedTuple):
     """A place in the stream of rows.
 
     Attributes:
-        rows: shape [num_epochs, num_rows], the order of some epochs, one after another, so that a
-            batch that straddles two of them is one slice.
-        epoch: the number of the first of them.
-        offset: how many of their rows are used up.
+        rows: the orders of some epochs, a ring: epoch e is the (e modulo their number)-th of them,
+            and behind the last one are the first rows again, so that any batch is one slice.
+        filled: the number of the first epoch that was never in it.
+        epoch: the number of the epoch of the next row.
+        offset: the place of the next row in it.
     """
 
     rows: Any
+    filled: Any
     epoch: Any
     offset: Any
 
@@ -58,59 +61,86 @@ class Shuffles(NamedTuple):
     mirror: Array
 
 
-def start(num_rows: int, batch_size: int, num_batches: int) -> Order:
-    """The place before the first row. `turn` fills in the orders, which are missing.
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The stream of rows, cut into batches.
 
-    Args:
+    Attributes:
         num_rows: rows of the data.
-        batch_size: rows of a batch.
-        num_batches: how many batches it should take until there is something to fill in, where
-            `AHEAD` or an epoch has so many rows.
+        batch_size: rows of a batch, at most all.
+        num_batches: how many batches should be made ahead, where `AHEAD` or two epochs are enough
+            for them.
     """
-    ahead = -(-min(num_batches * batch_size, AHEAD) // num_rows)
-    # So far before the first epoch that its order, too, is filled in.
-    return Order(
-        rows=np.zeros((ahead + 1, num_rows), np.int32),
-        epoch=np.int32(-2 * ahead),
-        offset=np.int32(2 * ahead * num_rows),
-    )
 
+    num_rows: int
+    batch_size: int
+    num_batches: int
 
-def turn(order: Order, key: Array) -> Order:
-    """Goes on to the epoch of the next batch, unless the order of its rows is there already."""
-    num_epochs, num_rows = order.rows.shape
-    ahead = num_epochs - 1
+    @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(np.uint16 if self.num_rows <= 2**16 else np.int32)
 
-    def on(order: Order) -> Order:
-        each = order.epoch + num_epochs + jnp.arange(ahead, dtype=jnp.int32)
-        fresh = jax.lax.map(functools.partial(epoch_order, key, num_rows=num_rows), each)
-        return Order(
-            rows=jnp.concatenate([order.rows[ahead:], fresh]),
-            epoch=order.epoch + ahead,
-            offset=order.offset - ahead * num_rows,
-        )
+    @property
+    def _ahead(self) -> int:
+        """How many epochs are made ahead."""
+        most = AHEAD // self._dtype.itemsize // self.num_rows
+        return max(2, min(most, -(-self.num_batches * self.batch_size // self.num_rows) + 1))
 
-    return jax.lax.while_loop(lambda order: order.offset >= ahead * num_rows, on, order)
+    def start(self) -> Order:
+        """The place before the first row. `turn` fills in the orders, which are missing."""
+        size = self._ahead * self.num_rows + self.batch_size
+        return Order(np.zeros(size, self._dtype), *np.zeros(3, np.int32))
 
+    def turn(self, order: Order, key: Array) -> Order:
+        """Fills in the orders of the epochs to come, in the place of those that are used up."""
+        end = order.epoch + self._ahead
 
-def batches_left(order: Order, batch_size: int) -> Array:
-    """How many batches are to come before the next `turn` has something to do."""
-    num_epochs, num_rows = order.rows.shape
-    return ((num_epochs - 1) * num_rows - order.offset + batch_size - 1) // batch_size
+        def fill(order: Order) -> Order:
+            first = jnp.maximum(order.filled, order.epoch)
+            each = first + jnp.arange(self._ahead, dtype=jnp.int32)
+            chosen = shuffles(key, each, self.num_rows)
 
+            def one(number: Array, rows: Array) -> Array:
+                own = jax.tree.map(lambda leaf: leaf[:, number], chosen)
+                fresh = _shuffled_epoch(own, self.num_rows).astype(rows.dtype)
+                place = (first + number) % self._ahead * self.num_rows
+                rows = jax.lax.dynamic_update_slice_in_dim(rows, fresh, place, 0)
+                # The first rows once more behind the last, whichever these were.
+                return rows.at[-self.batch_size :].set(rows[: self.batch_size])
 
-def take(data: Any, order: Order, number: Any, batch_size: int) -> Any:
-    """A batch to come, of shape [batch_size, ...] in every leaf; number 0 is the next one."""
-    place = order.offset + number * batch_size
-    rows = jax.lax.dynamic_slice_in_dim(order.rows.ravel(), place, batch_size)
-    batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), data)
-    # Or the compiler picks the rows out anew in each kernel that reads them.
-    return jax.lax.optimization_barrier(batch)
+            return order._replace(
+                rows=jax.lax.fori_loop(0, end - first, one, order.rows), filled=end
+            )
+
+        return jax.lax.while_loop(lambda order: order.filled < end, fill, order)
+
+    def batches_left(self, order: Order) -> Array:
+        """How many batches are to come before the next `turn` has to be."""
+        return (self._ahead * self.num_rows - order.offset) // self.batch_size
+
+    def go_on(self, order: Order, num_batches: Any) -> Order:
+        """The place that many batches later."""
+        place = order.offset + num_batches * self.batch_size
+        epoch = order.epoch + place // self.num_rows
+        return order._replace(epoch=epoch, offset=place % self.num_rows)
+
+    def take(self, data: Any, order: Order, number: Any) -> Any:
+        """A batch to come, of shape [batch_size, ...] in every leaf; number 0 is the next one."""
+        end = self._ahead * self.num_rows
+        place = order.epoch % self._ahead * self.num_rows + order.offset + number * self.batch_size
+        place = jnp.where(place < end, place, place - end)
+        rows = jax.lax.dynamic_slice_in_dim(order.rows, place, self.batch_size).astype(jnp.int32)
+        batch = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="promise_in_bounds"), data)
+        # Or the compiler picks the rows out anew in each kernel that reads them.
+        return jax.lax.optimization_barrier(batch)
 
 
 def epoch_order(key: Array, epoch: Any, num_rows: int) -> Array:
     """The rows of an epoch in order, shape [num_rows]."""
-    chosen = shuffles(key, epoch, num_rows)
+    return _shuffled_epoch(shuffles(key, epoch, num_rows), num_rows)
+
+
+def _shuffled_epoch(chosen: Shuffles, num_rows: int) -> Array:
     chunk = min(num_rows, CHUNK)
     places = jnp.arange(-(-num_rows // chunk) * chunk, dtype=jnp.uint32).reshape(-1, chunk)
     rows = jax.lax.map(lambda places: shuffled(chosen, places, num_rows), places)

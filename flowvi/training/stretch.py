@@ -5,11 +5,12 @@ that a step uses depends on the key and the step's own number: the result is the
 however the steps are cut into stretches.
 
 Good steps pay nothing for bad ones. A step is bad if its loss or gradient is not finite, or what
-it leaves behind; and with most optimizers, what is not finite stays so. So a run of steps looks at
-its losses, and in the end at its parameters and the optimizer's state. Where something is wrong,
-the run is taken back, and a second program, compiled only then, does its steps again with a look at
-each of them: it takes a run back that holds a bad step, does it again up to that one, and goes on
-behind it. As equal steps give equal bits, the result is that of a loop that looks before it moves.
+it leaves behind; and with most optimizers, what is not finite stays so. So a stretch looks at its
+losses, and in the end at its parameters and the optimizer's state. Where something is wrong, all of
+it is taken back, and a second program, compiled only then, does its steps again with a look at each
+of them: it takes a run of steps back that holds a bad one, does it again up to that one, and goes
+on behind it. As equal steps give equal bits, the result is that of a loop that looks before it
+moves.
 
 Where there are parameters per row, steps wait for the verdict: to take a run of them back needs a
 copy of all rows, where a step is to cost what its own few do. There, and with an optimizer that
@@ -28,7 +29,7 @@ import optax
 
 from flowvi.params import partition
 from flowvi.training import averaging, rowwise, stopping
-from flowvi.training import order as stream
+from flowvi.training.order import Order, Stream
 from flowvi.training.step import (
     Faults,
     LossFn,
@@ -44,9 +45,11 @@ Array = jax.Array
 #: Steps in a stretch at most: the length of the buffers that hold their history.
 CAPACITY = 4096
 
-#: Steps at most that are taken back where one of them is bad: of careful steps, and of others.
+#: Careful steps at most that are taken back where one of them is bad.
 LONGEST_RUN = 64
-LONGEST_TRUSTED_RUN = 1024
+
+#: Steps for which the order of the rows is made ahead, where it is not too large.
+AHEAD = 1024
 
 
 class State(NamedTuple):
@@ -66,7 +69,7 @@ class State(NamedTuple):
     opt_state: Any
     keys: Any
     step: Any
-    order: stream.Order | None
+    order: Order | None
     best: stopping.Best | None
     faults: Faults
 
@@ -121,6 +124,13 @@ class Program:
             optimizer = averaging.averaged(optimizer, self.averaging)
         return rowwise.rowwise(optimizer)
 
+    @property
+    def stream(self) -> Stream | None:
+        """The stream of rows; None where steps do not pick theirs."""
+        if self.num_rows is None or self.batch_size is None or self.streamed:
+            return None
+        return Stream(self.num_rows, self.batch_size, AHEAD)
+
     def learned(self, state: "State") -> Any:
         """The parameters to judge and to hand back: their average where there is one."""
         if self.averaging is None:
@@ -137,8 +147,8 @@ class Compiled(NamedTuple):
         begin: (params, key) -> (the state before the first step, which owns its buffers; whether
             steps may be trusted, and need not be careful).
         run: (state, data, validation data, limits) -> (state, history, suspects). It takes the
-            state's buffers away from the caller. There is a bad step among the next `suspects`
-            ones, if that is not 0.
+            state's buffers away from the caller. If `suspects` is not 0, there was a bad step among
+            so many, and the state is as it was.
         careful: the same, with a look at each step; it goes on behind a bad one.
     """
 
@@ -171,15 +181,12 @@ def _begin(program: Program, params: Any, key: Array) -> tuple[State, Array]:
     # A stretch takes its buffers away from the caller and may not be given one twice, so all are
     # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
     params = jax.tree.map(_own, params)
-    order = None
-    if program.num_rows is not None and program.batch_size is not None and not program.streamed:
-        order = stream.start(program.num_rows, program.batch_size, LONGEST_TRUSTED_RUN)
     state = State(
         params=params,
         opt_state=program.stepper.init(partition(params)[0]),
         keys=jax.random.split(key, 3),
         step=np.int32(0),
-        order=order,
+        order=None if program.stream is None else program.stream.start(),
         best=None if program.validate is None else stopping.no_best(params),
         faults=no_faults(params),
     )
@@ -222,35 +229,34 @@ class Carry(NamedTuple):
         state: the state.
         history: the buffers of the stretch.
         length: of the next run, at most.
-        suspects: the number of steps of the last run if it was taken back and is to be done again
-            with care; else 0.
+        good: whether no loss was other than finite; of careful steps, always True.
     """
 
     state: State
     history: dict[str, Array]
     length: Array
-    suspects: Array
+    good: Array
 
 
 def _run(
     program: Program, careful: bool, state: State, data: Any, validation_data: Any, limits: Array
 ) -> tuple[State, dict[str, Array], Array]:
     bounds = Limits(*limits)
-    first = state.step
+    begin, first = state, state.step
     # Whether steps wait for the verdict on their gradient.
     waits = bool(rowwise.tables(state.params))
 
     # Two loops, so that the inner one holds nothing but steps: shuffles, validations and the care
     # for bad steps happen between its runs, and cost nothing where there are none.
     def segment(carry: Carry) -> Carry:
-        state, history, length, _ = carry
+        state, history, length, good = carry
         end = jnp.minimum(bounds.stretch, state.step + length)
         pick = None
-        if state.order is not None and program.batch_size is not None:
-            order = stream.turn(state.order, state.keys[1])
+        if program.stream is not None and state.order is not None:
+            order = program.stream.turn(state.order, state.keys[1])
             state = state._replace(order=order)
-            end = jnp.minimum(end, state.step + stream.batches_left(order, program.batch_size))
-            pick = functools.partial(_pick, data, order, program.batch_size, state.step)
+            end = jnp.minimum(end, state.step + program.stream.batches_left(order))
+            pick = functools.partial(_pick, program.stream, data, order, state.step)
         if program.validate is not None:
             every = bounds.validate_every
             end = jnp.minimum(end, (state.step // every + 1) * every)
@@ -269,9 +275,10 @@ def _run(
         before = state.step
         if careful:
             state, length = _judged(program, state, walk, length, waits)
-            suspects = jnp.int32(0)
         else:
-            state, suspects = _trusted(program, state, walk)
+            state = _moved(program, state, walk, good)
+            state = state._replace(params=walk.params, opt_state=walk.opt_state)
+            good = walk.good
         history = walk.history
         if program.validate is not None and state.best is not None:
             due = (state.step % every == 0) | (state.step == bounds.num_steps)
@@ -289,24 +296,29 @@ def _run(
                 seen,
             )
             state, history = state._replace(best=best), history | seen
-        return Carry(state, history, length, suspects)
+        return Carry(state, history, length, good)
 
     def goes_on(carry: Carry) -> Array:
         state = carry.state
-        on = (state.step < bounds.stretch) & (carry.suspects == 0)
+        on = (state.step < bounds.stretch) & carry.good
         on &= state.faults.in_row < bounds.max_bad_steps
         return on if state.best is None else on & (state.best.waited < bounds.patience)
 
     history = _empty_history(program, state, data, validation_data)
-    longest = CAPACITY if waits else LONGEST_RUN if careful else LONGEST_TRUSTED_RUN
-    start = Carry(state, history, jnp.int32(longest), jnp.int32(0))
-    state, history, _, suspects = jax.lax.while_loop(goes_on, segment, start)
+    longest = LONGEST_RUN if careful and not waits else CAPACITY
+    if not careful:
+        state = state._replace(faults=state.faults._replace(in_row=jnp.int32(0)))
+    start = Carry(state, history, jnp.int32(longest), jnp.bool_(True))
+    state, history, _, good = jax.lax.while_loop(goes_on, segment, start)
+    if careful:
+        return state, history, jnp.int32(0)
+    state, suspects = _trusted(begin, state, good)
     return state, history, suspects
 
 
-def _pick(data: Any, order: stream.Order, batch_size: int, first: Array, step: Array) -> Any:
+def _pick(stream: Stream, data: Any, order: Order, first: Array, step: Array) -> Any:
     """The batch of a step, where the next one in `order` is that of the step `first`."""
-    return stream.take(data, order, step - first, batch_size)
+    return stream.take(data, order, step - first)
 
 
 def _step(
@@ -348,28 +360,23 @@ def _moved(program: Program, state: State, walk: Walk, done: Array) -> State:
     """The state at the step and the place of the end of a run, if its steps are done."""
     step = jnp.where(done, walk.step, state.step)
     order = state.order
-    if order is not None and program.batch_size is not None:
-        order = order._replace(offset=order.offset + (step - state.step) * program.batch_size)
+    if program.stream is not None and order is not None:
+        order = program.stream.go_on(order, step - state.step)
     return state._replace(step=step, order=order)
 
 
-def _kept(state: State, walk: Walk, good: Array) -> State:
-    """The state with the parameters and the optimizer's state of the end of a run, if good."""
-    params, opt_state = jax.lax.cond(
-        good,
-        lambda: (walk.params, walk.opt_state),
-        lambda: (state.params, state.opt_state),
-    )
-    return state._replace(params=params, opt_state=opt_state)
-
-
-def _trusted(program: Program, state: State, walk: Walk) -> tuple[State, Array]:
-    """(the state after a run of steps, 0), or, where one of them is bad, (that before, steps)."""
-    good = walk.good & ~spoiled((state.params, state.opt_state), (walk.params, walk.opt_state))
-    suspects = jnp.where(good, 0, walk.step - state.step)
-    faults = state.faults._replace(in_row=jnp.where(good, 0, state.faults.in_row))
-    state = _moved(program, _kept(state, walk, good), walk, good)
-    return state._replace(faults=faults), suspects
+def _trusted(begin: State, end: State, good: Array) -> tuple[State, Array]:
+    """(the state after a stretch, 0), or, where a step is bad, (that before it, its steps)."""
+    good &= ~spoiled((begin.params, begin.opt_state), (end.params, end.opt_state))
+    suspects = jnp.where(good, 0, end.step - begin.step)
+    if begin.order is None or end.order is None:
+        return jax.lax.cond(good, lambda: end, lambda: begin), suspects
+    # To make the orders of the rows anew is cheaper than a copy of them, before every stretch.
+    rows = end.order.rows
+    begin = begin._replace(order=begin.order._replace(rows=None, filled=begin.order.epoch))
+    end = end._replace(order=end.order._replace(rows=None))
+    state = jax.lax.cond(good, lambda: end, lambda: begin)
+    return state._replace(order=state.order._replace(rows=rows)), suspects
 
 
 def _judged(
@@ -396,7 +403,12 @@ def _judged(
         return state._replace(params=walk.params, opt_state=walk.opt_state), length
     grown = jnp.minimum(2 * length, LONGEST_RUN)
     length = jnp.where(walk.good, grown, jnp.maximum(num_steps - 1, 1))
-    return _kept(state, walk, walk.good), length
+    params, opt_state = jax.lax.cond(
+        walk.good,
+        lambda: (walk.params, walk.opt_state),
+        lambda: (state.params, state.opt_state),
+    )
+    return state._replace(params=params, opt_state=opt_state), length
 
 
 def _validated(

@@ -8,6 +8,7 @@ import pytest
 
 from flowvi.params import Fixed
 from flowvi.training import TrainingDiverged, fit, stretch
+from flowvi.training.order import epoch_order
 from tests.training.helpers import assert_trees_equal, compilations
 
 KEY = jax.random.key(0)
@@ -273,7 +274,7 @@ def test_good_steps_between_bad_ones_start_the_count_anew():
 def test_bad_steps_anywhere_are_as_if_they_had_never_been(monkeypatch, longest):
     # Runs of steps are taken back where one of them is bad; nothing of that may show.
     monkeypatch.setattr("flowvi.training.stretch.LONGEST_RUN", longest)
-    monkeypatch.setattr("flowvi.training.stretch.LONGEST_TRUSTED_RUN", 2 * longest)
+    monkeypatch.setattr("flowvi.training.stretch.AHEAD", 2 * longest)
     bad = np.zeros(150, bool)
     bad[[0, 3, 4, 5, 40, 63, 64, 65, 66, 90, 149]] = True
     values = np.where(bad, np.nan, np.arange(150.0))
@@ -288,7 +289,7 @@ def test_bad_steps_anywhere_are_as_if_they_had_never_been(monkeypatch, longest):
         {"t": jnp.zeros(2)},
         optax.sgd(0.5, momentum=0.5),
         key=KEY,
-        num_steps=150,
+        num_steps=450,  # three epochs
         data=values[:, None],
         batch_size=1,
         check_finite=False,
@@ -297,7 +298,7 @@ def test_bad_steps_anywhere_are_as_if_they_had_never_been(monkeypatch, longest):
         progress=False,
     )
     order = result.history["batch"]
-    assert sorted(order[np.isfinite(order)]) == sorted(values[~bad])
+    assert sorted(order[np.isfinite(order)]) == sorted(np.tile(values[~bad], 3))
     t, trace, path = 0.0, 0.0, []
     for value in order:
         if np.isfinite(value):
@@ -305,8 +306,41 @@ def test_bad_steps_anywhere_are_as_if_they_had_never_been(monkeypatch, longest):
             t -= 0.5 * trace
         path.append(t)
     np.testing.assert_allclose(result.last_params["t"], [t, t], rtol=1e-5)
-    assert result.num_bad_steps == bad.sum()
-    assert result.num_steps == 150
+    assert result.num_bad_steps == 3 * bad.sum()
+    assert result.num_steps == 450
     seen = result.history["validation_step"]
-    np.testing.assert_array_equal(seen, [*range(7, 150, 7), 150])
+    np.testing.assert_array_equal(seen, [*range(7, 450, 7), 450])
     np.testing.assert_allclose(result.history["validation"], -np.array(path)[seen - 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [None, 0, 30])
+def test_a_stretch_with_a_bad_step_leaves_everything_as_it_was(bad):
+    # 40 steps, each with one of 60 rows, and a validation after every 13.
+    def loss_fn(params, key, batch):
+        del key
+        return jnp.sum(params["t"] * batch["x"])
+
+    program = stretch.Program(loss_fn, ADAM, lambda params, key, batch: jnp.sum(params["t"]), 1, 60)
+    compiled = stretch.build(program)
+    state, trusted = compiled.begin({"t": jnp.zeros(2)}, KEY)
+    assert trusted
+    # As after a bad step, and three validations in vain.
+    state = state._replace(
+        faults=state.faults._replace(in_row=jnp.int32(1)),
+        best=state.best._replace(value=jnp.float32(-1e9), waited=jnp.int32(3)),
+    )
+    before = jax.device_get(state)
+    x = np.ones(60)
+    if bad is not None:
+        x[epoch_order(state.keys[1], 0, 60)[bad]] = np.inf
+    limits = stretch.Limits(40, 0, 100, 13, 100, 10)
+    after, history, suspects = compiled.run(state, {"x": x}, None, np.asarray(limits, np.int32))
+    after = jax.device_get(after)
+    if bad is None:
+        assert (suspects, after.step, after.faults.in_row, after.best.waited) == (0, 40, 0, 6)
+        assert np.isfinite(history["loss"][:40]).all()
+        return
+    assert suspects == bad + 1
+    order = after.order._replace(rows=before.order.rows)
+    assert order.filled == order.epoch  # so that all of its rows are made anew
+    assert_trees_equal(after._replace(order=order, keys=None), before._replace(keys=None))

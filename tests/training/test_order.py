@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from flowvi.training import fit
-from flowvi.training import order as rows
-from flowvi.training.order import epoch_order
+from flowvi.training.order import AHEAD, Stream, epoch_order
 
 KEY = jax.random.key(3)
 
@@ -16,13 +15,13 @@ KEY = jax.random.key(3)
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def batches(num_rows, batch_size, num_steps, ahead=1):
     """The rows of each batch, as a loss sees them."""
+    stream = Stream(num_rows, batch_size, ahead)
 
     def step(order, _):
-        order = rows.turn(order, KEY)
-        batch = rows.take(jnp.arange(num_rows), order, 0, batch_size)
-        return order._replace(offset=order.offset + batch_size), batch
+        order = stream.turn(order, KEY)
+        return stream.go_on(order, 1), stream.take(jnp.arange(num_rows), order, 0)
 
-    first = jax.tree.map(jnp.asarray, rows.start(num_rows, batch_size, ahead))
+    first = jax.tree.map(jnp.asarray, stream.start())
     return jax.lax.scan(step, first, length=num_steps)[1]
 
 
@@ -34,37 +33,43 @@ def test_every_row_once_an_epoch(num_rows, batch_size):
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(num_rows), (len(epochs), 1)))
 
 
-@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (7, 7), (5, 4)])
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(10, 3), (7, 7), (5, 4), (2**16 + 1, 2**14)])
 def test_the_stream_is_the_same_however_far_ahead_it_is_made(num_rows, batch_size):
-    stream = np.asarray(batches(num_rows, batch_size, 40))
+    num_steps = 40 if num_rows < 100 else 10
+    stream = np.asarray(batches(num_rows, batch_size, num_steps))
     for ahead in (3, 17):
-        np.testing.assert_array_equal(batches(num_rows, batch_size, 40, ahead), stream)
-    each = np.concatenate([epoch_order(KEY, e, num_rows) for e in range(40)])
+        np.testing.assert_array_equal(batches(num_rows, batch_size, num_steps, ahead), stream)
+    num_epochs = -(-stream.size // num_rows)
+    each = np.concatenate([epoch_order(KEY, e, num_rows) for e in range(num_epochs)])
     np.testing.assert_array_equal(stream.ravel(), each[: stream.size])
 
 
-@pytest.mark.parametrize("offset", [0, 7, 19])
-def test_batches_to_come_are_those_of_the_stream(offset):
+@pytest.mark.parametrize("passed", [0, 2, 5, 13])
+def test_batches_to_come_are_those_of_the_stream(passed):
     num_rows, batch_size = 10, 4
-    order = rows.turn(jax.tree.map(jnp.asarray, rows.start(num_rows, batch_size, 8)), KEY)
-    order = order._replace(offset=jnp.int32(offset))
-    stream = np.concatenate([epoch_order(KEY, e, num_rows) for e in range(5)])
-    left = int(rows.batches_left(order, batch_size))
-    assert left == -(-(40 - offset) // batch_size)
+    stream = Stream(num_rows, batch_size, 8)
+    order = jax.tree.map(jnp.asarray, stream.start())
+    order = stream.turn(stream.go_on(order, passed), KEY)
+    rows = np.concatenate([epoch_order(KEY, e, num_rows) for e in range(12)])
+    left = int(stream.batches_left(order))
+    # Five epochs are ahead: eight batches, and what is used up of the first of them.
+    assert left == (50 - passed * batch_size % num_rows) // batch_size
     for number in range(left):
-        place = offset + number * batch_size
-        batch = rows.take(jnp.arange(num_rows), order, number, batch_size)
-        np.testing.assert_array_equal(batch, stream[place : place + batch_size])
+        place = (passed + number) * batch_size
+        batch = stream.take(jnp.arange(num_rows), order, number)
+        np.testing.assert_array_equal(batch, rows[place : place + batch_size])
 
 
 def test_no_more_is_made_ahead_than_is_asked_for():
-    def shape(*args):
-        return rows.start(*args).rows.shape
+    def ahead(num_rows, batch_size, num_batches):
+        made = Stream(num_rows, batch_size, num_batches).start().rows
+        return (made.size - batch_size) / num_rows, made.dtype
 
-    assert shape(10, 3, 1) == (2, 10)
-    assert shape(10, 3, 20) == (7, 10)
-    assert shape(3 * rows.AHEAD, 100, 1000) == (2, 3 * rows.AHEAD)
-    assert shape(rows.AHEAD // 4, 2**13, 1000) == (5, rows.AHEAD // 4)
+    assert ahead(10, 3, 1) == (2, np.uint16)
+    assert ahead(10, 3, 20) == (7, np.uint16)
+    assert ahead(2**15, 2**13, 1000) == (AHEAD / 2**16, np.uint16)
+    assert ahead(2**16, 2**13, 1000) == (AHEAD / 2**17, np.uint16)
+    assert ahead(2**16 + 1, 100, 1000) == (2, np.int32)
 
 
 def test_epochs_differ_and_depend_on_the_key_alone():

@@ -46,7 +46,7 @@ def judge(best: Best, params: Any, value: Array, step: Array) -> Best:
     """Takes a validation loss into account. One that is NaN is no improvement."""
     better = value < best.value
     return Best(
-        params=jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best.params),
+        params=jax.lax.cond(better, lambda: params, lambda: best.params),
         value=jnp.where(better, value, best.value),
         step=jnp.where(better, step, best.step),
         waited=jnp.where(better, 0, best.waited + 1),

@@ -276,7 +276,7 @@ def _run(
         if careful:
             state, length = _judged(program, state, walk, length, waits)
         else:
-            state = _moved(program, state, walk, good)
+            state = _moved(program, state, walk, np.bool_(True))  # or back, in the end
             state = state._replace(params=walk.params, opt_state=walk.opt_state)
             good = walk.good
         history = walk.history
@@ -356,7 +356,7 @@ def _step(
     )
 
 
-def _moved(program: Program, state: State, walk: Walk, done: Array) -> State:
+def _moved(program: Program, state: State, walk: Walk, done: Any) -> State:
     """The state at the step and the place of the end of a run, if its steps are done."""
     step = jnp.where(done, walk.step, state.step)
     order = state.order

@@ -123,7 +123,7 @@ def fit_posterior(
             By default they are drawn around zero.
         tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
             at which the fit starts. It rises to 1 while the fit goes on; in the second half of the
-            steps the forward KL divergence sets the weights of the modes right.
+            steps the forward KL divergence, beside the ELBO, sets the weights of the modes right.
         progress: whether to show progress on standard error.
         callback: as in `fit`.
 

@@ -112,10 +112,12 @@ def markdown(results, cases):
         met = "no" if failed else judge(cases[name], runs)
         rows.append([f"{name} ({entry['size']})", *cells, bar, met, f"{warned}/{len(runs)}"])
     header = ["target (d)", *COLUMNS.values(), "bar", "met", "warned"]
+    given = ", ".join(f"{name} {value:g}" for name, value in results.get("options", {}).items())
+    recipe = f"The recipe with {given}" if given else "The default recipe"
     parts = [
         "# Posteriors\n",
         timing.environment_line(results["environment"]) + "\n",
-        "The default recipe, double precision, compilation counted; the median over seeds and, in "
+        f"{recipe}, double precision, compilation counted; the median over seeds and, in "
         "brackets, the worst. The gap is log Z - ELBO = KL(q || p).\n",
         timing.table(header, rows),
     ]
@@ -167,6 +169,7 @@ def main():
     results = {
         "environment": timing.environment("flowvi", "jax", "jaxlib"),
         "draws": args.draws,
+        "options": options,
         "targets": {},
         "peers": None,
     }

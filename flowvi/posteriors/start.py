@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi.posteriors import normals
+from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.paths import MEMORY, Path, lbfgs
 from flowvi.posteriors.target import Target
 
@@ -214,7 +214,7 @@ def starting_points(
 
 @jax.jit(static_argnums=0)
 def _probe(target: Target, points: Array, data: Any) -> tuple[Array, Array]:
-    values, gradients = jax.vmap(jax.value_and_grad(target.at), in_axes=(0, None))(points, data)
+    values, gradients = vectorise.over(jax.value_and_grad(target.at), points, data)
     return values, jnp.sum(jnp.abs(gradients), -1)
 
 
@@ -230,7 +230,10 @@ def has_hessian(target: Target) -> bool:
 
 @jax.jit(static_argnums=0)
 def _paths(density: Tempered, points: Array, data: Any) -> Path:
-    return jax.vmap(lambda u: lbfgs(lambda u: -density(u, data), u, NUM_STEPS))(points)
+    def path(u: Array, data: Any) -> Path:
+        return lbfgs(lambda u: -density(u, data), u, NUM_STEPS)
+
+    return vectorise.over(path, points, data)
 
 
 def _check_bounded(paths: Path) -> None:
@@ -333,7 +336,7 @@ class _Judge:
 
 @jax.jit(static_argnums=0)
 def _values(density: Tempered, u: Array, data: Any) -> Array:
-    return jax.vmap(density, in_axes=(0, None))(u, data)
+    return vectorise.over(density, u, data)
 
 
 def _pathfinders(paths: Path, indices: list[list[int]]) -> Any:
@@ -354,8 +357,10 @@ def _pathfinders(paths: Path, indices: list[list[int]]) -> Any:
 
 @jax.jit(static_argnums=0)
 def _derivatives(density: Tempered, u: Array, data: Any) -> tuple[Array, Array]:
-    gradient = jax.vmap(jax.grad(density), in_axes=(0, None))(u, data)
-    return gradient, jax.vmap(jax.hessian(density), in_axes=(0, None))(u, data)
+    def both(u: Array, data: Any) -> tuple[Array, Array]:
+        return jax.grad(density)(u, data), jax.hessian(density)(u, data)
+
+    return vectorise.over(both, u, data)
 
 
 def _in_batches(density: Tempered, u: np.ndarray) -> Any:

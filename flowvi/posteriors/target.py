@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.posteriors import vectorise
 from flowvi.posteriors.supports import Layout, as_layout
 
 Array = jax.Array
@@ -230,7 +231,7 @@ class Target:
 
 def _vectorised(target: Target, u: Array, rows: Any) -> Array:
     flat = u.reshape(-1, target.event_size)
-    return jax.vmap(target.at, in_axes=(0, None))(flat, rows).reshape(u.shape[:-1])
+    return vectorise.over(target.at, flat, rows).reshape(u.shape[:-1])
 
 
 @jax.jit(static_argnums=0)

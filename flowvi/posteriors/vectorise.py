@@ -1,0 +1,69 @@
+"""A function of one vector at many: all at once, or a few at a time where LAPACK would hang.
+
+On processors, JAX 0.10 and 0.11 cut a batched call of LAPACK into tasks for the thread pool and
+wait for them in a thread of that pool. Where as many such calls meet as there are threads, two on a
+machine of two cores, each waits for tasks that no thread is left to do, and the program never ends.
+A call of less than 200,000 multiplications is not cut, so batches stay below that. Later versions
+do not cut at all.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+Array = jax.Array
+
+#: Versions of JAX that cut, and the multiplications from which on they do.
+CUTS, MOST_WORK = ((0, 10), (0, 12)), 200_000
+
+#: Primitives that LAPACK computes.
+LAPACK = frozenset(
+    "cholesky eig eigh geqp3 geqrf hessenberg householder_product lu ormqr schur svd "
+    "triangular_solve tridiagonal tridiagonal_solve".split()
+)
+
+
+def over(function: Callable[[Array, Any], Any], u: Array, rows: Any) -> Any:
+    """function(u_i, rows) for each u_i along the leading axis of u, stacked."""
+    one = jax.ShapeDtypeStruct(u.shape[1:], u.dtype)
+    work = largest_call(function, one, rows) if _cuts() else 0
+    if work * len(u) < MOST_WORK:
+        return jax.vmap(function, in_axes=(0, None))(u, rows)
+    num_batches = math.ceil(len(u) / max((MOST_WORK - 1) // work, 1))
+    size = math.ceil(len(u) / num_batches)
+    return jax.lax.map(lambda each: function(each, rows), u, batch_size=size if size > 1 else None)
+
+
+def largest_call(function: Callable[..., Any], *args: Any) -> int:
+    """Multiplications of the largest call of LAPACK in a function; 0 if it makes none.
+
+    Args:
+        function: what is traced.
+        *args: its arguments, or their shapes.
+    """
+    sizes = [0]
+    for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
+        if equation.primitive.name in LAPACK:
+            shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
+            sizes.append(max(math.prod(shape) * max(shape[-2:], default=1) for shape in shapes))
+    return max(sizes)
+
+
+def _cuts() -> bool:
+    first, end = CUTS
+    return first <= jax.__version_info__[:2] < end and jax.default_backend() == "cpu"
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of programs inside of programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _equations(getattr(inner, "jaxpr", inner))
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns")

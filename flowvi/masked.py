@@ -238,6 +238,29 @@ def apply(
     return theta if network.order is None else theta[..., np.argsort(network.order), :]
 
 
+def states(
+    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None = None
+) -> list[Array]:
+    """Pre-activations of every hidden layer, then the outputs, on sorted coordinates.
+
+    Args:
+        network: the network.
+        params: its parameters.
+        x: of shape [..., D], in the sorted order.
+        context: of shape [..., context_size], or None.
+
+    Returns:
+        Arrays of shape [..., units of the layer], the last one [..., D P].
+    """
+    activation = activation_function(network.activation)
+    result: list[Array] = []
+    for index, (w, b) in enumerate(weights(network, params)):
+        if index == 0 and context is not None:
+            b = b + context_term(params, context)
+        result.append(product(activation(result[-1]) if result else x, w) + b)
+    return result
+
+
 def num_blocks(network: MaskedNetwork) -> int:
     """Into how many blocks a gradient cuts the units, to skip the zero blocks above the diagonal.
 

@@ -53,6 +53,10 @@ def case(request, monkeypatch, x64):
         bound = network.bind(params, context)
         return invert_by_passes(lambda x: transformer(bound(x)), y)
 
+    def with_score(params, context, x, score):
+        return solve.forward_with_score(network.bind(params, context), transformer, x, score)
+
+    fast.forward_with_score = with_score
     return fast, slow, params, context, y
 
 
@@ -220,3 +224,15 @@ def test_groups_cover_every_unit_once():
         assert slices[0][0] == 0
         assert slices[-1][1] == width
         assert all(a[1] == b[0] for a, b in itertools.pairwise(slices))
+
+
+def test_the_score_goes_forward_with_the_draws(case):
+    fast, slow, params, context, y = case
+
+    def log_prob(y):
+        x, log_det = slow(params, context, y)
+        return (jnp.sin(x).sum(-1) + log_det).sum()
+
+    x, log_det = slow(params, context, y)
+    forward = jax.jit(fast.forward_with_score)(params, context, x, jnp.cos(x))
+    agree(forward, (y, -log_det, jax.jit(jax.grad(log_prob))(y)))

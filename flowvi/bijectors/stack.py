@@ -7,6 +7,8 @@ import distrax
 import jax
 import jax.numpy as jnp
 
+from flowvi.bijectors.score import forward_with_score
+
 Array = jax.Array
 
 #: What a gradient keeps of the inside of a layer: walks, which are slow, see `flowvi.triangular`.
@@ -63,25 +65,28 @@ class Stack(distrax.Bijector):
         """Layer f_{index + 1} on its own."""
         return self._build(jax.tree.map(lambda a: a[index], self._stacked), self._shared)
 
-    def _scan(self, method: str, x: Array, *, reverse: bool) -> tuple[Array, Array]:
+    def _scan(self, method: Callable[..., Any], state: Any, *, reverse: bool) -> Any:
+        """All layers after one another: (state, log_det) from method(layer, *state)."""
+
         # A gradient keeps what goes into each layer, and computes the layer anew: to read the
         # inside of all layers from memory takes longer, and there may be no room for it.
-        def apply(params: Any, x: Array) -> tuple[Array, Array]:
-            return getattr(self._build(params, self._shared), method)(x)
+        def apply(params: Any, state: Any) -> tuple[Any, Array]:
+            x, log_det, *more = method(self._build(params, self._shared), *state)
+            return (x, *more), log_det
 
         if self._num_layers > 1:
             apply = jax.checkpoint(apply, prevent_cse=False, policy=_KEPT)
 
-        def step(state: tuple[Array, Array], params: Any) -> tuple[tuple[Array, Array], None]:
-            x, total = state
-            x, log_det = apply(params, x)
-            return (x, total + log_det), None
+        def step(carry: tuple[Any, Array], params: Any) -> tuple[tuple[Any, Array], None]:
+            state, total = carry
+            state, log_det = apply(params, state)
+            return (state, total + log_det), None
 
         # A layer may broadcast x against its own batch or promote its dtype; a scan may not.
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._stacked)
-        y, log_det = jax.eval_shape(apply, first, x)
+        after, log_det = jax.eval_shape(apply, first, state)
         start = (
-            jnp.broadcast_to(x, y.shape).astype(y.dtype),
+            jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape).astype(b.dtype), state, after),
             jnp.zeros(log_det.shape, log_det.dtype),
         )
         result, _ = jax.lax.scan(
@@ -92,9 +97,17 @@ class Stack(distrax.Bijector):
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         """y = f_1(... f_L(x)) and the sum of the layers' log-determinants."""
         self._check_forward_input_shape(x)
-        return self._scan("forward_and_log_det", x, reverse=True)
+        (y,), log_det = self._scan(lambda f, x: f.forward_and_log_det(x), (x,), reverse=True)
+        return y, log_det
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """x with y = f_1(... f_L(x)), and minus the sum of the layers' log-determinants."""
         self._check_inverse_input_shape(y)
-        return self._scan("inverse_and_log_det", y, reverse=False)
+        (x,), log_det = self._scan(lambda f, y: f.inverse_and_log_det(y), (y,), reverse=False)
+        return x, log_det
+
+    def forward_with_score(self, x: Array, score: Array) -> tuple[Array, Array, Array]:
+        """y, the log-determinant and the score at y; see `flowvi.bijectors.score`."""
+        self._check_forward_input_shape(x)
+        (y, score), log_det = self._scan(forward_with_score, (x, score), reverse=True)
+        return y, log_det, score

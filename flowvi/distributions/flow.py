@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi._tfp import tfd
+from flowvi.bijectors.score import forward_with_score
 from flowvi.distributions import draws
 
 Array = jax.Array
@@ -100,6 +101,27 @@ class FlowDistribution(distrax.Transformed):
         x = self.distribution.sample(seed=key, sample_shape=shape).astype(self.dtype)
         y, log_det = self.bijector.forward_and_log_det(x)
         return x, y, log_det
+
+    def sample_with_score(self, key: Array, sample_shape: Shape) -> tuple[Array, Array, Array]:
+        """Draws y, log p(y), and the gradient of log p at y; gradients flow through y alone.
+
+        Args:
+            key: a random key.
+            sample_shape: how many.
+
+        Returns:
+            Arrays of shape [*sample, *batch, *event], [*sample, *batch] and that of the first.
+        """
+        base, shape = self.distribution, (*sample_shape, *self._base_sample_shape(1)[1:])
+        if isinstance(base, FlowDistribution):
+            x, log_prob, score = base.sample_with_score(key, shape)
+        else:
+            x = base.sample(seed=key, sample_shape=shape)
+            log_prob, pull = jax.vjp(base.log_prob, jax.lax.stop_gradient(x))
+            (score,) = pull(jnp.ones_like(log_prob))
+        x, score = x.astype(self.dtype), jax.lax.stop_gradient(score).astype(self.dtype)
+        y, log_det, score = forward_with_score(self.bijector, x, score)
+        return y, jax.lax.stop_gradient(log_prob.astype(self.dtype) - log_det), score
 
     def _sample_n(self, key: Array, n: int) -> Array:
         x = self.distribution.sample(seed=key, sample_shape=self._base_sample_shape(n))

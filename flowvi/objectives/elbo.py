@@ -170,6 +170,11 @@ class ELBO(Variational):
         if base is not None:
             # The base is integrated exactly, and what the flow adds to it is sampled.
             x, z, log_det = q.distribution.sample_with_base(draw_key, self.num_samples)
+        elif self.path and isinstance(q.distribution, FlowDistribution):
+            z, log_q, score = q.distribution.sample_with_score(draw_key, (self.num_samples,))
+            # The value of log q, with its gradient along the path.
+            steps = self._guarded(z) - jax.lax.stop_gradient(z)
+            log_q = log_q + jnp.sum(steps * score, axis=tuple(range(log_q.ndim, z.ndim)))
         elif self.path or closed is not None:
             z = q.distribution.sample(seed=draw_key, sample_shape=self.num_samples)
             log_q = q.frozen.log_prob(self._guarded(z)) if self.path else jnp.zeros(())

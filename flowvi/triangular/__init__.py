@@ -74,6 +74,6 @@ Source: forward substitution in blocks, as in Golub, Van Loan, "Matrix Computati
 Theorem", 2013. We know of no earlier use for autoregressive flows.
 """
 
-from flowvi.triangular.solve import inverse_and_log_det
+from flowvi.triangular.solve import forward_with_score, inverse_and_log_det
 
-__all__ = ["inverse_and_log_det"]
+__all__ = ["forward_with_score", "inverse_and_log_det"]

@@ -40,6 +40,10 @@ class _System:
         """t(x; o), of shape [D, n]."""
         return self.transformer(self.parameters(o)).forward(x)
 
+    def slopes(self, zs: list[Array]) -> list[Array]:
+        """phi'(a_l) of each hidden layer."""
+        return [jax.jvp(self.activation, (z,), (jnp.ones_like(z),))[1] for z in zs[:-1]]
+
     def walk(self, weights: Weights, y: Array) -> tuple[list[Array], Array]:
         """The state (a_1, .., a_L, o) and x."""
 
@@ -125,6 +129,66 @@ def _tied(parts: Any) -> Any:
     """
     total = sum(jnp.sum(part) for part in jax.tree.leaves(parts))
     return jax.tree.map(lambda part: part + jnp.where(False, total, 0), parts)
+
+
+def forward_with_score(
+    conditioner: masked.Conditioner, transformer: Transformer, x: Array, score: Array
+) -> tuple[Array, Array, Array]:
+    """y_k = t(x_k; theta_k(x_<k)) for draws x, and the score of the density of y.
+
+    With s(x) the gradient of log p(x), the gradient of log p(y) = log p(x) - log |det J| is
+
+        J^-T (s(x) - gradient of log |det J|)
+
+    which is the walk down of `flowvi.triangular` alone: its state is known from the pass forward.
+
+    Args:
+        conditioner: a masked network with its parameters and context.
+        transformer: the scalar map t.
+        x: of shape [..., D]; its leading axes broadcast against those of the context.
+        score: of the shape of x.
+
+    Returns:
+        (y, log_det, score) of shapes [..., D], [...] and [..., D]. No gradient flows through the
+        score.
+    """
+    network, context = conditioner.network, conditioner.context
+    order = network.order
+    inner = x if order is None else x[..., np.asarray(order)]
+    zs = masked.states(network, conditioner.params, inner, context)
+    batch, size = zs[-1].shape[:-1], network.event_size
+    theta = zs[-1].reshape(*batch, size, network.num_params)
+    y, log_det = transformer(theta).forward_and_log_det(inner)
+
+    def columns(rows: Array) -> Array:
+        rows = jnp.broadcast_to(rows, (*batch, rows.shape[-1])).reshape(-1, rows.shape[-1])
+        return jax.lax.stop_gradient(rows).T
+
+    score = score if order is None else score[..., np.asarray(order)]
+    matrices = jax.lax.stop_gradient([w for w, _ in masked.weights(network, conditioner.params)])
+    system = _System(network, transformer, groups(network, num_groups(network)))
+    out = _pull_back(system, matrices, [columns(z) for z in zs], columns(inner), columns(score))
+    new = out.T.reshape(*batch, size)
+    if order is not None:
+        back = np.argsort(order)
+        y, new = y[..., back], new[..., back]
+    return y, log_det.sum(-1), jax.lax.stop_gradient(new)
+
+
+def _pull_back(
+    system: _System, matrices: list[Array], zs: list[Array], x: Array, score: Array
+) -> Array:
+    """J^-T (score - gradient of the log-determinant), of shape [D, n]."""
+
+    def log_det(o: Array, x: Array) -> Array:
+        return system.transformer(system.parameters(o)).forward_log_det_jacobian(x)
+
+    ones = jnp.ones_like(x)
+    t_o, t_x = jax.vjp(system.forward, zs[-1], x)[1](ones)
+    g_o, g_x = jax.vjp(log_det, zs[-1], x)[1](ones)
+    rhs = [jnp.zeros_like(z) for z in zs[:-1]] + [-g_o]
+    slopes = system.slopes(zs)
+    return descend(system.plan, matrices, rhs, slopes, score - g_x, t_x, t_o)[1]
 
 
 def num_groups(network: masked.MaskedNetwork) -> int:

@@ -183,3 +183,9 @@ def combine(trainable: Any, fixed: Any) -> Any:
         fixed,
         is_leaf=lambda n: n is None or _is_fixed(n),
     )
+
+
+def cast(params: Any, dtype: Any) -> Any:
+    """`params` with their trainable leaves in another floating dtype."""
+    trainable, fixed = partition(params)
+    return combine(jax.tree.map(lambda leaf: leaf.astype(dtype), trainable), fixed)

@@ -22,6 +22,9 @@ from benchmarks.posteriors import measures, targets
 
 log = functools.partial(print, flush=True)
 
+#: Families that may be fitted instead of the default one, all of `flowvi`.
+FAMILIES = ("mean_field", "full_rank", "iaf", "maf", "coupling")
+
 #: Column -> heading.
 COLUMNS = {
     "gap": "gap, nats",
@@ -50,6 +53,8 @@ def run(name, case, seed, num_draws, options):
     import flowvi as fv
 
     target = fv.Target(case.log_density, case.size)
+    if "family" in options:
+        options = {**options, "family": getattr(fv, options["family"])(case.size)}
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -69,7 +74,7 @@ def run(name, case, seed, num_draws, options):
         "steps": 0 if posterior.result is None else posterior.result.num_steps,
     }
     if case.mean is not None:
-        u, _ = posterior.sample_and_log_prob(key, min(num_draws, 50_000))
+        u, _ = posterior.sample_and_log_prob(key, num_draws)
         values = np.asarray(jax.jit(jax.vmap(case.constrain))(u))
         result |= measures.of_moments(values, case.mean, case.sd)
         if case.draws is not None:
@@ -112,7 +117,7 @@ def markdown(results, cases):
         met = "no" if failed else judge(cases[name], runs)
         rows.append([f"{name} ({entry['size']})", *cells, bar, met, f"{warned}/{len(runs)}"])
     header = ["target (d)", *COLUMNS.values(), "bar", "met", "warned"]
-    given = ", ".join(f"{name} {value:g}" for name, value in results.get("options", {}).items())
+    given = ", ".join(f"{name} {value}" for name, value in results.get("options", {}).items())
     recipe = f"The recipe with {given}" if given else "The default recipe"
     parts = [
         "# Posteriors\n",
@@ -149,6 +154,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--draws", type=int, default=200_000, help="draws that measure the gap")
     parser.add_argument("--tempering", type=float, help="as in `fit_posterior`")
+    parser.add_argument("--family", choices=FAMILIES, help="fit this one instead of the default")
     parser.add_argument("--quick", action="store_true", help="few steps, to see that all runs")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the output holds")
     parser.add_argument("--peers", default="benchmarks/results/posteriors_peers.json")
@@ -163,7 +169,8 @@ def main():
     unknown = set(names) - set(known)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    options = {} if args.tempering is None else {"tempering": args.tempering}
+    given = {"tempering": args.tempering, "family": args.family}
+    options = {name: value for name, value in given.items() if value is not None}
     if args.quick:
         options["num_steps"] = 100
     results = {

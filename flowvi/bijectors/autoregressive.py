@@ -98,28 +98,29 @@ class IAF(distrax.Bijector):
         """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
         y = jnp.asarray(y)
-        conditioner = self._masked_conditioner()
-        if conditioner is None:
+        known = self._masked()
+        if known is None:
             return invert_by_passes(self._scalar_bijector, y)
-        checks.trailing_shape("y", y, (conditioner.network.event_size,), self.name)
-        return triangular.inverse_and_log_det(conditioner, self._transformer, y)
+        checks.trailing_shape("y", y, (known[0].network.event_size,), self.name)
+        return triangular.inverse_and_log_det(*known, y)
 
     def forward_with_score(self, x: Array, score: Array) -> tuple[Array, Array, Array]:
         """y, the log-determinant and the score at y; see `flowvi.bijectors.score`."""
         self._check_forward_input_shape(x)
-        conditioner = self._masked_conditioner()
-        if conditioner is None:
+        known = self._masked()
+        if known is None:
             return through_inverse(self, x, score)
-        checks.trailing_shape("x", x, (conditioner.network.event_size,), self.name)
-        return triangular.forward_with_score(conditioner, self._transformer, x, score)
+        checks.trailing_shape("x", x, (known[0].network.event_size,), self.name)
+        return triangular.forward_with_score(*known, x, score)
 
-    def _masked_conditioner(self) -> Conditioner | None:
-        """The conditioner, if its weights and the transformer's configuration are visible."""
+    def _masked(self) -> tuple[Conditioner, Transformer] | None:
+        """Conditioner and transformer, if their weights and configuration are visible."""
         # A module such as `flowvi.MADE` shows its weights when it is bound.
         bind = getattr(self._conditioner, "bind", None)
         conditioner = self._conditioner if bind is None else bind()
-        known = isinstance(conditioner, Conditioner) and isinstance(self._transformer, Transformer)
-        return conditioner if known else None
+        if isinstance(conditioner, Conditioner) and isinstance(self._transformer, Transformer):
+            return conditioner, self._transformer
+        return None
 
     def same_as(self, other: distrax.Bijector) -> bool:
         """Whether `other` has the same conditioner (the same object) and an equal transformer."""

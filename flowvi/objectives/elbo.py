@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from flowvi.distributions import FlowDistribution, RelaxedDistribution
+from flowvi.distributions import FlowDistribution, RelaxedDistribution, along
 from flowvi.objectives import closed_form
 from flowvi.objectives.variational import Joint, Variational, evaluate, finish
 from flowvi.params import Fixed
@@ -172,9 +172,8 @@ class ELBO(Variational):
             x, z, log_det = q.distribution.sample_with_base(draw_key, self.num_samples)
         elif self.path and isinstance(q.distribution, FlowDistribution):
             z, log_q, score = q.distribution.sample_with_score(draw_key, (self.num_samples,))
-            # The value of log q, with its gradient along the path.
-            steps = self._guarded(z) - jax.lax.stop_gradient(z)
-            log_q = log_q + jnp.sum(steps * score, axis=tuple(range(log_q.ndim, z.ndim)))
+            rank = len(self.family.event_shape)
+            log_q = jax.lax.stop_gradient(log_q) + along(self._guarded(z), score, rank)
         elif self.path or closed is not None:
             z = q.distribution.sample(seed=draw_key, sample_shape=self.num_samples)
             log_q = q.frozen.log_prob(self._guarded(z)) if self.path else jnp.zeros(())

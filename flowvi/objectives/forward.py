@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flowvi.distributions import FlowDistribution
 from flowvi.families import Family
-from flowvi.objectives.variational import Variational, evaluate, finish
+from flowvi.objectives.variational import Approximation, Variational, evaluate, finish
 
 Array = jax.Array
 
@@ -54,15 +55,7 @@ class ForwardKL(Variational):
         """The loss, with metrics and parameters where there are any."""
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
-        if self.proposal is None:
-            proposal = q.frozen
-        else:
-            own = params["proposal"]
-            own = own.value if hasattr(own, "value") else own
-            context = q.context if self.proposal.context_shape is not None else None
-            proposal = self.proposal.distribution(jax.lax.stop_gradient(own), context)
-        z, log_r = proposal.sample_and_log_prob(seed=draw_key, sample_shape=self.num_samples)
-        z = jax.lax.stop_gradient(z)
+        z, log_r, log_q = self._draws(q, params, draw_key)
         log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
         log_weights = log_joint - log_r
         metrics = {}
@@ -71,6 +64,22 @@ class ForwardKL(Variational):
             log_weights = jnp.where(good, log_weights, -jnp.inf)
             metrics["skipped"] = 1 - jnp.mean(good.astype(log_weights.dtype))
         shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
-        terms = jnp.where(shares == 0, 0, shares * q.distribution.log_prob(z))
+        terms = jnp.where(shares == 0, 0, shares * log_q)
         loss = -self._mean(jnp.sum(terms, axis=0), None, batch)
         return finish(loss, metrics, params, {**q.new, **new})
+
+    def _draws(self, q: Approximation, params: Any, key: Array) -> tuple[Array, Array, Array]:
+        """(draws z of the proposal, log r(z), log q(z)), of which the last one has a gradient."""
+        if self.proposal is None:
+            if isinstance(q.distribution, FlowDistribution):
+                z, log_q, _ = q.distribution.sample_with_score(key, (self.num_samples,))
+                return jax.lax.stop_gradient(z), jax.lax.stop_gradient(log_q), log_q
+            proposal = q.frozen
+        else:
+            own = params["proposal"]
+            own = own.value if hasattr(own, "value") else own
+            context = q.context if self.proposal.context_shape is not None else None
+            proposal = self.proposal.distribution(jax.lax.stop_gradient(own), context)
+        z, log_r = proposal.sample_and_log_prob(seed=key, sample_shape=self.num_samples)
+        z = jax.lax.stop_gradient(z)
+        return z, log_r, q.distribution.log_prob(z)

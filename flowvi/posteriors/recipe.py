@@ -13,6 +13,7 @@ import optax
 from flowvi import checks
 from flowvi.families import Family
 from flowvi.objectives import ELBO
+from flowvi.params import cast
 from flowvi.posteriors import diagnosis as diagnoses
 from flowvi.posteriors.defaults import MODERATE, placed_family
 from flowvi.posteriors.diagnosis import Diagnosis
@@ -22,7 +23,6 @@ from flowvi.posteriors.start import (
     directions_that_do_not_fall,
     find,
 )
-from flowvi.posteriors.tails import mend
 from flowvi.posteriors.target import Target
 from flowvi.posteriors.tempering import Tempered
 from flowvi.training import FitResult, Plateau, fit
@@ -34,8 +34,9 @@ Array = jax.Array
 #: Steps, draws of a step, learning rate, bound on the gradient's norm.
 NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
-#: Steps beyond so many coordinates, where the networks are wide and each step takes long.
-WIDE, WIDE_STEPS = 50, 2_500
+#: Steps, draws and learning rate beyond so many coordinates, where the networks are wide and each
+#: step takes long.
+WIDE, WIDE_STEPS, WIDE_SAMPLES, WIDE_RATE = 50, 2_000, 128, 2e-2
 
 #: Steps and draws beyond `MODERATE` coordinates.
 FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
@@ -57,12 +58,14 @@ Objective = Callable[[Family, Any], Any]
 
 
 @functools.lru_cache(maxsize=64)
-def default_optimizer(num_steps: int, constant: float = 0.0) -> optax.GradientTransformation:
+def default_optimizer(
+    num_steps: int, constant: float = 0.0, learning_rate: float = LEARNING_RATE
+) -> optax.GradientTransformation:
     """Adam with clipped gradients and a cosine decay, after a constant part of the steps."""
     decay_steps = max(round((1 - constant) * num_steps), 1)
-    decay = optax.cosine_decay_schedule(LEARNING_RATE, decay_steps, 0.01)
+    decay = optax.cosine_decay_schedule(learning_rate, decay_steps, 0.01)
     schedule = optax.join_schedules(
-        [optax.constant_schedule(LEARNING_RATE), decay], [num_steps - decay_steps]
+        [optax.constant_schedule(learning_rate), decay], [num_steps - decay_steps]
     )
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(schedule))
 
@@ -92,8 +95,6 @@ def fit_posterior(
        step and a step size that decays; it ends early where the ELBO stops improving. Beyond 200
        coordinates it is a map of each marginal after the affine map instead.
     3. The start and the fit are compared by ELBO on the same draws, and the better one is taken.
-       Where the tails of its importance weights are heavy, some steps on the forward KL divergence
-       mend them.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
@@ -112,11 +113,11 @@ def fit_posterior(
         objective: (family, log joint) -> a loss for `fit`, such as
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
-        optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.005.
-        num_steps: steps to do at most; by default 4000, 2500 beyond 50 coordinates, or 2000
-            beyond 200.
-        num_samples: draws of a step, where `objective` is not given; by default 256, or 64 beyond
-            200 coordinates.
+        optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from
+            0.005, or 0.02 between 50 and 200 coordinates.
+        num_steps: steps to do at most; by default 4000, or 2000 beyond 50 coordinates.
+        num_samples: draws of a step, where `objective` is not given; by default 256, 128 beyond 50
+            coordinates, or 64 beyond 200.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
             default.
         start: points to start from, in the user's space, with a leading axis if there are several.
@@ -161,12 +162,11 @@ def fit_posterior(
     _check_options(target, family, objective, batch_size, tempering)
     target.check()
     size = target.event_size
-    large = size > MODERATE
+    large, wide = size > MODERATE, WIDE < size <= MODERATE
     if num_steps is None:
-        num_steps = WIDE_STEPS if size > WIDE else NUM_STEPS
-        num_steps = FEWER_STEPS if large else num_steps
+        num_steps = FEWER_STEPS if large else WIDE_STEPS if wide else NUM_STEPS
     if num_samples is None:
-        num_samples = FEWER_SAMPLES if large else NUM_SAMPLES
+        num_samples = FEWER_SAMPLES if large else WIDE_SAMPLES if wide else NUM_SAMPLES
     num_steps = checks.positive_int("num_steps", num_steps)
     placed = placed_family(size, family, "affine" if tempering is None else "spline")
     make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
@@ -176,12 +176,17 @@ def fit_posterior(
     found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
     if optimizer is None:
         # The weights of modes move late, and need steps that are not small yet.
-        optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7)
+        # The networks of a family of the user's may be of any width.
+        rate = WIDE_RATE if wide and family is None and tempering is None else LEARNING_RATE
+        optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7, rate)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)
+    # Noise of the draws is larger than rounding by far: the networks of the default flow, in units
+    # of the start, move in single precision. The target and the affine map keep their own.
+    single = family is None and objective is None and not large
     result = fit(
         loss_fn,
-        params,
+        cast(params, jnp.float32) if single else params,
         optimizer,
         key=fit_key,
         num_steps=num_steps,
@@ -192,14 +197,14 @@ def fit_posterior(
         progress=progress,
         callback=callback,
     )
+    if single:
+        result = dataclasses.replace(result, params=cast(result.params, jnp.result_type(float)))
     candidates = [result.params["posterior"]]
     if tempering is None:
         candidates += [
             placed.place(params["posterior"], each) for each in (found.whitening, found.best)
         ]
     best = _best(placed, target, candidates, choice_key)
-    if objective is None and tempering is None and batch_size is None:
-        best = mend(placed, target, best, jax.random.fold_in(key, 1))
     weights = draws(placed, target, best, final_key, NUM_DIAGNOSIS)[2]
     remarks = _remarks(target, found, result)
     remarks += _left_out(placed, target, best, found, diagnoses.diagnose(weights))
@@ -258,11 +263,18 @@ def _default_objective(num_steps: int, num_samples: int, tempering: float | None
     if tempering is None:
         return functools.partial(ELBO, num_samples=num_samples, path=True, skip_nonfinite=True)
     return functools.partial(
-        Tempered, num_samples=num_samples, power=float(tempering), num_steps=num_steps
+        Tempered,
+        num_samples=num_samples,
+        power=float(tempering),
+        num_steps=num_steps,
+        skip_nonfinite=True,
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# What runs once need not run fast: without optimisations this compiles in a third of the time.
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
+)
 def _fresh(maker: Any, key: Array) -> Any:
     return maker.init(key)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.objectives import ELBO, ForwardKL
-from flowvi.objectives.variational import LogJoint, Variational
+from flowvi.distributions import FlowDistribution, along
+from flowvi.objectives.variational import Variational, evaluate
 from flowvi.params import Fixed
 
 Array = jax.Array
@@ -19,26 +19,18 @@ COOLING, RESTING = 0.4, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Powered:
-    """A log joint density times an inverse temperature, params["power"]."""
-
-    log_joint: LogJoint
-
-    def __call__(self, params: Any, key: Array, z: Array, batch: Any) -> Array:
-        """The tempered log joint density."""
-        return params["power"] * self.log_joint(params, key, z, batch)
-
-
-@dataclasses.dataclass(frozen=True)
 class Tempered(Variational):
     """A loss for `fit` that goes through three parts of its `num_steps` steps.
 
-    1. The ELBO of p(z)^b by path gradients, with b rising from `power` to 1. While b is small the
-       modes are bridged, and q covers all that its start covers.
-    2. The ELBO itself.
-    3. The ELBO, and the forward KL divergence with self-normalised weights. The ELBO's gradient
-       hardly sees the weights of modes that no draw connects; the other one does. In many
-       coordinates its weights are few draws' alone, and the ELBO holds q in place.
+    1. KL(q || p^b) by path gradients, with b rising from `power` to 1. While b is small the modes
+       are bridged, and q covers all that its start covers.
+    2. KL(q || p) alone.
+    3. KL(q || p), and KL(p || q) by self-normalised weights. The gradient of the first hardly sees
+       the weights of modes that no draw connects; that of the second does. In many coordinates its
+       weights are few draws' alone, and the first holds q in place.
+
+    Both divergences come from the same draws, whose way up is known: see
+    `FlowDistribution.sample_with_score`.
 
     Attributes:
         power: the inverse temperature at the start, between 0 and 1.
@@ -64,15 +56,21 @@ class Tempered(Variational):
         step = params["control"].value
         share = step / self.num_steps
         power = self.power ** (1 - jnp.clip(share / COOLING, 0, 1))
-        options: dict[str, Any] = {"num_samples": self.num_samples, "skip_nonfinite": True}
-        elbo = ELBO(self.family, Powered(self.log_joint), path=True, **options)
-        forward = ForwardKL(self.family, self.log_joint, **options)
-        inputs = {"posterior": params["posterior"], "power": power}
-
-        def both_ways() -> tuple[Array, dict[str, Array]]:
-            keys = jax.random.split(key)
-            loss, metrics = elbo(inputs, keys[0], batch)
-            return loss + forward(inputs, keys[1], batch)[0], metrics
-
-        loss, metrics = jax.lax.cond(share < RESTING, lambda: elbo(inputs, key, batch), both_ways)
-        return loss, metrics, {**params, "control": Fixed(step + 1)}
+        train_key, draw_key, model_key = jax.random.split(key, 3)
+        q = self._approximation(params, train_key, batch).distribution
+        if not isinstance(q, FlowDistribution):
+            raise TypeError(f"`family` must be a flow; got {self.family!r}.")
+        z, log_q, score = q.sample_with_score(draw_key, (self.num_samples,))
+        z = self._guarded(z)
+        log_joint, _ = evaluate(self.log_joint, params, model_key, z, batch)
+        log_weights = jax.lax.stop_gradient(log_joint - log_q)
+        good, metrics = self._good(log_weights)
+        path = jax.lax.stop_gradient(log_q) + along(z, score, len(self.family.event_shape))
+        elbo = self._mean(power * log_joint - path, good, batch)
+        if good is not None:
+            log_weights = jnp.where(good, log_weights, -jnp.inf)
+        shares = jax.nn.softmax(log_weights)
+        forward = -jnp.sum(jnp.where(shares > 0, shares * log_q, 0))
+        # The value stays that of the first divergence, on which progress is judged.
+        forward = jnp.where(share < RESTING, 0, forward - jax.lax.stop_gradient(forward))
+        return forward - elbo, metrics, {**params, "control": Fixed(step + 1)}

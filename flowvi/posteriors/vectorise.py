@@ -20,8 +20,10 @@ CUTS, MOST_WORK = ((0, 10), (0, 12)), 200_000
 
 #: Primitives that LAPACK computes.
 LAPACK = frozenset(
-    "cholesky eig eigh geqp3 geqrf hessenberg householder_product lu ormqr schur svd "
-    "triangular_solve tridiagonal tridiagonal_solve".split()
+    (
+        *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu"),
+        *("ormqr", "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
+    )
 )
 
 

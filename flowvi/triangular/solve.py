@@ -226,6 +226,7 @@ def inverse_and_log_det(
         term = jnp.broadcast_to(term, (*batch, term.shape[-1])).reshape(n, term.shape[-1])
         columns[0] = (columns[0][0], columns[0][1] + term.T)
     dtype = jnp.result_type(y, *(w for w, _ in weights))
+    columns = jax.tree.map(lambda leaf: leaf.astype(dtype), columns)
     rows = jnp.broadcast_to(y, (*batch, network.event_size)).reshape(n, network.event_size)
     if network.order is not None:
         rows = rows[:, np.asarray(network.order)]

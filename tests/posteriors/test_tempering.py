@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowvi.objectives import ELBO, ForwardKL
+from flowvi.params import Fixed
+from flowvi.posteriors.tempering import Tempered
+from tests.families.test_families import FAMILIES, perturbed
+from tests.tolerances import FLOAT64
+
+KEY = jax.random.key(0)
+FAMILY = FAMILIES["iaf"](3)
+
+
+def log_joint(params, key, z, batch):
+    del params, key, batch
+    return -jnp.sum(jnp.cosh(0.3 * z), -1)
+
+
+def flattened(params, key, z, batch):
+    return 0.1**0.5 * log_joint(params, key, z, batch)
+
+
+def gradient(loss_fn, step=None):
+    params = {"posterior": perturbed(FAMILY.init(KEY))}
+    fixed = {} if step is None else {"control": Fixed(jnp.asarray(step))}
+
+    def loss(params):
+        out = loss_fn({**params, **fixed}, KEY, None)
+        return out[0] if isinstance(out, tuple) else out
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+def agree(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=FLOAT64 * max(np.abs(b).max(), 1))
+
+
+@pytest.mark.usefixtures("x64")
+def test_each_part_follows_its_divergences():
+    loss_fn = Tempered(FAMILY, log_joint, num_samples=7, power=0.1, num_steps=100)
+    options = {"num_samples": 7}
+    # Half of the way to temperature 1, the power is the root of the first one.
+    half = gradient(ELBO(FAMILY, flattened, path=True, **options))
+    agree(gradient(loss_fn, 20), half)
+    reverse = gradient(ELBO(FAMILY, log_joint, path=True, **options))
+    agree(gradient(loss_fn, 45), reverse)
+    forward = gradient(ForwardKL(FAMILY, log_joint, **options))
+    agree(gradient(loss_fn, 60), jax.tree.map(jnp.add, reverse, forward))
+
+
+def test_steps_are_counted():
+    loss_fn = Tempered(FAMILY, log_joint, num_samples=7)
+    params = loss_fn.init(KEY)
+    loss, _, params = loss_fn(params, KEY, None)
+    assert int(params["control"].value) == 1
+    assert loss.shape == ()
+
+
+@pytest.mark.parametrize("power", [0.0, 1.5])
+def test_the_power_is_an_inverse_temperature(power):
+    with pytest.raises(ValueError, match="`power` must be above 0 and at most 1; got"):
+        Tempered(FAMILY, log_joint, power=power)

@@ -27,8 +27,7 @@ class ELBO(Variational):
     - by default, gradients flow through the draws and through log q;
     - with `path`, through the draws alone. The other part has mean zero, but not variance zero: the
       gradient of the path vanishes draw by draw where q equals the posterior ("sticking the
-      landing"). It needs the log density of q at given points, for which all flows here have both
-      directions cheap;
+      landing"). It needs the gradient of log q at the draws, which those of a flow bring with them;
     - where the joint density is a `Joint` whose prior has a closed KL divergence from q,
       ELBO = E_q log p(x | z) - KL(q || p(z)), with no noise in the second term. Of a flow z = f(u)
       whose base q_0 has one, the noise of the base leaves:

@@ -92,8 +92,9 @@ def fit_posterior(
        Newton steps: the start (`flowvi.posteriors.start`).
     2. A flow that begins as the identity is put before that normal distribution's affine map, so
        all targets look alike to it, and is fitted by path gradients of the ELBO, with many draws a
-       step and a step size that decays; it ends early where the ELBO stops improving. Beyond 200
-       coordinates it is a map of each marginal after the affine map instead.
+       step and a step size that decays; it ends early where the ELBO stops improving. Where JAX is
+       in double precision, so is all of this but the flow's networks while they are fitted. Beyond
+       200 coordinates the flow is a map of each marginal after the affine map.
     3. The start and the fit are compared by ELBO on the same draws, and the better one is taken.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
@@ -198,7 +199,8 @@ def fit_posterior(
         callback=callback,
     )
     if single:
-        result = dataclasses.replace(result, params=cast(result.params, jnp.result_type(float)))
+        full = [cast(each, jnp.result_type(float)) for each in (result.params, result.last_params)]
+        result = dataclasses.replace(result, params=full[0], last_params=full[1])
     candidates = [result.params["posterior"]]
     if tempering is None:
         candidates += [

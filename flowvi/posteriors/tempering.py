@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.distributions import FlowDistribution, along
+from flowvi.distributions import along
 from flowvi.objectives.variational import Variational, evaluate
 from flowvi.params import Fixed
 
@@ -29,8 +29,7 @@ class Tempered(Variational):
        the weights of modes that no draw connects; that of the second does. In many coordinates its
        weights are few draws' alone, and the first holds q in place.
 
-    Both divergences come from the same draws, whose way up is known: see
-    `FlowDistribution.sample_with_score`.
+    Both divergences come from the same draws of a flow: see `FlowDistribution.sample_with_score`.
 
     Attributes:
         power: the inverse temperature at the start, between 0 and 1.
@@ -58,8 +57,6 @@ class Tempered(Variational):
         power = self.power ** (1 - jnp.clip(share / COOLING, 0, 1))
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch).distribution
-        if not isinstance(q, FlowDistribution):
-            raise TypeError(f"`family` must be a flow; got {self.family!r}.")
         z, log_q, score = q.sample_with_score(draw_key, (self.num_samples,))
         z = self._guarded(z)
         log_joint, _ = evaluate(self.log_joint, params, model_key, z, batch)

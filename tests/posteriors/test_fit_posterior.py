@@ -8,6 +8,7 @@ import pytest
 
 import flowvi as fv
 from flowvi import objectives
+from flowvi.params import partition
 from flowvi.posteriors import default_family
 from tests.tolerances import STANDARD_ERRORS
 
@@ -56,6 +57,8 @@ class TestPosterior:
         assert (samples["rate"] > 0).all()
         u, log_q = posterior.sample_and_log_prob(KEY, 2_500)
         assert u.dtype == jnp.float64
+        trainable, _ = partition(posterior.params)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(trainable)} == {"float64"}
         np.testing.assert_array_equal(posterior.constrain(u)["rate"], samples["rate"])
         np.testing.assert_allclose(posterior.log_prob(u), log_q, atol=1e-6)
         np.testing.assert_allclose(

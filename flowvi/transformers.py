@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.splines import RationalQuadraticSpline
 
 Array = jax.Array
 
@@ -80,8 +81,8 @@ class Spline:
     """Monotone rational quadratic spline on [-interval, interval] with identity tails.
 
     theta holds K raw widths, K raw heights and K - 1 raw slopes of inner knots (those of the ends
-    are 1). Each is bounded smoothly to (-B, B) before Distrax turns it into bins by a softmax and
-    into slopes by a softplus: with unbounded ones a trained flow grows needle-thin bins, and a
+    are 1). Each is bounded smoothly to (-B, B) before a softmax makes bins of them and a softplus
+    slopes: with unbounded ones a trained flow grows needle-thin bins, and a
     stack of layers loses its inverse even in double precision.
 
     Attributes:
@@ -122,15 +123,12 @@ class Spline:
 
     def __call__(self, theta: Array) -> distrax.Bijector:
         """The bijector at theta of shape [..., 3 K - 1]."""
-        raw = _bounded(theta, self.max_raw)
-        # Distrax asks for the slopes of both ends too, and then sets them to one.
-        ends = jnp.zeros((*raw.shape[:-1], 1), raw.dtype)
-        sizes, slopes = raw[..., : 2 * self.num_bins], raw[..., 2 * self.num_bins :]
-        return distrax.RationalQuadraticSpline(
-            jnp.concatenate([sizes, ends, slopes, ends], axis=-1),
-            range_min=-self.interval,
-            range_max=self.interval,
-            boundary_slopes="identity",
+        # Unlike that of single indices, the gradient of a split is one concatenation.
+        parts = jax.lax.split(_bounded(theta, self.max_raw), [1] * self.num_params, axis=-1)
+        raw = [jnp.squeeze(part, -1) for part in parts]
+        widths, heights = raw[: self.num_bins], raw[self.num_bins : 2 * self.num_bins]
+        return RationalQuadraticSpline(
+            widths, heights, raw[2 * self.num_bins :], interval=self.interval
         )
 
 

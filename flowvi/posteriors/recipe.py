@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +31,35 @@ from flowvi.training.result import Look
 
 Array = jax.Array
 
-#: Steps, draws of a step, learning rate, bound on the gradient's norm.
-NUM_STEPS, NUM_SAMPLES, LEARNING_RATE, MAX_NORM = 4_000, 256, 5e-3, 10.0
 
-#: Steps, draws and learning rate beyond so many coordinates, where the networks are wide and each
-#: step takes long.
-WIDE, WIDE_STEPS, WIDE_SAMPLES, WIDE_RATE = 50, 2_000, 128, 2e-2
+class Budget(NamedTuple):
+    """What a fit of so many coordinates does by default.
 
-#: Steps and draws beyond `MODERATE` coordinates.
-FEWER_STEPS, FEWER_SAMPLES = 2_000, 64
+    Attributes:
+        largest: the number of coordinates up to which it holds.
+        num_steps: steps.
+        num_samples: draws of a step.
+        learning_rate: the largest one, of the default flow.
+    """
+
+    largest: float
+    num_steps: int
+    num_samples: int
+    learning_rate: float
+
+
+#: Few coordinates leave time for long fits. With more of them networks are wider and a step takes
+#: long; beyond `MODERATE` there is no network at all.
+BUDGETS = (
+    Budget(10, 4_000, 256, 2e-2),
+    Budget(50, 2_500, 128, 5e-2),
+    Budget(MODERATE, 2_000, 128, 5e-2),
+    Budget(np.inf, 2_000, 64, 5e-3),
+)
+
+#: The learning rate of a family of the user's, whose networks may be of any kind, and the bound on
+#: the norm of every gradient.
+LEARNING_RATE, MAX_NORM = 5e-3, 10.0
 
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
@@ -114,11 +134,13 @@ def fit_posterior(
         objective: (family, log joint) -> a loss for `fit`, such as
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
-        optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from
-            0.005, or 0.02 between 50 and 200 coordinates.
-        num_steps: steps to do at most; by default 4000, or 2000 beyond 50 coordinates.
-        num_samples: draws of a step, where `objective` is not given; by default 256, 128 beyond 50
-            coordinates, or 64 beyond 200.
+        optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.02
+            for up to 10 coordinates, from 0.05 for up to 200, and from 0.005 beyond, with
+            `tempering`, or where `family` is given.
+        num_steps: steps to do at most; by default 4000 for up to 10 coordinates, 2500 for up to 50,
+            and 2000 beyond.
+        num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
+            coordinates, 128 for up to 200, and 64 beyond.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
             default.
         start: points to start from, in the user's space, with a leading axis if there are several.
@@ -163,12 +185,10 @@ def fit_posterior(
     _check_options(target, family, objective, batch_size, tempering)
     target.check()
     size = target.event_size
-    large, wide = size > MODERATE, WIDE < size <= MODERATE
-    if num_steps is None:
-        num_steps = FEWER_STEPS if large else WIDE_STEPS if wide else NUM_STEPS
-    if num_samples is None:
-        num_samples = FEWER_SAMPLES if large else WIDE_SAMPLES if wide else NUM_SAMPLES
-    num_steps = checks.positive_int("num_steps", num_steps)
+    budget = next(each for each in BUDGETS if size <= each.largest)
+    steps = budget.num_steps if num_steps is None else num_steps
+    num_steps = checks.positive_int("num_steps", steps)
+    num_samples = budget.num_samples if num_samples is None else num_samples
     placed = placed_family(size, family, "affine" if tempering is None else "spline")
     make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
     loss_fn = make(placed, target.log_joint)
@@ -177,14 +197,13 @@ def fit_posterior(
     found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
     if optimizer is None:
         # The weights of modes move late, and need steps that are not small yet.
-        # The networks of a family of the user's may be of any width.
-        rate = WIDE_RATE if wide and family is None and tempering is None else LEARNING_RATE
+        rate = budget.learning_rate if family is None and tempering is None else LEARNING_RATE
         optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7, rate)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)
     # Noise of the draws is larger than rounding by far: the networks of the default flow, in units
     # of the start, move in single precision. The target and the affine map keep their own.
-    single = family is None and objective is None and not large
+    single = family is None and objective is None and size <= MODERATE
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,

@@ -57,9 +57,9 @@ BUDGETS = (
     Budget(np.inf, 2_000, 64, 5e-3),
 )
 
-#: The learning rate of a family of the user's, whose networks may be of any kind, and the bound on
-#: the norm of every gradient.
-LEARNING_RATE, MAX_NORM = 5e-3, 10.0
+#: The learning rate of a family of the user's, whose networks may be of any kind, and of a tempered
+#: fit, which loses modes at twice the rate; and the bound on the norm of every gradient.
+LEARNING_RATE, MAX_NORM = 1e-2, 10.0
 
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
@@ -135,8 +135,8 @@ def fit_posterior(
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.02
-            for up to 10 coordinates, from 0.05 for up to 200, and from 0.005 beyond, with
-            `tempering`, or where `family` is given.
+            for up to 10 coordinates, from 0.05 for up to 200, and from 0.005 beyond; from 0.01 with
+            `tempering` or where `family` is given.
         num_steps: steps to do at most; by default 4000 for up to 10 coordinates, 2500 for up to 50,
             and 2000 beyond.
         num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10

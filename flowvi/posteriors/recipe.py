@@ -40,26 +40,28 @@ class Budget(NamedTuple):
         num_steps: steps.
         num_samples: draws of a step.
         learning_rate: the largest one, of the default flow.
+        careful_rate: that of a family of the user's, whose networks may be of any kind, and of a
+            tempered fit, which loses modes and tails at higher ones.
     """
 
     largest: float
     num_steps: int
     num_samples: int
     learning_rate: float
+    careful_rate: float
 
 
 #: Few coordinates leave time for long fits. With more of them networks are wider and a step takes
 #: long; beyond `MODERATE` there is no network at all.
 BUDGETS = (
-    Budget(10, 4_000, 256, 2e-2),
-    Budget(50, 2_500, 128, 5e-2),
-    Budget(MODERATE, 2_000, 128, 5e-2),
-    Budget(np.inf, 2_000, 64, 5e-3),
+    Budget(10, 4_000, 256, 2e-2, 5e-3),
+    Budget(50, 2_500, 128, 5e-2, 1e-2),
+    Budget(MODERATE, 2_000, 128, 5e-2, 5e-3),
+    Budget(np.inf, 2_000, 64, 5e-3, 5e-3),
 )
 
-#: The learning rate of a family of the user's, whose networks may be of any kind, and of a tempered
-#: fit, which loses modes at twice the rate; and the bound on the norm of every gradient.
-LEARNING_RATE, MAX_NORM = 1e-2, 10.0
+#: The bound on the norm of every gradient.
+MAX_NORM = 10.0
 
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
@@ -79,7 +81,7 @@ Objective = Callable[[Family, Any], Any]
 
 @functools.lru_cache(maxsize=64)
 def default_optimizer(
-    num_steps: int, constant: float = 0.0, learning_rate: float = LEARNING_RATE
+    num_steps: int, constant: float = 0.0, learning_rate: float = 5e-3
 ) -> optax.GradientTransformation:
     """Adam with clipped gradients and a cosine decay, after a constant part of the steps."""
     decay_steps = max(round((1 - constant) * num_steps), 1)
@@ -135,8 +137,8 @@ def fit_posterior(
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.02
-            for up to 10 coordinates, from 0.05 for up to 200, and from 0.005 beyond; from 0.01 with
-            `tempering` or where `family` is given.
+            for up to 10 coordinates, from 0.05 for up to 200, and from 0.005 beyond; with
+            `tempering` or where `family` is given from 0.005, or 0.01 between 10 and 50.
         num_steps: steps to do at most; by default 4000 for up to 10 coordinates, 2500 for up to 50,
             and 2000 beyond.
         num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
@@ -197,7 +199,8 @@ def fit_posterior(
     found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
     if optimizer is None:
         # The weights of modes move late, and need steps that are not small yet.
-        rate = budget.learning_rate if family is None and tempering is None else LEARNING_RATE
+        plain = family is None and tempering is None
+        rate = budget.learning_rate if plain else budget.careful_rate
         optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7, rate)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)

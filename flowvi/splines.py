@@ -45,7 +45,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         >>> zero = jnp.zeros(())
         >>> spline = RationalQuadraticSpline([zero] * 2, [zero] * 2, [zero + 1.0], interval=4.0)
         >>> [f"{y:.3f}" for y in spline.forward(jnp.array([-5.0, -1.0, 1.0]))]
-        ['-5.000', '-1.259', '1.259']
+        ['-5.000', '-1.363', '1.363']
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         widths: K arrays of raw widths, that broadcast against x; a softmax makes them bins.
         heights: K arrays of raw heights, in the same way.
         slopes: K - 1 arrays of raw slopes at the inner knots; a softplus makes them positive, and
-            zero is a slope of 1.
+            zero is a slope of 1. No raw number may be large: exponentials are taken as they are.
         interval: I.
 
     Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.

@@ -82,8 +82,8 @@ class Spline:
 
     theta holds K raw widths, K raw heights and K - 1 raw slopes of inner knots (those of the ends
     are 1). Each is bounded smoothly to (-B, B) before a softmax makes bins of them and a softplus
-    slopes: with unbounded ones a trained flow grows needle-thin bins, and a
-    stack of layers loses its inverse even in double precision.
+    slopes: with unbounded ones a trained flow grows needle-thin bins, and a stack of layers loses
+    its inverse even in double precision.
 
     Attributes:
         num_bins: K.

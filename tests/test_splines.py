@@ -27,9 +27,9 @@ def theirs(theta):
     )
 
 
-def case(scale=1.5):
+def case():
     theta_key, x_key = jax.random.split(jax.random.key(0))
-    theta = scale * jax.random.normal(theta_key, (500, 3 * NUM_BINS - 1))
+    theta = 1.5 * jax.random.normal(theta_key, (500, 3 * NUM_BINS - 1))
     return theta, 2.5 * jax.random.normal(x_key, (500,))
 
 

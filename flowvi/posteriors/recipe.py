@@ -81,7 +81,7 @@ Objective = Callable[[Family, Any], Any]
 
 @functools.lru_cache(maxsize=64)
 def default_optimizer(
-    num_steps: int, constant: float = 0.0, learning_rate: float = 5e-3
+    num_steps: int, constant: float, learning_rate: float
 ) -> optax.GradientTransformation:
     """Adam with clipped gradients and a cosine decay, after a constant part of the steps."""
     decay_steps = max(round((1 - constant) * num_steps), 1)
@@ -188,9 +188,11 @@ def fit_posterior(
     target.check()
     size = target.event_size
     budget = next(each for each in BUDGETS if size <= each.largest)
-    steps = budget.num_steps if num_steps is None else num_steps
-    num_steps = checks.positive_int("num_steps", steps)
-    num_samples = budget.num_samples if num_samples is None else num_samples
+    if num_steps is None:
+        num_steps = budget.num_steps
+    if num_samples is None:
+        num_samples = budget.num_samples
+    num_steps = checks.positive_int("num_steps", num_steps)
     placed = placed_family(size, family, "affine" if tempering is None else "spline")
     make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
     loss_fn = make(placed, target.log_joint)
@@ -198,9 +200,9 @@ def fit_posterior(
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
     if optimizer is None:
+        careful = family is not None or tempering is not None
+        rate = budget.careful_rate if careful else budget.learning_rate
         # The weights of modes move late, and need steps that are not small yet.
-        plain = family is None and tempering is None
-        rate = budget.learning_rate if plain else budget.careful_rate
         optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7, rate)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)

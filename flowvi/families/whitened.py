@@ -53,6 +53,18 @@ class Whitened(Wrapper):
             whitening = {**whitening, "spread": _spread(whitening)}
         return {**params, "whitening": Fixed(whitening)}
 
+    def widen(self, params: Params, factor: float) -> Params:
+        """Parameters of the same distribution, scaled by `factor` around the map's loc."""
+        whitening = {k: v for k, v in params["whitening"].value.items() if k != "spread"}
+        if self.rank is None:
+            whitening["matrix"] = whitening["matrix"] * factor
+            whitening["inverse"] = whitening["inverse"] / factor
+            growth = self.event_shape[0] * jnp.log(factor)
+            whitening["log_det"] = whitening["log_det"] + growth
+        else:
+            whitening["scale"] = whitening["scale"] * factor
+        return self.place(params, whitening)
+
     def distribution(self, params: Params, context: Array | None = None) -> FlowDistribution:
         """See `Family.distribution`."""
         return self._placed(params, self.family.distribution(params["family"], context))

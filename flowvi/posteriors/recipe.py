@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.families import Family
+from flowvi.families import Family, Whitened
 from flowvi.objectives import ELBO
 from flowvi.params import cast
 from flowvi.posteriors import diagnosis as diagnoses
@@ -40,8 +40,9 @@ class Budget(NamedTuple):
         num_steps: steps.
         num_samples: draws of a step.
         learning_rate: the largest one, of the default flow.
-        careful_rate: that of a family of the user's, whose networks may be of any kind, and of a
-            tempered fit, which loses modes and tails at higher ones.
+        careful_rate: that of a family of the user's, whose networks may be of any kind, of a
+            tempered fit, which loses modes and tails at higher ones, and of a fit with little to
+            gain, which has little way to go.
     """
 
     largest: float
@@ -60,6 +61,11 @@ BUDGETS = (
     Budget(np.inf, 2_000, 64, 5e-3, 5e-3),
 )
 
+#: The start of the default flow is easy if its importance weights put the log evidence within so
+#: many nats of its ELBO. What is left to gain takes so few steps, at the end of which the step size
+#: is small: a long fit would end on its plateau, where the step size is large still.
+EASY, EASY_STEPS = 0.05, 1_000
+
 #: The bound on the norm of every gradient.
 MAX_NORM = 10.0
 
@@ -68,6 +74,10 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
 #: Draws that choose between the start and the fit.
 NUM_CHOICE = 4_000
+
+#: Above this k-hat the draws are spread by the first of these factors that brings it below, as long
+#: as that costs no more than so many nats.
+HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.4, (1.003, 1.01, 1.02, 1.04), 5e-3, 0.15
 
 #: A mode is missing if weights around it are so many nats above the log evidence, and it has at
 #: least this part of the mass.
@@ -117,7 +127,9 @@ def fit_posterior(
        step and a step size that decays; it ends early where the ELBO stops improving. Where JAX is
        in double precision, so is all of this but the flow's networks while they are fitted. Beyond
        200 coordinates the flow is a map of each marginal after the affine map.
-    3. The start and the fit are compared by ELBO on the same draws, and the better one is taken.
+    3. The start and the fit are compared by ELBO on the same draws, and the better one is taken. If
+       k-hat is above 0.4, it is spread by up to 4 % where that makes k-hat smaller for at most
+       0.005 nats: importance weights grow without bound where an approximation is too narrow.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
@@ -138,9 +150,11 @@ def fit_posterior(
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         optimizer: an Optax optimizer; by default Adam, with a learning rate that decays from 0.02
             for up to 10 coordinates, from 0.05 for up to 200, and from 0.005 beyond; with
-            `tempering` or where `family` is given from 0.005, or 0.01 between 10 and 50.
+            `tempering`, where `family` is given, and where the start is as good as a fit, from
+            0.005, or 0.01 between 10 and 50.
         num_steps: steps to do at most; by default 4000 for up to 10 coordinates, 2500 for up to 50,
-            and 2000 beyond.
+            and 2000 beyond; of the default flow 1000 where the start is as good as a fit: where its
+            ELBO lies within 0.05 nats of the log evidence, by its importance weights.
         num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
             coordinates, 128 for up to 200, and 64 beyond.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
@@ -188,36 +202,37 @@ def fit_posterior(
     target.check()
     size = target.event_size
     budget = next(each for each in BUDGETS if size <= each.largest)
-    if num_steps is None:
-        num_steps = budget.num_steps
+    steps = budget.num_steps if num_steps is None else checks.positive_int("num_steps", num_steps)
     if num_samples is None:
         num_samples = budget.num_samples
-    num_steps = checks.positive_int("num_steps", num_steps)
     placed = placed_family(size, family, "affine" if tempering is None else "spline")
-    make = _default_objective(num_steps, num_samples, tempering) if objective is None else objective
+    careful = family is not None or tempering is not None
+    make = _default_objective(steps, num_samples, tempering) if objective is None else objective
     loss_fn = make(placed, target.log_joint)
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, 1.0 if tempering is None else tempering, placed.rank)
-    if optimizer is None:
-        careful = family is not None or tempering is not None
-        rate = budget.careful_rate if careful else budget.learning_rate
-        # The weights of modes move late, and need steps that are not small yet.
-        optimizer = default_optimizer(num_steps, 0.0 if tempering is None else 0.7, rate)
     params = _fresh(loss_fn if hasattr(loss_fn, "init") else _Plain(placed), init_key)
     params["posterior"] = placed.place(params["posterior"], found.whitening)
     # Noise of the draws is larger than rounding by far: the networks of the default flow, in units
     # of the start, move in single precision. The target and the affine map keep their own.
     single = family is None and objective is None and size <= MODERATE
+    default = single and num_steps is None and tempering is None
+    if default and _is_easy(placed, target, params["posterior"], choice_key):
+        careful, steps = True, min(steps, EASY_STEPS)
+    if optimizer is None:
+        rate = budget.careful_rate if careful else budget.learning_rate
+        # The weights of modes move late, and need steps that are not small yet.
+        optimizer = default_optimizer(steps, 0.0 if tempering is None else 0.7, rate)
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,
         optimizer,
         key=fit_key,
-        num_steps=num_steps,
+        num_steps=steps,
         data=target.data,
         batch_size=batch_size,
-        max_bad_steps=num_steps,
+        max_bad_steps=steps,
         plateau=PLATEAU if tempering is None else None,
         progress=progress,
         callback=callback,
@@ -231,6 +246,8 @@ def fit_posterior(
             placed.place(params["posterior"], each) for each in (found.whitening, found.best)
         ]
     best = _best(placed, target, candidates, choice_key)
+    if objective is None:
+        best = _widened(placed, target, best, choice_key)
     weights = draws(placed, target, best, final_key, NUM_DIAGNOSIS)[2]
     remarks = _remarks(target, found, result)
     remarks += _left_out(placed, target, best, found, diagnoses.diagnose(weights))
@@ -305,6 +322,12 @@ def _fresh(maker: Any, key: Array) -> Any:
     return maker.init(key)
 
 
+def _is_easy(family: Family, target: Target, params: Any, key: Array) -> bool:
+    """Whether importance weights of the start say that little is left to gain."""
+    start = diagnoses.diagnose(draws(family, target, params, key, NUM_CHOICE)[2])
+    return start.lost == 0 and start.log_evidence.value - start.elbo.value < EASY
+
+
 def _best(family: Family, target: Target, candidates: list[Any], key: Array) -> Any:
     """The parameters of largest ELBO, from the same draws; the first one where they tie."""
     if len(candidates) == 1:
@@ -315,6 +338,31 @@ def _best(family: Family, target: Target, candidates: list[Any], key: Array) -> 
         good = np.isfinite(weights)
         scores.append(weights[good].mean() if good.mean() > 0.5 else -np.inf)
     return candidates[int(np.argmax(scores))]
+
+
+def _widened(family: Whitened, target: Target, params: Any, key: Array) -> Any:
+    """The parameters, spread a little where the largest importance weights have a heavy tail.
+
+    The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
+    without bound where it is too narrow. Spread by a factor 1 + e, at the price of about D e^2 nats
+    where it is nearly normal, the largest weights move to the middle. Where no factor brings k-hat
+    below its bound, the one that makes it smallest is taken, if that is by more than its noise.
+    """
+    seen: list[tuple[float, Any]] = []
+    elbo = -np.inf
+    for factor in (1.0, *FACTORS):
+        wide = params if factor == 1.0 else family.widen(params, factor)
+        found = diagnoses.diagnose(draws(family, target, wide, key, NUM_DIAGNOSIS)[2])
+        elbo = max(elbo, found.elbo.value)
+        if found.lost > 0 or elbo - found.elbo.value > MOST_COST:
+            break
+        seen.append((found.khat, wide))
+        if found.khat <= HEAVY:
+            return wide
+    if not seen:
+        return params
+    least, wide = min(seen, key=lambda each: each[0])
+    return wide if least < seen[0][0] - KHAT_NOISE else params
 
 
 def _remarks(target: Target, found: Start, result: FitResult) -> list[str]:

@@ -75,6 +75,22 @@ def test_marginal_maps_stand_in_the_units_of_the_data(name):
     assert abs(log_prob - plain.log_prob(start, y)).max() > 0.1
 
 
+@pytest.mark.parametrize("marginal", [None, "spline"])
+@pytest.mark.parametrize("name", ["dense", "low_rank"])
+def test_a_wider_one_is_the_same_scaled_around_its_loc(name, marginal, x64):
+    family = fv.whitened(fv.full_rank(3), rank=None if name == "dense" else 2, marginal=marginal)
+    whitening = dense() if name == "dense" else low_rank()
+    params = family.place(perturbed(family.init(KEY), 0.3, 0), whitening)
+    y, log_prob = family.sample_and_log_prob(params, KEY, 20)
+    wide, wide_log_prob = family.sample_and_log_prob(family.widen(params, 1.5), KEY, 20)
+    loc = whitening["loc"]
+    np.testing.assert_allclose(wide - loc, 1.5 * (y - loc), rtol=1e-9)
+    np.testing.assert_allclose(wide_log_prob, log_prob - 3 * np.log(1.5), rtol=1e-9)
+    np.testing.assert_allclose(
+        family.log_prob(family.widen(params, 1.5), wide), wide_log_prob, rtol=1e-6
+    )
+
+
 def test_moments_of_a_whitened_normal():
     family = fv.whitened(fv.full_rank(3))
     params = family.place(perturbed(family.init(KEY), 0.3, 0), dense())

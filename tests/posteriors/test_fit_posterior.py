@@ -9,7 +9,7 @@ import pytest
 import flowvi as fv
 from flowvi import objectives
 from flowvi.params import partition
-from flowvi.posteriors import default_family
+from flowvi.posteriors import default_family, recipe
 from tests.tolerances import STANDARD_ERRORS
 
 KEY = jax.random.key(0)
@@ -152,6 +152,55 @@ def test_the_start_is_kept_where_the_fit_is_worse():
         warnings.simplefilter("ignore", fv.PosteriorWarning)
         posterior = quick(target, num_steps=30, optimizer=optax.sgd(-1.0))
     assert abs(posterior.diagnosis.elbo.value - LOG_2PI) < 1e-3
+
+
+def normal(u):
+    return -0.5 * jnp.sum(u**2)
+
+
+def banana(u):
+    return -0.5 * u[0] ** 2 - 0.5 * ((u[1] - u[0] ** 2) / 0.3) ** 2
+
+
+@pytest.mark.parametrize(
+    ("log_density", "options", "num_steps"),
+    [(normal, {}, 1_000), (banana, {}, 4_000), (normal, {"family": fv.mean_field(2)}, 4_000)],
+)
+def test_an_easy_start_takes_few_steps(log_density, options, num_steps, x64):
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fv.PosteriorWarning)
+        quick(
+            fv.Target(log_density, 2),
+            callback=lambda look: seen.append(look.num_steps) is None,  # enough was seen
+            **options,
+        )
+    assert set(seen) == {num_steps}
+
+
+def test_draws_are_spread_where_that_bounds_the_weights(x64):
+    # A normal distribution of the same variance: narrower than a Student t far out.
+    def student(df):
+        return fv.Target(lambda u: -0.5 * (df + 2) * jnp.log1p(jnp.sum(u**2) / df), 2)
+
+    family = fv.whitened(fv.standard_normal(2))
+
+    def fitted(df):
+        return family.widen(family.init(KEY), float(np.sqrt(df / (df - 2))))
+
+    def khat(df, params):
+        weights = recipe.draws(family, student(df), params, jax.random.key(3), 10_000)[2]
+        return fv.diagnostics.psis(weights).khat
+
+    wide = recipe._widened(family, student(200.0), fitted(200.0), KEY)
+    assert khat(200.0, fitted(200.0)) > 1
+    assert khat(200.0, wide) < 0.5
+    before, after = (each["whitening"].value["matrix"] for each in (fitted(200.0), wide))
+    width = after[0, 0] / before[0, 0]
+    assert 1 < width <= 1.04
+    # Where the weights have no heavy tail, nothing is changed: here they are all the same.
+    params = family.init(KEY)
+    assert recipe._widened(family, fv.Target(normal, 2), params, KEY) is params
 
 
 WARNS = {

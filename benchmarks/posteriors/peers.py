@@ -44,8 +44,12 @@ def numpyro_guide(name):
 
         @functools.partial(jax.jit, static_argnums=1)
         def sample(key, count):
-            u, intermediates = posterior.sample_with_intermediates(key, (count,))
-            log_q = posterior.log_prob(u, intermediates)
+            if isinstance(posterior, dist.TransformedDistribution):
+                u, intermediates = posterior.sample_with_intermediates(key, (count,))
+                log_q = posterior.log_prob(u, intermediates)
+            else:
+                u = posterior.sample(key, (count,))
+                log_q = posterior.log_prob(u)
             return u, jax.vmap(log_density)(u) - jnp.asarray(log_q)
 
         return sample
@@ -71,7 +75,7 @@ def flowjax_stl(log_density, size, key):
     fitted, _ = fit_to_key_based_loss(
         fit_key,
         flow,
-        loss,
+        loss_fn=loss,
         steps=STEPS,
         optimizer=optax.adam(RATE),
         show_progress=False,

@@ -75,9 +75,10 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 #: Draws that choose between the start and the fit.
 NUM_CHOICE = 4_000
 
-#: Above this k-hat the draws are spread by the first of these factors that brings it below, as long
-#: as that costs no more than so many nats.
-HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.4, (1.003, 1.01, 1.02, 1.04), 5e-3, 0.15
+#: Above this k-hat, which has noise of 0.1 and more, the draws are spread by the first of these
+#: factors that brings it below, as long as that costs no more than so many nats. Where none does, one
+#: that makes it smaller by the last of these numbers is taken.
+HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.04), 5e-3, 0.15
 
 #: A mode is missing if weights around it are so many nats above the log evidence, and it has at
 #: least this part of the mass.
@@ -128,7 +129,7 @@ def fit_posterior(
        in double precision, so is all of this but the flow's networks while they are fitted. Beyond
        200 coordinates the flow is a map of each marginal after the affine map.
     3. The start and the fit are compared by ELBO on the same draws, and the better one is taken. If
-       k-hat is above 0.4, it is spread by up to 4 % where that makes k-hat smaller for at most
+       k-hat is above 0.3, it is spread by up to 4 % where that makes k-hat smaller for at most
        0.005 nats: importance weights grow without bound where an approximation is too narrow.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log

@@ -76,8 +76,8 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 NUM_CHOICE = 4_000
 
 #: Above this k-hat, which has noise of 0.1 and more, the draws are spread by the first of these
-#: factors that brings it below, as long as that costs no more than so many nats. Where none does, one
-#: that makes it smaller by the last of these numbers is taken.
+#: factors that brings it below, as long as that costs no more than so many nats. Where none does,
+#: one that makes it smaller by the last of these numbers is taken.
 HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.04), 5e-3, 0.15
 
 #: A mode is missing if weights around it are so many nats above the log evidence, and it has at

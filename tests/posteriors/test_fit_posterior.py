@@ -10,6 +10,7 @@ import flowvi as fv
 from flowvi import objectives
 from flowvi.params import partition
 from flowvi.posteriors import default_family, recipe
+from flowvi.posteriors.posterior import draws
 from tests.tolerances import STANDARD_ERRORS
 
 KEY = jax.random.key(0)
@@ -180,22 +181,19 @@ def test_an_easy_start_takes_few_steps(log_density, options, num_steps, x64):
 
 def test_draws_are_spread_where_that_bounds_the_weights(x64):
     # A normal distribution of the same variance: narrower than a Student t far out.
-    def student(df):
-        return fv.Target(lambda u: -0.5 * (df + 2) * jnp.log1p(jnp.sum(u**2) / df), 2)
-
+    df = 200.0
+    student = fv.Target(lambda u: -0.5 * (df + 2) * jnp.log1p(jnp.sum(u**2) / df), 2)
     family = fv.whitened(fv.standard_normal(2))
+    fitted = family.widen(family.init(KEY), float(np.sqrt(df / (df - 2))))
 
-    def fitted(df):
-        return family.widen(family.init(KEY), float(np.sqrt(df / (df - 2))))
-
-    def khat(df, params):
-        weights = recipe.draws(family, student(df), params, jax.random.key(3), 10_000)[2]
+    def khat(params):
+        weights = draws(family, student, params, jax.random.key(3), 10_000)[2]
         return fv.diagnostics.psis(weights).khat
 
-    wide = recipe._widened(family, student(200.0), fitted(200.0), KEY)
-    assert khat(200.0, fitted(200.0)) > 1
-    assert khat(200.0, wide) < 0.5
-    before, after = (each["whitening"].value["matrix"] for each in (fitted(200.0), wide))
+    wide = recipe._widened(family, student, fitted, KEY)
+    assert khat(fitted) > 1
+    assert khat(wide) < 0.5
+    before, after = (each["whitening"].value["matrix"] for each in (fitted, wide))
     width = after[0, 0] / before[0, 0]
     assert 1 < width <= 1.04
     # Where the weights have no heavy tail, nothing is changed: here they are all the same.

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
-from flowvi.families import Family, Whitened
+from flowvi.families import Family
 from flowvi.objectives import ELBO
 from flowvi.params import cast
 from flowvi.posteriors import diagnosis as diagnoses
@@ -25,6 +25,7 @@ from flowvi.posteriors.start import (
 )
 from flowvi.posteriors.target import Target
 from flowvi.posteriors.tempering import Tempered
+from flowvi.posteriors.widening import widened
 from flowvi.training import FitResult, Plateau, fit
 from flowvi.training.arguments import check_key
 from flowvi.training.result import Look
@@ -74,11 +75,6 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
 #: Draws that choose between the start and the fit.
 NUM_CHOICE = 4_000
-
-#: Above this k-hat, which has noise of 0.1 and more, the draws are spread by the first of these
-#: factors that brings it below, as long as that costs no more than so many nats. Where none does,
-#: one that makes it smaller by the last of these numbers is taken.
-HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.04), 5e-3, 0.15
 
 #: A mode is missing if weights around it are so many nats above the log evidence, and it has at
 #: least this part of the mass.
@@ -154,8 +150,9 @@ def fit_posterior(
             `tempering`, where `family` is given, and where the start is as good as a fit, from
             0.005, or 0.01 between 10 and 50.
         num_steps: steps to do at most; by default 4000 for up to 10 coordinates, 2500 for up to 50,
-            and 2000 beyond; of the default flow 1000 where the start is as good as a fit: where its
-            ELBO lies within 0.05 nats of the log evidence, by its importance weights.
+            and 2000 beyond; with the default flow, objective and optimizer 1000 where the start is
+            as good as a fit: where its ELBO lies within 0.05 nats of the log evidence, by its
+            importance weights.
         num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
             coordinates, 128 for up to 200, and 64 beyond.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
@@ -218,7 +215,7 @@ def fit_posterior(
     # Noise of the draws is larger than rounding by far: the networks of the default flow, in units
     # of the start, move in single precision. The target and the affine map keep their own.
     single = family is None and objective is None and size <= MODERATE
-    default = single and num_steps is None and tempering is None
+    default = single and num_steps is None and optimizer is None and tempering is None
     if default and _is_easy(placed, target, params["posterior"], choice_key):
         careful, steps = True, min(steps, EASY_STEPS)
     if optimizer is None:
@@ -248,7 +245,7 @@ def fit_posterior(
         ]
     best = _best(placed, target, candidates, choice_key)
     if objective is None:
-        best = _widened(placed, target, best, choice_key)
+        best = widened(placed, target, best, choice_key)
     weights = draws(placed, target, best, final_key, NUM_DIAGNOSIS)[2]
     remarks = _remarks(target, found, result)
     remarks += _left_out(placed, target, best, found, diagnoses.diagnose(weights))
@@ -339,31 +336,6 @@ def _best(family: Family, target: Target, candidates: list[Any], key: Array) -> 
         good = np.isfinite(weights)
         scores.append(weights[good].mean() if good.mean() > 0.5 else -np.inf)
     return candidates[int(np.argmax(scores))]
-
-
-def _widened(family: Whitened, target: Target, params: Any, key: Array) -> Any:
-    """The parameters, spread a little where the largest importance weights have a heavy tail.
-
-    The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
-    without bound where it is too narrow. Spread by a factor 1 + e, at the price of about D e^2 nats
-    where it is nearly normal, the largest weights move to the middle. Where no factor brings k-hat
-    below its bound, the one that makes it smallest is taken, if that is by more than its noise.
-    """
-    seen: list[tuple[float, Any]] = []
-    elbo = -np.inf
-    for factor in (1.0, *FACTORS):
-        wide = params if factor == 1.0 else family.widen(params, factor)
-        found = diagnoses.diagnose(draws(family, target, wide, key, NUM_DIAGNOSIS)[2])
-        elbo = max(elbo, found.elbo.value)
-        if found.lost > 0 or elbo - found.elbo.value > MOST_COST:
-            break
-        seen.append((found.khat, wide))
-        if found.khat <= HEAVY:
-            return wide
-    if not seen:
-        return params
-    least, wide = min(seen, key=lambda each: each[0])
-    return wide if least < seen[0][0] - KHAT_NOISE else params
 
 
 def _remarks(target: Target, found: Start, result: FitResult) -> list[str]:

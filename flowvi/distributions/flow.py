@@ -102,8 +102,34 @@ class FlowDistribution(distrax.Transformed):
         y, log_det = self.bijector.forward_and_log_det(x)
         return x, y, log_det
 
+    def sample_root(self, key: Array, sample_shape: Shape) -> Array:
+        """Draws of the base at the bottom of all the maps, of shape [*sample, *batch, *event]."""
+        base, shape = self.distribution, (*sample_shape, *self._base_sample_shape(1)[1:])
+        if isinstance(base, FlowDistribution):
+            return base.sample_root(key, shape)
+        return base.sample(seed=key, sample_shape=shape)
+
+    @property
+    def root(self) -> distrax.Distribution:
+        """The base at the bottom of all the maps."""
+        base = self.distribution
+        return base.root if isinstance(base, FlowDistribution) else base
+
     def sample_with_score(self, key: Array, sample_shape: Shape) -> tuple[Array, Array, Array]:
         """Draws y, log p(y), and the gradient of log p at y, for the price of the draws.
+
+        Args:
+            key: a random key.
+            sample_shape: how many.
+
+        Returns:
+            Arrays of shape [*sample, *batch, *event], [*sample, *batch] and that of the first;
+            their gradients are those of `push_with_score`.
+        """
+        return self.push_with_score(self.sample_root(key, sample_shape))
+
+    def push_with_score(self, x: Array) -> tuple[Array, Array, Array]:
+        """The images y of points x of the root, log p(y), and the gradient of log p at y.
 
         The gradient of each for the parameters is that of its own meaning: of y the path of the
         draw, of log p(y) that of the density at a point held fixed, of the last none. With s_x and
@@ -114,17 +140,15 @@ class FlowDistribution(distrax.Transformed):
         so no layer is inverted.
 
         Args:
-            key: a random key.
-            sample_shape: how many.
+            x: an array of shape [*sample, *batch, *event], as `sample_root` returns it.
 
         Returns:
-            Arrays of shape [*sample, *batch, *event], [*sample, *batch] and that of the first.
+            Arrays of that shape, of [*sample, *batch], and of that shape.
         """
-        base, shape = self.distribution, (*sample_shape, *self._base_sample_shape(1)[1:])
+        base = self.distribution
         if isinstance(base, FlowDistribution):
-            x, log_prob, score = base.sample_with_score(key, shape)
+            x, log_prob, score = base.push_with_score(x)
         else:
-            x = base.sample(seed=key, sample_shape=shape)
             log_prob, pull = jax.vjp(base.log_prob, jax.lax.stop_gradient(x))
             (score,) = pull(jnp.ones_like(log_prob))
         x, score = x.astype(self.dtype), jax.lax.stop_gradient(score).astype(self.dtype)

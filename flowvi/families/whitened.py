@@ -54,16 +54,9 @@ class Whitened(Wrapper):
         return {**params, "whitening": Fixed(whitening)}
 
     def widen(self, params: Params, factor: float) -> Params:
-        """Parameters of the same distribution, scaled by `factor` around the map's loc."""
-        whitening = {k: v for k, v in params["whitening"].value.items() if k != "spread"}
-        if self.rank is None:
-            whitening["matrix"] = whitening["matrix"] * factor
-            whitening["inverse"] = whitening["inverse"] / factor
-            growth = self.event_shape[0] * jnp.log(factor)
-            whitening["log_det"] = whitening["log_det"] + growth
-        else:
-            whitening["scale"] = whitening["scale"] * factor
-        return self.place(params, whitening)
+        """Parameters with a base `factor` times as wide as that of the family, before its maps."""
+        before = params["width"].value if "width" in params else 1.0
+        return {**params, "width": Fixed(jnp.asarray(before * factor, jnp.result_type(float)))}
 
     def distribution(self, params: Params, context: Array | None = None) -> FlowDistribution:
         """See `Family.distribution`."""
@@ -81,6 +74,8 @@ class Whitened(Wrapper):
         whitening = params["whitening"].value
         batch_shape = inner.batch_shape
         dtype = jnp.promote_types(inner.dtype, whitening["loc"].dtype)
+        if "width" in params:
+            inner = _wider(inner, params["width"].value)
         bijectors = self._affine(whitening, params.get("marginal"))
         if isinstance(inner, FlowDistribution):
             inner, bijectors = inner.distribution, [*bijectors, inner.bijector]
@@ -103,6 +98,17 @@ class Whitened(Wrapper):
             whitening["scale"] = whitening["scale"] / spread
         scalar = distrax.Block(self.marginal(theta), 1)
         return [Units(loc, spread), scalar, kind(**whitening)]
+
+
+def _wider(distribution: distrax.Distribution, width: Array) -> FlowDistribution:
+    """A distribution from a base so many times as wide."""
+    batch_shape, dtype = distribution.batch_shape, distribution.dtype
+    if isinstance(distribution, FlowDistribution):
+        base, bijector = _wider(distribution.distribution, width), distribution.bijector
+    else:
+        scale = distrax.ScalarAffine(shift=0.0, scale=width.astype(dtype))
+        base, bijector = distribution, distrax.Block(scale, len(distribution.event_shape))
+    return FlowDistribution(base, bijector, batch_shape=batch_shape, dtype=dtype)
 
 
 def _spread(whitening: dict[str, Array]) -> Array:

@@ -75,20 +75,38 @@ def test_marginal_maps_stand_in_the_units_of_the_data(name):
     assert abs(log_prob - plain.log_prob(start, y)).max() > 0.1
 
 
-@pytest.mark.parametrize("marginal", [None, "spline"])
-@pytest.mark.parametrize("name", ["dense", "low_rank"])
-def test_a_wider_one_is_the_same_scaled_around_its_loc(name, marginal, x64):
-    family = fv.whitened(fv.full_rank(3), rank=None if name == "dense" else 2, marginal=marginal)
-    whitening = dense() if name == "dense" else low_rank()
+WIDENED = {
+    "dense": (fv.full_rank(3), None, None),
+    "low_rank": (fv.iaf(3, num_layers=2, hidden_sizes=[8]), 2, None),
+    "marginal": (fv.mean_field(3), 2, "spline"),
+    "base": (fv.standard_normal(3), None, None),
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_wider_one_has_a_wider_base(name, x64):
+    inner, rank, marginal = WIDENED[name]
+    family = fv.whitened(inner, rank=rank, marginal=marginal)
+    whitening = dense() if rank is None else low_rank()
     params = family.place(perturbed(family.init(KEY), 0.3, 0), whitening)
-    y, log_prob = family.sample_and_log_prob(params, KEY, 20)
-    wide, wide_log_prob = family.sample_and_log_prob(family.widen(params, 1.5), KEY, 20)
-    loc = whitening["loc"]
-    np.testing.assert_allclose(wide - loc, 1.5 * (y - loc), rtol=1e-9)
-    np.testing.assert_allclose(wide_log_prob, log_prob - 3 * np.log(1.5), rtol=1e-9)
-    np.testing.assert_allclose(
-        family.log_prob(family.widen(params, 1.5), wide), wide_log_prob, rtol=1e-6
-    )
+    q = family.distribution(params)
+    x = q.sample_root(KEY, (20,))
+    expected, log_prob, _ = q.push_with_score(1.5 * x)
+    change = q.root.log_prob(x) - q.root.log_prob(1.5 * x) - 3 * np.log(1.5)
+    wide = family.widen(family.widen(params, 1.2), 1.25)
+    y, found = family.sample_and_log_prob(wide, KEY, 20)
+    np.testing.assert_allclose(y, expected, rtol=1e-9)
+    np.testing.assert_allclose(found, log_prob + change, rtol=1e-9)
+    np.testing.assert_allclose(family.log_prob(wide, y), found, rtol=1e-6)
+
+
+def test_a_saved_one_keeps_its_width(tmp_path):
+    family = fv.whitened(fv.mean_field(2))
+    params = family.widen(family.init(KEY), 1.5)
+    fv.save(tmp_path / "wide", params)
+    loaded = fv.load(tmp_path / "wide", like=family)
+    np.testing.assert_array_equal(loaded["width"].value, 1.5)
+    np.testing.assert_array_equal(family.sample(loaded, KEY, 5), family.sample(params, KEY, 5))
 
 
 def test_moments_of_a_whitened_normal():

@@ -211,7 +211,9 @@ def fit_posterior(
     placed = placed_family(size, family, "affine" if tempering is None else "spline")
     careful = family is not None or tempering is not None
     width = budget.width if family is None else 1.0
-    make = objective or _default_objective(steps, num_samples, tempering, width)
+    make = objective
+    if make is None:
+        make = _default_objective(steps, num_samples, tempering, width)
     loss_fn = make(placed, target.log_joint)
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)

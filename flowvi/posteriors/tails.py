@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flowvi.distributions import FlowDistribution, along
 from flowvi.families import Whitened
@@ -64,9 +65,12 @@ class WideELBO(Variational):
         path = jax.lax.stop_gradient(log_q) + along(z, score, len(self.family.event_shape))
         losses = path - log_joint
         good, metrics = self._good(losses)
-        tilt = jax.nn.softmax(q.root.log_prob(self.width * x) - q.root.log_prob(x), axis=0)
-        value = self._mean(self.num_samples * tilt.astype(losses.dtype) * losses, good, batch)
-        loss = with_gradient(value, self._mean(losses, good, batch))
+        tilt = q.root.log_prob(self.width * x) - q.root.log_prob(x)
+        if good is not None:
+            tilt = jnp.where(good, tilt, -jnp.inf)
+        shares = jax.nn.softmax(tilt, axis=0).astype(losses.dtype)
+        rows = jnp.sum(jnp.where(shares == 0, 0, shares * losses), axis=0)
+        loss = with_gradient(self._mean(rows, None, batch), self._mean(losses, good, batch))
         return finish(loss, metrics, params, {**approximation.new, **new})
 
 
@@ -75,9 +79,8 @@ def widened(family: Whitened, target: Target, params: Any, key: jax.Array) -> An
 
     The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
     without bound where it is too narrow. With a base 1 + e times as wide, at the price of about
-    D e^2 nats, the largest weights move to the middle. The first factor that brings
-    k-hat below its bound is taken. Where none does, the one that makes it smallest is taken, if
-    that is by more than its noise.
+    D e^2 nats, the largest weights move to the middle. The first factor that brings k-hat below its
+    bound is taken. Where none does, the one that makes it smallest is, if by more than its noise.
 
     Args:
         family: the family.

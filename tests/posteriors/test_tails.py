@@ -75,6 +75,18 @@ class TestWideELBO:
         assert abs(once["raw_scale"]).min() > 0.01
         np.testing.assert_allclose(wide["raw_scale"], 1.5**2 * once["raw_scale"], rtol=1e-6)
 
+    def test_skipped_draws_leave_the_value_where_it_is(self):
+        # q is the posterior, shifted by 500 nats, with a hole in the tails, where wide draws are.
+        def with_hole(params, key, z, batch):
+            hole = jnp.linalg.norm(z, axis=-1) > 2
+            return jnp.where(hole, jnp.nan, normal(params, key, z, batch) - 500)
+
+        family = fv.mean_field(2)
+        loss_fn = WideELBO(family, with_hole, num_samples=50, width=1.5, skip_nonfinite=True)
+        loss, metrics = loss_fn({"posterior": family.init(KEY)}, KEY, None)
+        assert metrics["skipped"] > 0.2
+        np.testing.assert_allclose(loss, 500, rtol=1e-9)
+
     def test_bad_arguments(self):
         with pytest.raises(ValueError, match=r"`width` must be at least 1; got 0\.5\."):
             WideELBO(fv.mean_field(2), normal, width=0.5)

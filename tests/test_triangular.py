@@ -36,7 +36,7 @@ def case(request, monkeypatch, x64):
     """(fast, slow, params, context, y) of one case; both map (params, context, y)."""
     del x64
     size, hidden_sizes, transformer, context_size, order, num_groups = CASES[request.param]
-    monkeypatch.setattr(solve, "num_groups", lambda network: num_groups)
+    monkeypatch.setattr(solve, "num_groups", lambda network, dtype: num_groups)
     network = masked.MaskedNetwork(
         size, hidden_sizes, transformer.num_params, context_size=context_size, order=order
     )
@@ -236,3 +236,9 @@ def test_the_score_goes_forward_with_the_draws(case):
     x, log_det = slow(params, context, y)
     forward = jax.jit(fast.forward_with_score)(params, context, x, jnp.cos(x))
     agree(forward, (y, -log_det, jax.jit(jax.grad(log_prob))(y)))
+
+
+def test_groups_are_for_matrices_that_outgrow_the_caches():
+    network = masked.MaskedNetwork(61, (122, 122), 2)
+    assert solve.num_groups(network, jnp.float64) == 4
+    assert solve.num_groups(network, jnp.float32) == 1

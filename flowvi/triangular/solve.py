@@ -166,7 +166,8 @@ def forward_with_score(
 
     score = score if order is None else score[..., np.asarray(order)]
     matrices = jax.lax.stop_gradient([w for w, _ in masked.weights(network, conditioner.params)])
-    system = _System(network, transformer, groups(network, num_groups(network)))
+    plan = groups(network, num_groups(network, matrices[0].dtype))
+    system = _System(network, transformer, plan)
     out = _pull_back(system, matrices, [columns(z) for z in zs], columns(inner), columns(score))
     new = out.T.reshape(*batch, size)
     if order is not None:
@@ -191,14 +192,18 @@ def _pull_back(
     return descend(system.plan, matrices, rhs, slopes, score - g_x, t_x, t_o)[1]
 
 
-def num_groups(network: masked.MaskedNetwork) -> int:
+#: Bytes of a square weight matrix from which groups pay: 120 units in double precision.
+GROUPED = 115_200
+
+
+def num_groups(network: masked.MaskedNetwork, dtype: Any) -> int:
     """How many groups to cut the coordinates into.
 
     Each group is a loop of its own in the program, and takes a fifth of a second to compile, twice
     that in a gradient. It pays where weight matrices outgrow the caches: at 122 units
-    and in double precision, four groups save a quarter of a walk.
+    and in double precision, four groups save a quarter of a walk; in single precision, nothing.
     """
-    if max(network.hidden_sizes, default=0) < 120:
+    if max(network.hidden_sizes, default=0) ** 2 * np.dtype(dtype).itemsize < GROUPED:
         return 1
     return max(1, min(4 if network.event_size < 128 else 8, network.event_size // 8))
 
@@ -230,7 +235,7 @@ def inverse_and_log_det(
     rows = jnp.broadcast_to(y, (*batch, network.event_size)).reshape(n, network.event_size)
     if network.order is not None:
         rows = rows[:, np.asarray(network.order)]
-    system = _System(network, transformer, groups(network, num_groups(network)))
+    system = _System(network, transformer, groups(network, num_groups(network, dtype)))
     zs, x = _solve(system, tuple(columns), rows.T.astype(dtype))
     theta = system.parameters(zs[-1])
     slopes = transformer(theta).forward_log_det_jacobian(x)

@@ -72,11 +72,7 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
     weights, y = primals
     # By this name a caller that trades memory for time can keep what is slow to compute anew.
     (zs, x), (d_weights, dy) = checkpoint_name(_solve(system, weights, y), "walk"), tangents
-    hs, slopes = [x], []
-    for z in zs[:-1]:
-        h, slope = jax.jvp(system.activation, (z,), (jnp.ones_like(z),))
-        hs.append(h)
-        slopes.append(slope)
+    hs, slopes = [x, *map(system.activation, zs[:-1])], system.slopes(zs)
     _, pull = jax.vjp(system.forward, zs[-1], x)
     t_o, t_x = pull(jnp.ones_like(x))
     num_params = system.network.num_params

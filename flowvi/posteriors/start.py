@@ -32,6 +32,9 @@ ROUNDS, PAIRS = (24, 10), (32, 4)
 #: narrow places that one which has to shrink leaves out.
 SAME_ELBO = 1.0
 
+#: Nats of the ELBO by which normal distributions at the ends of two runs differ where the ends do.
+SAME_MODE = 0.1
+
 #: Bound on the change of a precision in one such step.
 CHANGE = 10.0
 
@@ -60,6 +63,7 @@ class Start:
         num_finite: how many of the first points had a density.
         ends: for each run that led to one, draws of the normal distribution around its end, of
             shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
+            Where ends differ, there are runs from points between them too.
         end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 
@@ -156,6 +160,8 @@ def find(
     # A flattened density is to be covered, and only refined candidates are near an optimum each.
     scored = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
     dtype = jnp.result_type(float)
+    if ends and np.ptp([each.elbo for each in ends]) > SAME_MODE:
+        ends += _between(density, ends, scored.normal.loc, judge, rng)
     return Start(
         whitening=_whitening(scored.normal, rank),
         best=_whitening(best.normal, rank),
@@ -425,6 +431,27 @@ def _refine(density: Tempered, scored: _Scored, judge: _Judge, rng: np.random.Ge
         found = _Scored(normal, judge.elbo(normal), "variational", scored.place)
         scored = max(scored, found, key=_elbo)
     return scored
+
+
+def _between(
+    density: Tempered,
+    ends: list[_Scored],
+    centre: np.ndarray,
+    judge: _Judge,
+    rng: np.random.Generator,
+) -> list[_Scored]:
+    """Normal distributions at the ends of runs from points between the start and other ends.
+
+    Where coordinates have modes of their own there are very many together, and one that a run ends
+    in by chance may have next to no mass. Each point takes half of its coordinates from the centre
+    of the start, and so leads to a mode of more.
+    """
+    others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(centre)))
+    points = np.where(rng.random(others.shape) < 0.5, others, centre)
+    data = density.target.data
+    paths = jax.device_get(_paths(density, jnp.asarray(points, jnp.result_type(float)), data))
+    x = paths.x[:, -1]
+    return judge.all(_laplaces(density, x), [(0, 0)] * len(x), "laplace")
 
 
 def directions_that_do_not_fall(target: Target, found: Start) -> int:

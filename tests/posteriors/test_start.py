@@ -134,3 +134,31 @@ def test_the_best_start_is_kept_beside_the_narrowest(x64):
     volume = [np.linalg.slogdet(each["matrix"])[1] for each in (found.whitening, found.best)]
     assert volume[0] <= volume[1]
     assert np.isfinite(found.elbo)
+
+
+def test_between_ends_of_next_to_no_mass_there_are_modes_of_more(x64):
+    # 16 coordinates of two modes each: a run ends in one of 65536, most of them with no mass.
+    weights = np.array([0.84, 0.16])
+
+    def wells(u):
+        terms = jnp.log(weights) - 0.5 * (u[:, None] - np.array([5.0, -5.0])) ** 2
+        return jnp.sum(jax.nn.logsumexp(terms, -1))
+
+    target = fv.Target(wells, 16)
+    points = np.random.default_rng(0).choice([5.0, -5.0], (start.NUM_PATHS, 16))
+    points[:, :9] = -5.0
+    points[0] = 5.0
+    found = start.find(target, KEY, points)
+    log_mass = found.end_elbos - 8 * np.log(2 * np.pi)
+    best, *others = log_mass[: start.NUM_PATHS]
+    np.testing.assert_allclose(best, 16 * np.log(0.84), atol=1e-3)
+    assert max(others) - best < -14
+    between = log_mass[start.NUM_PATHS :]
+    assert len(between) == start.NUM_PATHS
+    assert -10 < max(between[between < best - 1]) - best < -1
+    assert len(found.ends) == len(log_mass)
+
+
+def test_where_all_runs_end_at_one_point_there_is_nothing_between(x64):
+    target, _, _ = stiff()
+    assert len(start.find(target, KEY).ends) == start.NUM_PATHS

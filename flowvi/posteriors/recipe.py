@@ -15,18 +15,14 @@ from flowvi.families import Family
 from flowvi.objectives import ELBO
 from flowvi.params import cast
 from flowvi.posteriors import diagnosis as diagnoses
+from flowvi.posteriors import remarks
 from flowvi.posteriors.defaults import MODERATE, placed_family
-from flowvi.posteriors.diagnosis import Diagnosis
 from flowvi.posteriors.posterior import NUM_DIAGNOSIS, Posterior, draws
-from flowvi.posteriors.start import (
-    Start,
-    directions_that_do_not_fall,
-    find,
-)
+from flowvi.posteriors.start import find
 from flowvi.posteriors.tails import WideELBO, widened
 from flowvi.posteriors.target import Target
 from flowvi.posteriors.tempering import Tempered
-from flowvi.training import FitResult, Plateau, fit
+from flowvi.training import Plateau, fit
 from flowvi.training.arguments import check_key
 from flowvi.training.result import Look
 
@@ -78,13 +74,6 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
 #: Draws that choose between the start and the fit.
 NUM_CHOICE = 4_000
-
-#: A mode is missing if weights around it are so many nats above the log evidence, and it has at
-#: least this part of the mass.
-LEFT_OUT, LEAST_MASS = 5.0, 3e-5
-
-#: Nats in the last twentieth of the steps that are no convergence.
-STILL_RISING = 0.5
 
 Objective = Callable[[Family, Any], Any]
 
@@ -257,9 +246,12 @@ def fit_posterior(
     if objective is None:
         best = widened(placed, target, best, choice_key)
     weights = draws(placed, target, best, final_key, NUM_DIAGNOSIS)[2]
-    remarks = _remarks(target, found, result)
-    remarks += _left_out(placed, target, best, found, diagnoses.diagnose(weights))
-    diagnosis = diagnoses.diagnose(weights, remarks)
+    log_evidence = diagnoses.diagnose(weights).log_evidence.value
+    seen = remarks.on_the_fit(target, found, result)
+    seen += remarks.on_modes(
+        functools.partial(_log_prob, placed, best), target, found, log_evidence
+    )
+    diagnosis = diagnoses.diagnose(weights, seen)
     diagnoses.warn(diagnosis, stacklevel=2)
     return Posterior(target, placed, best, result, found, diagnosis)
 
@@ -353,54 +345,3 @@ def _best(family: Family, target: Target, candidates: list[Any], key: Array) -> 
         good = np.isfinite(weights)
         scores.append(weights[good].mean() if good.mean() > 0.5 else -np.inf)
     return candidates[int(np.argmax(scores))]
-
-
-def _remarks(target: Target, found: Start, result: FitResult) -> list[str]:
-    """What was seen besides the weights."""
-    remarks = []
-    rising = directions_that_do_not_fall(target, found)
-    if rising:
-        remarks.append(
-            f"The log density does not fall off in {rising} of the directions that were tried: it "
-            "may not be normalisable."
-        )
-    losses = result.history["loss"]
-    part = len(losses) // 20
-    late, before = (
-        each[np.isfinite(each)]
-        for each in (losses[len(losses) - part :], losses[-2 * part : -part])
-    )
-    if min(len(late), len(before)) > 1:
-        gain = float(np.mean(before) - np.mean(late))
-        noise = float(np.std(late)) / np.sqrt(len(late))
-        if gain > max(STILL_RISING, 5 * noise):
-            remarks.append(
-                f"The ELBO still rose by {gain:.2g} nats in the last twentieth of the steps. "
-                "Perhaps allow more with `num_steps`?"
-            )
-    if result.num_bad_steps > 0.1 * result.num_steps:
-        remarks.append(
-            f"{result.num_bad_steps} of {result.num_steps} steps were skipped, because the loss or "
-            "its gradient was not finite."
-        )
-    return remarks
-
-
-def _left_out(
-    family: Family, target: Target, params: Any, found: Start, diagnosis: Diagnosis
-) -> list[str]:
-    """Modes that runs of the optimiser ended in, and that the posterior leaves out."""
-    if not len(found.ends):
-        return []
-    log_q = np.asarray(_log_prob(family, params, jnp.asarray(found.ends)), np.float64)
-    excess = np.asarray(target(found.ends), np.float64) - log_q
-    excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - diagnosis.log_evidence.value
-    mass = found.end_elbos - diagnosis.log_evidence.value
-    lost = (excess > LEFT_OUT) & (mass > np.log(LEAST_MASS))
-    if not lost.any():
-        return []
-    return [
-        f"{lost.sum()} of {len(lost)} runs of the optimiser ended where the posterior has next to "
-        f"no density, around modes of up to {np.exp(mass[lost].max()):.1g} times the mass that it "
-        "found: modes are missing. Perhaps fit with `tempering=0.1`?"
-    ]

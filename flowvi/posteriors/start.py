@@ -44,9 +44,6 @@ SCALES = (1.0, 0.1, 1.0, 3.0, 1.0, 10.0, 0.3)
 #: Distance from zero beyond which a run that still rises has gone.
 FAR = 1e8
 
-#: Directions in which the density is followed outwards.
-MOST_DIRECTIONS = 32
-
 
 @dataclasses.dataclass(frozen=True)
 class Start:
@@ -452,27 +449,3 @@ def _between(
     paths = jax.device_get(_paths(density, jnp.asarray(points, jnp.result_type(float)), data))
     x = paths.x[:, -1]
     return judge.all(_laplaces(density, x), [(0, 0)] * len(x), "laplace")
-
-
-def directions_that_do_not_fall(target: Target, found: Start) -> int:
-    """How many directions there are along which the density does not fall off as 1 / distance.
-
-    The widest directions of the start are tried, both ways, a hundred and ten thousand of its
-    standard deviations away. Where the density of a line falls more slowly than that, and has not
-    fallen to nothing before, it has no integral.
-    """
-    loc = found.whitening["loc"]
-    if "matrix" in found.whitening:
-        columns = found.whitening["matrix"].T
-    else:
-        basis, gain = found.whitening["basis"].T, found.whitening["gain"]
-        columns = found.whitening["scale"] * basis * (1 + gain[:, None])
-    widest = np.argsort(-np.linalg.norm(columns, axis=-1))[:MOST_DIRECTIONS]
-    steps = np.concatenate([columns[widest], -columns[widest]])
-    near, far = 1e2, 1e4
-    points = np.stack([loc + 0 * steps, loc + near * steps, loc + far * steps])
-    values = np.asarray(target(points), np.float64)
-    with np.errstate(invalid="ignore"):
-        falls = values[1] - values[2] >= np.log(far / near)
-        gone = values[0] - values[2] > 4 * np.log(far)
-    return int((np.isfinite(values).all(0) & ~falls & ~gone).sum())

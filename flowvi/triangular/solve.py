@@ -17,6 +17,9 @@ from flowvi.triangular.walks import Group, ascend, descend, groups
 Array = jax.Array
 Weights = tuple[tuple[Array, Array], ...]
 
+#: Bytes of a square weight matrix from which groups pay: 120 units in double precision.
+GROUPED = 115_200
+
 
 @dataclasses.dataclass(frozen=True)
 class _System:
@@ -186,10 +189,6 @@ def _pull_back(
     rhs = [jnp.zeros_like(z) for z in zs[:-1]] + [-g_o]
     slopes = system.slopes(zs)
     return descend(system.plan, matrices, rhs, slopes, score - g_x, t_x, t_o)[1]
-
-
-#: Bytes of a square weight matrix from which groups pay: 120 units in double precision.
-GROUPED = 115_200
 
 
 def num_groups(network: masked.MaskedNetwork, dtype: Any) -> int:

@@ -307,7 +307,7 @@ REGISTRY: dict[str, Case] = {
         ),
         context_shape=(4, 5),
     ),
-    "coupling_affine": family(fv.coupling(5, num_layers=3, hidden_sizes=[8], transformer="affine")),
+    "coupling_affine": family(fv.coupling(4, num_layers=3, hidden_sizes=[8], transformer="affine")),
     "coupling_spline": family(fv.coupling(5, num_layers=3, hidden_sizes=[8])),
     "mean_field": family(fv.mean_field(5), order=(0, 1, 2, 3, 4)),
     "full_rank": family(fv.full_rank(5), order=(0, 1, 2, 3, 4)),

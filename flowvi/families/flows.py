@@ -223,13 +223,16 @@ def coupling(
     """
     size = checks.positive_int("event_size", event_size)
     scalar = as_transformer(transformer)
+    half = (size + 1) // 2
     network = MLP(
-        size,
+        half,
         _hidden_sizes(hidden_sizes, size),
-        size * scalar.num_params,
+        (half, scalar.num_params),
         context_size=_context_size(context_size),
         activation=activation,
         zero_output=True,
     )
-    layers = Layers(CouplingLayer(network, scalar), checks.positive_int("num_layers", num_layers))
+    layers = Layers(
+        CouplingLayer(size, network, scalar), checks.positive_int("num_layers", num_layers)
+    )
     return Flow(_base(base, size, context_size), layers, context_size)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-from flowvi.bijectors import IAF, MAF, LULinear, Permutation, Stack
+from flowvi.bijectors import IAF, MAF, Coupling, LULinear, Permutation, Stack
 from flowvi.families.family import Array, Params
 from flowvi.masked import MaskedNetwork
 from flowvi.networks import MLP
@@ -115,20 +115,17 @@ class AutoregressiveLayer:
 
 @dataclasses.dataclass(frozen=True)
 class CouplingLayer:
-    """A coupling layer of Distrax: every other coordinate moves, by a map that depends on the rest.
+    """A coupling layer: every other coordinate moves, by a map that depends on the rest.
 
     Attributes:
-        network: the dense network of the conditioner, from D inputs to D P outputs.
+        event_size: D.
+        network: the dense network of the conditioner, from H = ceil(D / 2) inputs to [H, P].
         transformer: the scalar map.
     """
 
+    event_size: int
     network: MLP
     transformer: Transformer
-
-    @property
-    def event_size(self) -> int:
-        """D."""
-        return self.network.input_shape[0]
 
     def init(self, key: Array) -> Params:
         """The network's parameters."""
@@ -137,13 +134,12 @@ class CouplingLayer:
     def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
         """See `Layer.__call__`. Even coordinates move in even layers, odd ones in odd layers."""
         params, number = numbered
-
-        def conditioner(x: Array) -> Array:
-            theta = self.network.apply(params, x, context)
-            return theta.reshape(*theta.shape[:-1], self.event_size, self.transformer.num_params)
-
-        unchanged = (jnp.arange(self.event_size) + number) % 2 == 1
-        return distrax.MaskedCoupling(unchanged, conditioner, self.transformer)
+        return Coupling(
+            lambda stays: self.network.apply(params, stays, context),
+            self.transformer,
+            event_size=self.event_size,
+            odd=number % 2 == 1,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flowvi as fv
-from flowvi.bijectors import Stack, Units
+from flowvi.bijectors import Coupling, Stack, Units
 from flowvi.masked import MaskedNetwork
 from flowvi.transformers import Affine, Spline
 
@@ -24,6 +24,31 @@ def params(network=NETWORK, seed=0):
 
 def layer(seed=0, cls=fv.IAF):
     return cls(NETWORK.bind(params(seed=seed)))
+
+
+def waves(stays):
+    return jnp.stack([stays, jnp.sin(stays)], -1)
+
+
+def coupling(conditioner=waves, **options):
+    return Coupling(conditioner, Affine(), event_size=3, **options)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_coupling_is_the_masked_coupling_of_distrax(odd):
+    def conditioner(x):
+        # x_0 and x_2 where x_1 moves, or x_1 and a zero that stands for no coordinate.
+        theta = waves(x[..., ::2]) if odd else waves(jnp.stack([x[..., 1], 0 * x[..., 1]], -1))
+        return theta[..., [0, 0, 0] if odd else [0, 0, 1], :]
+
+    ours = coupling(odd=odd)
+    theirs = distrax.MaskedCoupling(jnp.arange(3) % 2 == (not odd), conditioner, Affine())
+    x = jax.random.normal(KEY, (4, 3))
+    for method in ("forward_and_log_det", "inverse_and_log_det"):
+        for a, b in zip(getattr(ours, method)(x), getattr(theirs, method)(x), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert ours.same_as(coupling(odd=odd))
+    assert not ours.same_as(coupling(odd=not odd))
 
 
 @pytest.mark.parametrize("cls", [fv.IAF, fv.MAF])
@@ -203,6 +228,16 @@ class TestUnits:
             lambda: layer().inverse(jnp.ones(4)),
             ValueError,
             r"`y` must have a shape that ends in \(3,\) for IAF",
+        ),
+        (
+            lambda: coupling().inverse(jnp.ones(4)),
+            ValueError,
+            r"`y` must have a shape that ends in \(3,\) for Coupling",
+        ),
+        (
+            lambda: coupling(lambda stays: stays).forward(jnp.ones(3)),
+            ValueError,
+            r"`conditioner` must return an array of shape \[..., 2, 2\] for 2 coordinates that",
         ),
         (lambda: layer().forward(1.0), ValueError, "`event_ndims_in==1`, but the input has only 0"),
         (lambda: fv.Chain([]), ValueError, "The sequence of bijectors cannot be empty"),

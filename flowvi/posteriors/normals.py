@@ -105,6 +105,8 @@ def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense 
     return Dense(loc, vectors / root, root[:, None] * vectors.T)
 
 
+# What overflows, on a path through a steep place, is no candidate: both look at what they return.
+@np.errstate(over="ignore", invalid="ignore")
 def pathfinder(
     x: np.ndarray,
     gradient: np.ndarray,
@@ -149,6 +151,7 @@ def pathfinder(
     return normal if all(np.isfinite(v).all() for v in normal.whitening().values()) else None
 
 
+@np.errstate(all="ignore")
 def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of the inverse Hessian's diagonal along a path, and which steps were of use.
 
@@ -170,8 +173,7 @@ def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.nd
     for index, (s, y, b) in enumerate(zip(steps, changes, products, strict=True)):
         if useful[index]:
             a, c = y @ (alpha * y), s @ (s / alpha)
-            with np.errstate(all="ignore"):
-                new = 1 / (a / (b * alpha) + y**2 / b - a * s**2 / (b * c * alpha**2))
+            new = 1 / (a / (b * alpha) + y**2 / b - a * s**2 / (b * c * alpha**2))
             if np.isfinite(new).all() and (new > 0).all():
                 alpha = new
         result[index] = alpha

@@ -8,19 +8,22 @@ import pytest
 
 import flowvi as fv
 from flowvi.networks import MLP
+from flowvi.transformers import Spline
 
 KEY = jax.random.key(0)
-SMALL = {"num_layers": 2, "hidden_sizes": [8]}
+# Bins are what a spline's compilation takes its time for; the default ones are those of the registry.
+SMALL = {"num_layers": 2, "hidden_sizes": [8], "transformer": Spline(num_bins=3)}
+AFFINE = {**SMALL, "transformer": "affine"}
 
 FAMILIES = {
     "iaf": lambda d, **kw: fv.iaf(d, **SMALL, **kw),
     "maf": lambda d, **kw: fv.maf(d, **SMALL, **kw),
-    "iaf_affine": lambda d, **kw: fv.iaf(d, **SMALL, transformer="affine", **kw),
-    "maf_affine": lambda d, **kw: fv.maf(d, **SMALL, transformer="affine", **kw),
+    "iaf_affine": lambda d, **kw: fv.iaf(d, **AFFINE, **kw),
+    "maf_affine": lambda d, **kw: fv.maf(d, **AFFINE, **kw),
     "maf_lu": lambda d, **kw: fv.maf(d, **SMALL, mixing="lu", **kw),
-    "maf_odd": lambda d, **kw: fv.maf(d, num_layers=3, hidden_sizes=[], **kw),
+    "maf_odd": lambda d, **kw: fv.maf(d, **{**SMALL, "num_layers": 3, "hidden_sizes": []}, **kw),
     "coupling": lambda d, **kw: fv.coupling(d, **SMALL, **kw),
-    "coupling_affine": lambda d, **kw: fv.coupling(d, **SMALL, transformer="affine", **kw),
+    "coupling_affine": lambda d, **kw: fv.coupling(d, **AFFINE, **kw),
     "flow_on_flow": lambda d, **kw: fv.iaf(d, **SMALL, base=fv.maf(d, **SMALL, **kw), **kw),
     "flow_on_normal": lambda d, **kw: fv.maf(d, **SMALL, base=fv.full_rank(d), **kw),
 }

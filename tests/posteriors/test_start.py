@@ -65,6 +65,15 @@ def test_a_low_rank_start_comes_near(x64):
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-6)
 
 
+def test_what_overflows_on_a_steep_path_is_no_candidate_and_makes_no_noise():
+    steps = np.array([[1.0, 1.0], [1.0, 0.5]])
+    diagonal, useful = normals.diagonals(steps, 1e200 * steps)
+    assert not useful.any()
+    np.testing.assert_array_equal(diagonal, 1.0)
+    found = normals.pathfinder(np.zeros(2), np.ones(2), steps, 1e200 * steps, diagonal[-1])
+    assert found is None
+
+
 def test_without_second_derivatives_pathfinder_remains(x64):
     @jax.custom_vjp
     def square(u):

@@ -22,6 +22,7 @@ from flowvi.networks import MLP
 from flowvi.params import combine, partition
 from flowvi.testing import perturbed
 from flowvi.transformers import Affine, Spline
+from tests.small import SMALL, SPLINE
 
 CONDITIONS = ("start", "perturbed", "trained")
 NUM_EVENTS = 6
@@ -280,7 +281,7 @@ REGISTRY: dict[str, Case] = {
     "iaf_spline_33_shuffled": layer("iaf", 33, (48,), Spline(), order=shuffled(33)),
     "maf_affine_33_narrow": layer("maf", 33, (20, 20)),
     "iaf_affine_128": layer("iaf", 128, (128,)),
-    "maf_spline_128_shuffled": layer("maf", 128, (64, 64), Spline(), order=shuffled(128)),
+    "maf_spline_128_shuffled": layer("maf", 128, (64, 64), SPLINE, order=shuffled(128)),
     "iaf_affine_context": layer("iaf", 3, (8,), context_shape=(2,)),
     "maf_affine_contexts": layer("maf", 3, (8,), context_shape=(4, 2)),
     "iaf_affine_5_opaque": layer("iaf", 5, (8,), order=shuffled(5), opaque=True),
@@ -292,7 +293,7 @@ REGISTRY: dict[str, Case] = {
     "units": units(),
     "wrapped": wrapped(),
     # Families.
-    "iaf_family": family(fv.iaf(5, num_layers=5, hidden_sizes=[8]), direct="forward"),
+    "iaf_family": family(fv.iaf(5, **{**SMALL, "num_layers": 5}), direct="forward"),
     "maf_family_lu": family(
         fv.maf(3, num_layers=3, hidden_sizes=[8, 8], transformer="affine", mixing="lu")
     ),

@@ -8,6 +8,7 @@ import pytest
 from tensorflow_probability.substrates import jax as tfp
 
 import flowvi as fv
+from tests.small import SMALL
 
 tfd = tfp.distributions
 
@@ -15,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 def flow(seed=0, family=None):
-    family = fv.maf(2, num_layers=2, hidden_sizes=[8]) if family is None else family
+    family = fv.maf(2, **SMALL) if family is None else family
     params = family.init(KEY)
     keys = iter(jax.random.split(jax.random.key(seed), 100))
     params = jax.tree.map(lambda a: a + 0.5 * jax.random.normal(next(keys), a.shape), params)

@@ -32,6 +32,9 @@ ROUNDS, PAIRS = (24, 10), (32, 4)
 #: narrow places that one which has to shrink leaves out.
 SAME_ELBO = 1.0
 
+#: Standard deviations of the start that further runs begin away from it, in each direction.
+WIDTHS = (3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
+
 #: Nats of the ELBO by which normal distributions at the ends of two runs differ where the ends do.
 SAME_MODE = 0.1
 
@@ -60,7 +63,7 @@ class Start:
         num_finite: how many of the first points had a density.
         ends: for each run that led to one, draws of the normal distribution around its end, of
             shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
-            Where ends differ, there are runs from points between them too.
+            Runs that look for further modes are among them.
         end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 
@@ -157,8 +160,8 @@ def find(
     # A flattened density is to be covered, and only refined candidates are near an optimum each.
     scored = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
     dtype = jnp.result_type(float)
-    if ends and np.ptp([each.elbo for each in ends]) > SAME_MODE:
-        ends += _between(density, ends, scored.normal.loc, judge, rng)
+    if ends:
+        ends += _further(density, ends, scored.normal, judge, rng)
     return Start(
         whitening=_whitening(scored.normal, rank),
         best=_whitening(best.normal, rank),
@@ -430,22 +433,29 @@ def _refine(density: Tempered, scored: _Scored, judge: _Judge, rng: np.random.Ge
     return scored
 
 
-def _between(
+def _further(
     density: Tempered,
     ends: list[_Scored],
-    centre: np.ndarray,
+    normal: normals.Dense | normals.LowRank,
     judge: _Judge,
     rng: np.random.Generator,
 ) -> list[_Scored]:
-    """Normal distributions at the ends of runs from points between the start and other ends.
+    """Normal distributions at the ends of more runs, which look for modes the first ones missed.
 
-    Where coordinates have modes of their own there are very many together, and one that a run ends
-    in by chance may have next to no mass. Each point takes half of its coordinates from the centre
-    of the start, and so leads to a mode of more.
+    The first runs begin near zero and may all end in one mode: some begin many standard deviations
+    away from it. Where ends differ, others begin between them and the start. Where coordinates have
+    modes of their own there are very many together, and one that a run ends in by chance may have
+    next to no mass: a point that takes half of its coordinates from the start leads to one of more.
     """
-    others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(centre)))
-    points = np.where(rng.random(others.shape) < 0.5, others, centre)
-    data = density.target.data
-    paths = jax.device_get(_paths(density, jnp.asarray(points, jnp.result_type(float)), data))
-    x = paths.x[:, -1]
-    return judge.all(_laplaces(density, x), [(0, 0)] * len(x), "laplace")
+    z = rng.standard_normal((len(WIDTHS), len(normal.loc))) * np.array(WIDTHS)[:, None]
+    points = [normal.draw(z), normal.draw(-z)]
+    if np.ptp([each.elbo for each in ends]) > SAME_MODE:
+        others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(normal.loc)))
+        points.append(np.where(rng.random(others.shape) < 0.5, others, normal.loc))
+    found = []
+    for each in points:
+        # As many at once as before: the program is there.
+        start = jnp.asarray(each, jnp.result_type(float))
+        x = np.asarray(_paths(density, start, density.target.data).x[:, -1])
+        found += judge.all(_laplaces(density, x), [(0, 0)] * len(x), "laplace")
+    return found

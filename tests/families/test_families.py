@@ -8,12 +8,9 @@ import pytest
 
 import flowvi as fv
 from flowvi.networks import MLP
-from flowvi.transformers import Spline
+from tests.small import AFFINE, SMALL
 
 KEY = jax.random.key(0)
-# Bins are what a spline's compilation takes its time for; the default ones are those of the registry.
-SMALL = {"num_layers": 2, "hidden_sizes": [8], "transformer": Spline(num_bins=3)}
-AFFINE = {**SMALL, "transformer": "affine"}
 
 FAMILIES = {
     "iaf": lambda d, **kw: fv.iaf(d, **SMALL, **kw),

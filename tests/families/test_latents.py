@@ -13,6 +13,7 @@ from flowvi.networks import MLP
 from flowvi.params import partition
 from flowvi.testing import perturbed
 from tests import tolerances
+from tests.small import SMALL
 
 KEY = jax.random.key(0)
 
@@ -34,7 +35,7 @@ JOINTS = {
         conditional(fv.categorical(2, 3), (2, 2)),
         conditional(fv.mixture(1, 2, components="predicted"), 4 + 2),
     ),
-    "flow": fv.joint(fv.standard_normal(2), fv.iaf(2, num_layers=1, context_size=2)),
+    "flow": fv.joint(fv.standard_normal(2), fv.iaf(2, **SMALL, context_size=2)),
 }
 
 

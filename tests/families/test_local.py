@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import flowvi as fv
+from tests.small import SMALL
 from tests.tolerances import FLOAT32
 
 KEY = jax.random.key(0)
@@ -13,7 +14,7 @@ FAMILIES = {
     "gaussian": fv.gaussian(2),
     "full": fv.gaussian(2, scale="full"),
     "bernoulli": fv.bernoulli(2),
-    "flow": fv.iaf(2, num_layers=1, hidden_sizes=[4], context_size=3),
+    "flow": fv.iaf(2, **SMALL, context_size=3),
 }
 
 

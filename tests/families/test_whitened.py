@@ -6,6 +6,7 @@ import pytest
 import flowvi as fv
 from flowvi.bijectors import Dense, LowRank
 from flowvi.testing import check_bijector, perturbed
+from tests.small import SMALL
 from tests.tolerances import STANDARD_ERRORS
 
 KEY = jax.random.key(0)
@@ -40,7 +41,7 @@ def test_laws_of_the_affine_maps(name, x64):
 
 
 @pytest.mark.parametrize("name", ["dense", "low_rank"])
-@pytest.mark.parametrize("inner", [fv.full_rank(3), fv.iaf(3, num_layers=1, hidden_sizes=[4])])
+@pytest.mark.parametrize("inner", [fv.full_rank(3), fv.iaf(3, **SMALL)])
 def test_a_whitened_family_is_the_family_in_other_units(name, inner):
     family = fv.whitened(inner, rank=None if name == "dense" else 2)
     whitening = dense() if name == "dense" else low_rank()
@@ -77,7 +78,7 @@ def test_marginal_maps_stand_in_the_units_of_the_data(name):
 
 WIDENED = {
     "dense": (fv.full_rank(3), None, None),
-    "low_rank": (fv.iaf(3, num_layers=2, hidden_sizes=[8]), 2, None),
+    "low_rank": (fv.iaf(3, **SMALL), 2, None),
     "marginal": (fv.mean_field(3), 2, "spline"),
     "base": (fv.standard_normal(3), None, None),
 }

@@ -8,6 +8,7 @@ import pytest
 import flowvi as fv
 from flowvi import objectives as ob
 from tests.objectives.helpers import assert_mean
+from tests.small import SMALL
 
 KEY = jax.random.key(0)
 
@@ -319,7 +320,7 @@ def test_closed_kl_is_chosen_by_itself_and_visible():
 
 def test_the_base_of_a_flow_is_integrated_exactly():
     x = jnp.array([0.3, -0.2])
-    flow = fv.iaf(2, num_layers=1, hidden_sizes=[4], base=fv.mean_field(2))
+    flow = fv.iaf(2, **SMALL, base=fv.mean_field(2))
     base, sampled = (ob.ELBO(flow, joint(), num_samples=4, kl=kl) for kl in ("auto", "sampled"))
     params = fv.testing.perturbed(base.init(KEY), 0.5, 3)
     keys = jax.random.split(KEY, 1000)

@@ -162,12 +162,25 @@ def test_between_ends_of_next_to_no_mass_there_are_modes_of_more(x64):
     best, *others = log_mass[: start.NUM_PATHS]
     np.testing.assert_allclose(best, 16 * np.log(0.84), atol=1e-3)
     assert max(others) - best < -14
-    between = log_mass[start.NUM_PATHS :]
-    assert len(between) == start.NUM_PATHS
+    between = log_mass[-start.NUM_PATHS :]
     assert -10 < max(between[between < best - 1]) - best < -1
     assert len(found.ends) == len(log_mass)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_runs_from_far_away_end_in_a_mode_that_those_near_zero_miss(size, x64):
+    away = 10.0 * np.eye(size)[0]
+
+    def both(u):
+        return jnp.logaddexp(-0.5 * jnp.sum(u**2), -0.5 * jnp.sum((u - away) ** 2))
+
+    found = start.find(fv.Target(both, size), KEY)
+    place = found.ends[..., 0].mean(-1)
+    assert (place[: start.NUM_PATHS] < 5).all()
+    assert (place[start.NUM_PATHS :] > 5).any()
+    np.testing.assert_allclose(found.end_elbos, 0.5 * size * np.log(2 * np.pi), atol=1e-4)
+
+
 def test_where_all_runs_end_at_one_point_there_is_nothing_between(x64):
     target, _, _ = stiff()
-    assert len(start.find(target, KEY).ends) == start.NUM_PATHS
+    assert len(start.find(target, KEY).ends) == start.NUM_PATHS + 2 * len(start.WIDTHS)

@@ -10,6 +10,7 @@ from flowvi.objectives import ELBO
 from flowvi.posteriors.posterior import draws
 from flowvi.posteriors.tails import WideELBO, widened
 from flowvi.testing import perturbed
+from tests.small import SMALL
 from tests.tolerances import FLOAT64, STANDARD_ERRORS
 
 KEY = jax.random.key(0)
@@ -28,7 +29,7 @@ def grad(loss_fn, params, key=KEY):
 @pytest.mark.usefixtures("x64")
 class TestWideELBO:
     def test_of_width_one_it_is_the_elbo_by_path_gradients(self):
-        family = fv.whitened(fv.iaf(3, num_layers=2, hidden_sizes=[8]))
+        family = fv.whitened(fv.iaf(3, **SMALL))
         params = perturbed(family.init(KEY), 0.3, 0)
         pairs = [
             (loss_fn({"posterior": params}, KEY, None), grad(loss_fn, params))
@@ -53,7 +54,7 @@ class TestWideELBO:
         assert abs(losses.mean() - kl) < STANDARD_ERRORS * losses.std() / np.sqrt(len(keys))
 
     def test_its_gradient_vanishes_draw_by_draw_at_the_posterior(self):
-        family = fv.iaf(3, num_layers=2, hidden_sizes=[8])
+        family = fv.iaf(3, **SMALL)
         params = perturbed(family.init(KEY), 0.3, 0)
 
         def posterior(_, key, z, batch):

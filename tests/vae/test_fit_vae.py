@@ -13,6 +13,7 @@ from flowvi import objectives as ob
 from flowvi.networks import MLP, Network
 from flowvi.vae.batches import weights_of
 from flowvi.vae.defaults import default_optimizer
+from tests.small import SMALL
 from tests.tolerances import FLOAT32
 from tests.training.helpers import assert_trees_equal
 from tests.vae.helpers import KEY, Linear, binary_rows, binary_vae, gaussian_log_prob
@@ -290,7 +291,7 @@ def test_a_flow_posterior_learns_what_a_normal_one_cannot():
     found = {}
     for name, base in (
         ("normal", fv.gaussian(2)),
-        ("flow", fv.iaf(2, num_layers=2, hidden_sizes=[16], context_size=4, base=fv.gaussian(2))),
+        ("flow", fv.iaf(2, **SMALL, context_size=4, base=fv.gaussian(2))),
     ):
         vae = fv.VAE(
             prior=fv.standard_normal(2),

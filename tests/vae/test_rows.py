@@ -8,6 +8,7 @@ import pytest
 
 import flowvi as fv
 from flowvi.networks import MLP
+from tests.small import SMALL
 from tests.tolerances import FLOAT32
 from tests.training.helpers import assert_trees_equal
 from tests.vae.helpers import KEY, Linear, binary_rows, binary_vae
@@ -236,7 +237,7 @@ def flow_vae():
     return fv.VAE(
         fv.standard_normal(2),
         fv.conditional(fv.gaussian(2), MLP(2, (), 4)),
-        fv.iaf(2, num_layers=1, hidden_sizes=[4], context_size=2),
+        fv.iaf(2, **SMALL, context_size=2),
     )
 
 

@@ -21,7 +21,7 @@ from flowvi.posteriors.posterior import NUM_DIAGNOSIS, Posterior, draws
 from flowvi.posteriors.start import find
 from flowvi.posteriors.tails import WideELBO, widened
 from flowvi.posteriors.target import Target
-from flowvi.posteriors.tempering import Tempered
+from flowvi.posteriors.tempering import RESTING, Tempered
 from flowvi.training import Plateau, fit
 from flowvi.training.arguments import check_key
 from flowvi.training.result import Look
@@ -60,6 +60,9 @@ BUDGETS = (
     Budget(MODERATE, 1_800, 128, 5e-2, 5e-3, 1.0),
     Budget(np.inf, 2_000, 64, 5e-3, 5e-3, 1.0),
 )
+
+#: Draws of a step of a tempered fit, at least: the weights of its modes are as exact as theirs are.
+TEMPERED_SAMPLES = 512
 
 #: The start of the default flow is easy if its importance weights put the log evidence within so
 #: many nats of its ELBO. What is left to gain takes so few steps, at the end of which the step size
@@ -151,14 +154,14 @@ def fit_posterior(
             where the start is as good as a fit: where its ELBO lies within 0.05 nats of the log
             evidence, by its importance weights.
         num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
-            coordinates, 128 for up to 200, and 64 beyond.
+            coordinates, 128 for up to 200, and 64 beyond; 512 with `tempering`.
         batch_size: rows of a subsample, where the target has a likelihood over rows; all by
             default.
         start: points to start from, in the user's space, with a leading axis if there are several.
             By default they are drawn around zero.
         tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
-            at which the fit starts. It rises to 1 while the fit goes on; in the second half of the
-            steps the forward KL divergence, beside the ELBO, sets the weights of the modes right.
+            at which the fit starts. It rises to 1 while the fit goes on; in the last three fifths
+            of the steps the forward KL divergence, beside the ELBO, sets the modes' weights right.
         progress: whether to show progress on standard error.
         callback: as in `fit`.
 
@@ -199,7 +202,8 @@ def fit_posterior(
     budget = next(each for each in BUDGETS if size <= each.largest)
     steps = budget.num_steps if num_steps is None else checks.positive_int("num_steps", num_steps)
     if num_samples is None:
-        num_samples = budget.num_samples
+        least = 0 if tempering is None else TEMPERED_SAMPLES
+        num_samples = max(budget.num_samples, least)
     placed = placed_family(size, family, "affine" if tempering is None else "spline")
     careful = family is not None or tempering is not None
     width = budget.width if family is None else 1.0
@@ -223,7 +227,7 @@ def fit_posterior(
     if optimizer is None:
         rate = budget.careful_rate if careful else budget.learning_rate
         # The weights of modes move late, and need steps that are not small yet.
-        optimizer = default_optimizer(steps, 0.0 if tempering is None else 0.7, rate)
+        optimizer = default_optimizer(steps, 0.0 if tempering is None else RESTING, rate)
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,

@@ -15,7 +15,7 @@ Array = jax.Array
 
 #: The parts of a fit: the temperature falls to 1 in the first, rests in the second, and in the
 #: rest the weights of the modes are set right.
-COOLING, RESTING = 0.4, 0.5
+COOLING, RESTING = 0.3, 0.4
 
 
 @dataclasses.dataclass(frozen=True)

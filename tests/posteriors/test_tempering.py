@@ -5,7 +5,7 @@ import pytest
 
 from flowvi.objectives import ELBO, ForwardKL
 from flowvi.params import Fixed
-from flowvi.posteriors.tempering import Tempered
+from flowvi.posteriors.tempering import COOLING, RESTING, Tempered
 from tests.families.test_families import FAMILIES, perturbed
 from tests.tolerances import FLOAT64
 
@@ -44,9 +44,9 @@ def test_each_part_follows_its_divergences():
     options = {"num_samples": 7}
     # Half of the way to temperature 1, the power is the root of the first one.
     half = gradient(ELBO(FAMILY, flattened, path=True, **options))
-    agree(gradient(loss_fn, 20), half)
+    agree(gradient(loss_fn, round(50 * COOLING)), half)
     reverse = gradient(ELBO(FAMILY, log_joint, path=True, **options))
-    agree(gradient(loss_fn, 45), reverse)
+    agree(gradient(loss_fn, round(50 * (COOLING + RESTING))), reverse)
     forward = gradient(ForwardKL(FAMILY, log_joint, **options))
     agree(gradient(loss_fn, 60), jax.tree.map(jnp.add, reverse, forward))
 

@@ -21,7 +21,7 @@ from flowvi.posteriors.posterior import NUM_DIAGNOSIS, Posterior, draws
 from flowvi.posteriors.start import find
 from flowvi.posteriors.tails import WideELBO, widened
 from flowvi.posteriors.target import Target
-from flowvi.posteriors.tempering import RESTING, Tempered
+from flowvi.posteriors.tempering import Tempered
 from flowvi.training import Plateau, fit
 from flowvi.training.arguments import check_key
 from flowvi.training.result import Look
@@ -63,6 +63,9 @@ BUDGETS = (
 
 #: Draws of a step of a tempered fit, at least: the weights of its modes are as exact as theirs are.
 TEMPERED_SAMPLES = 512
+
+#: The part of its steps that have the full size: the weights of modes move late, and need them.
+TEMPERED_CONSTANT = 0.55
 
 #: The start of the default flow is easy if its importance weights put the log evidence within so
 #: many nats of its ELBO. What is left to gain takes so few steps, at the end of which the step size
@@ -226,8 +229,8 @@ def fit_posterior(
         careful, steps = True, min(steps, EASY_STEPS)
     if optimizer is None:
         rate = budget.careful_rate if careful else budget.learning_rate
-        # The weights of modes move late, and need steps that are not small yet.
-        optimizer = default_optimizer(steps, 0.0 if tempering is None else RESTING, rate)
+        constant = 0.0 if tempering is None else TEMPERED_CONSTANT
+        optimizer = default_optimizer(steps, constant, rate)
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,

@@ -3,7 +3,7 @@
 from flowvi import checks
 from flowvi.families import Family, Flow, Whitened, iaf, mean_field, whitened
 from flowvi.families.normal import LocationTriangular
-from flowvi.posteriors.start import ANY_HESSIAN
+from flowvi.posteriors.candidates import ANY_HESSIAN
 
 #: Up to this size there are autoregressive layers; beyond, marginal maps.
 MODERATE = 200

@@ -137,8 +137,7 @@ def fit_posterior(
     standard deviations around the start, look for such modes, and a warning says so where one ends
     in a mode of mass that the approximation leaves out; a mode that none of them ends in remains
     unseen. And in high dimension tails are lost slowly before any of these numbers moves. If there
-    may be several modes, fit again with `tempering=0.1`, and
-    compare the log evidence.
+    may be several modes, fit again with `tempering=0.1`, and compare the log evidence.
 
     Args:
         target: the target.

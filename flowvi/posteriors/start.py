@@ -1,32 +1,34 @@
 """Where a fit starts: the best of many normal distributions along optimisation paths."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi.posteriors import normals, vectorise
-from flowvi.posteriors.paths import MEMORY, Path, lbfgs
+from flowvi.posteriors.candidates import (
+    EVERY_HESSIAN,
+    Candidate,
+    Judge,
+    TemperedDensity,
+    elbo_of,
+    even_draws,
+    laplaces,
+    pathfinders,
+    refine,
+)
+from flowvi.posteriors.paths import Path, lbfgs
 from flowvi.posteriors.target import Target
 
 Array = jax.Array
 
-#: Up to this size a Hessian is taken at every candidate, and up to the second one at all.
-EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
-
 #: Runs of L-BFGS, their steps, and the points of each run that become candidates.
 NUM_PATHS, NUM_STEPS, NUM_POINTS = 6, 300, 10
 
-#: Draws that judge a candidate, at least, and the part of them that may lie outside the support.
-NUM_DRAWS, MAX_LOST = 128, 0.1
-
 #: Draws around the end of a run, to look whether a posterior has anything there.
 NUM_END_DRAWS = 32
-
-#: Variational Newton steps, and pairs of draws of each: where Hessians are cheap, and where not.
-ROUNDS, PAIRS = (24, 10), (32, 4)
 
 #: Nats of the ELBO within which the narrowest candidate is taken. A flow that has to widen finds
 #: narrow places that one which has to shrink leaves out.
@@ -37,9 +39,6 @@ WIDTHS = (3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
 
 #: Nats of the ELBO by which normal distributions at the ends of two runs differ where the ends do.
 SAME_MODE = 0.1
-
-#: Bound on the change of a precision in one such step.
-CHANGE = 10.0
 
 #: Scales around zero at which starting points are looked for; zero itself comes first.
 SCALES = (1.0, 0.1, 1.0, 3.0, 1.0, 10.0, 0.3)
@@ -78,25 +77,6 @@ class Start:
     end_elbos: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Tempered:
-    """The log density of a target, times the inverse temperature."""
-
-    target: Target
-    power: float = 1.0
-
-    def __call__(self, u: Array, data: Any) -> Array:
-        """The tempered log density at one vector."""
-        return self.power * self.target.at(u, data)
-
-
-class _Scored(NamedTuple):
-    normal: normals.Dense | normals.LowRank
-    elbo: float
-    origin: str
-    place: tuple[int, int]  # path and point
-
-
 def find(
     target: Target, key: Array, start: Any = None, power: float = 1.0, rank: int | None = None
 ) -> Start:
@@ -126,27 +106,27 @@ def find(
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     points, num_finite = starting_points(target, rng, start)
-    density = Tempered(target, power)
+    density = TemperedDensity(target, power)
     paths = jax.device_get(_paths(density, points, target.data))
     _check_bounded(paths)
     size = target.event_size
-    judge = _Judge(density, _even_draws(rng, size))
+    judge = Judge(density, even_draws(rng, size))
     indices = [_indices(int(length)) for length in paths.length]
     places = [(p, i) for p, path in enumerate(indices) for i in path]
-    candidates = judge.all(_pathfinders(paths, indices), places, "pathfinder")
-    ends: list[_Scored] = []
+    candidates = judge.all(pathfinders(paths, indices), places, "pathfinder")
+    ends: list[Candidate] = []
     if rank is None and has_hessian(target):
         if size > EVERY_HESSIAN:
             top = _top(paths)
             places = [(top, int(paths.length[top]))]
         x = np.stack([paths.x[place] for place in places])
-        around = judge.all(_laplaces(density, x), places, "laplace")
+        around = judge.all(laplaces(density, x), places, "laplace")
         if size <= EVERY_HESSIAN and power == 1:
             ends = [each for each in around if each.place[1] == indices[each.place[0]][-1]]
         candidates += around
         # The best candidate of all may lead to a lesser optimum.
         first = _best_of_paths(candidates)[: NUM_PATHS if size <= EVERY_HESSIAN else 1]
-        candidates = [_refine(density, each, judge, rng) for each in first]
+        candidates = [refine(density, each, judge, rng) for each in first]
     if not candidates:
         raise ValueError(
             "`target` must have a density around the points that optimisation leads to; got none "
@@ -156,12 +136,12 @@ def find(
         )
     values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     place = np.unravel_index(np.argmin(values), values.shape)
-    best = max(candidates, key=_elbo)
+    best = max(candidates, key=elbo_of)
     # A flattened density is to be covered, and only refined candidates are near an optimum each.
     scored = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
     dtype = jnp.result_type(float)
     if ends:
-        ends += _further(density, ends, scored.normal, judge, rng)
+        ends += _more_ends(density, ends, scored.normal, judge, rng)
     return Start(
         whitening=_whitening(scored.normal, rank),
         best=_whitening(best.normal, rank),
@@ -235,7 +215,7 @@ def has_hessian(target: Target) -> bool:
 
 
 @jax.jit(static_argnums=0)
-def _paths(density: Tempered, points: Array, data: Any) -> Path:
+def _paths(density: TemperedDensity, points: Array, data: Any) -> Path:
     def path(u: Array, data: Any) -> Path:
         return lbfgs(lambda u: -density(u, data), u, NUM_STEPS)
 
@@ -274,13 +254,9 @@ def _top(paths: Path) -> int:
     return int(np.argmin(np.where(np.isfinite(ends), ends, np.inf)))
 
 
-def _elbo(scored: _Scored) -> float:
-    return scored.elbo
-
-
-def _narrowest_of_good(candidates: list[_Scored]) -> _Scored:
+def _narrowest_of_good(candidates: list[Candidate]) -> Candidate:
     """The narrowest of the candidates whose ELBO is nearly the best."""
-    least = max(map(_elbo, candidates)) - SAME_ELBO
+    least = max(map(elbo_of, candidates)) - SAME_ELBO
     good = [each for each in candidates if each.elbo >= least]
     return min(good, key=lambda each: each.normal.log_det)
 
@@ -293,153 +269,21 @@ def _whitening(normal: normals.Dense | normals.LowRank, rank: int | None) -> dic
     return {name: leaf.astype(dtype) for name, leaf in normal.whitening().items()}
 
 
-def _best_of_paths(candidates: list[_Scored]) -> list[_Scored]:
+def _best_of_paths(candidates: list[Candidate]) -> list[Candidate]:
     """The best candidate of each path, the best of all first."""
-    best: dict[int, _Scored] = {}
-    for each in sorted(candidates, key=_elbo, reverse=True):
+    best: dict[int, Candidate] = {}
+    for each in sorted(candidates, key=elbo_of, reverse=True):
         best.setdefault(each.place[0], each)
     return list(best.values())
 
 
-def _even_draws(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Standard normal draws in pairs of opposites, and to moderate size of unit covariance.
-
-    The ELBO of a normal distribution is exact from them where the target is normal too, so noise
-    does not choose between candidates there.
-    """
-    count = max(NUM_DRAWS, 3 * size) if size <= EVERY_HESSIAN else NUM_DRAWS
-    z = rng.standard_normal((count // 2, size))
-    if len(z) > size:
-        z = np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T
-    return np.concatenate([z, -z])
-
-
-class _Judge:
-    """The ELBO of normal distributions, all from the same draws."""
-
-    def __init__(self, density: Tempered, z: np.ndarray):
-        self._density = density
-        self.z = z
-        self._noise = 0.5 * (z**2).sum(-1) + 0.5 * z.shape[-1] * np.log(2 * np.pi)
-
-    def elbo(self, normal: normals.Dense | normals.LowRank) -> float:
-        """The ELBO, or -inf where too many draws have no density."""
-        u = jnp.asarray(normal.draw(self.z), jnp.result_type(float))
-        values = np.asarray(_values(self._density, u, self._density.target.data), np.float64)
-        terms = values + self._noise + normal.log_det
-        good = np.isfinite(terms)
-        return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
-
-    def all(self, candidates: Any, places: list[tuple[int, int]], origin: str) -> list[_Scored]:
-        """The candidates that have an ELBO; None among them are passed over."""
-        scored = [
-            _Scored(normal, self.elbo(normal), origin, place)
-            for normal, place in zip(candidates, places, strict=True)
-            if normal is not None
-        ]
-        return [each for each in scored if np.isfinite(each.elbo)]
-
-
-@jax.jit(static_argnums=0)
-def _values(density: Tempered, u: Array, data: Any) -> Array:
-    return vectorise.over(density, u, data)
-
-
-def _pathfinders(paths: Path, indices: list[list[int]]) -> Any:
-    for path, chosen in enumerate(indices):
-        length = int(paths.length[path])
-        x = np.asarray(paths.x[path, : length + 1], np.float64)
-        gradient = np.asarray(paths.gradient[path, : length + 1], np.float64)
-        steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
-        diagonal, useful = normals.diagonals(steps, changes)
-        for index in chosen:
-            recent = np.arange(max(index - MEMORY, 0), index)
-            recent = recent[useful[recent]]
-            last = diagonal[index - 1] if index else np.ones(x.shape[-1])
-            yield normals.pathfinder(
-                x[index], gradient[index], steps[recent], changes[recent], last
-            )
-
-
-@jax.jit(static_argnums=0)
-def _derivatives(density: Tempered, u: Array, data: Any) -> tuple[Array, Array]:
-    def both(u: Array, data: Any) -> tuple[Array, Array]:
-        return jax.grad(density)(u, data), jax.hessian(density)(u, data)
-
-    return vectorise.over(both, u, data)
-
-
-def _in_batches(density: Tempered, u: np.ndarray) -> Any:
-    """Gradients and Hessians at each row of u, one after the other; one program for all calls."""
-    batch = 2 * PAIRS[0] if u.shape[-1] <= EVERY_HESSIAN else 1
-    for first in range(0, len(u), batch):
-        rows = u[first : first + batch]
-        padded = np.resize(rows, (batch, u.shape[-1]))
-        both = _derivatives(
-            density, jnp.asarray(padded, jnp.result_type(float)), density.target.data
-        )
-        gradients, hessians = jax.device_get(both)
-        yield from zip(gradients[: len(rows)], hessians[: len(rows)], strict=True)
-
-
-def _resolution() -> float:
-    return 10 * float(jnp.finfo(jnp.result_type(float)).eps)
-
-
-def _laplaces(density: Tempered, x: np.ndarray) -> Any:
-    for point, (_, hessian) in zip(x, _in_batches(density, x), strict=True):
-        yield normals.laplace(point.astype(np.float64), -hessian.astype(np.float64), _resolution())
-
-
-def _refine(density: Tempered, scored: _Scored, judge: _Judge, rng: np.random.Generator) -> _Scored:
-    """The best of some variational Newton steps from a normal distribution, and of that itself.
-
-    In the coordinates in which q is standard normal, the best q near it has the precision
-    -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
-    """
-    normal = scored.normal
-    normal = normal.dense() if isinstance(normal, normals.LowRank) else normal
-    size = len(normal.loc)
-    kind = int(size > EVERY_HESSIAN)
-    half = ROUNDS[kind] // 2
-    for index in range(ROUNDS[kind]):
-        # Full steps first; then ever shorter ones, which average the noise.
-        weight = 1.0 if index < half else 2.0 / (2 + index - half)
-        z = rng.standard_normal((PAIRS[kind], size))
-        gradient, hessian, count = np.zeros(size), np.zeros((size, size)), 0
-        for g, h in _in_batches(density, normal.draw(np.concatenate([z, -z]))):
-            if np.isfinite(g).all() and np.isfinite(h).all():
-                gradient, hessian, count = gradient + g, hessian + h, count + 1
-        if count == 0:
-            break
-        inner = -normal.matrix.T @ (hessian / count) @ normal.matrix
-        if not np.isfinite(inner).all():
-            break
-        values, vectors = np.linalg.eigh(0.5 * (inner + inner.T))
-        values = np.clip(np.abs(values), 1 / CHANGE, CHANGE)
-        slope = normal.matrix.T @ (gradient / count)
-        shift = weight * vectors @ (vectors.T @ slope / values)
-        shift *= min(1.0, 2 * np.sqrt(size) / max(float(np.linalg.norm(shift)), 1e-300))
-        root = values ** (0.5 * weight)
-        normal = normals.Dense(
-            normal.loc + normal.matrix @ shift,
-            (normal.matrix @ vectors) / root,
-            root[:, None] * (vectors.T @ normal.inverse),
-        )
-        if not (np.isfinite(normal.matrix).all() and np.isfinite(normal.loc).all()):
-            break
-        found = _Scored(normal, judge.elbo(normal), "variational", scored.place)
-        scored = max(scored, found, key=_elbo)
-    return scored
-
-
-def _further(
-    density: Tempered,
-    ends: list[_Scored],
+def _more_ends(
+    density: TemperedDensity,
+    ends: list[Candidate],
     normal: normals.Dense | normals.LowRank,
-    judge: _Judge,
+    judge: Judge,
     rng: np.random.Generator,
-) -> list[_Scored]:
+) -> list[Candidate]:
     """Normal distributions at the ends of more runs, which look for modes the first ones missed.
 
     The first runs begin near zero and may all end in one mode: some begin many standard deviations
@@ -457,5 +301,5 @@ def _further(
         # As many at once as before: the program is there.
         start = jnp.asarray(each, jnp.result_type(float))
         x = np.asarray(_paths(density, start, density.target.data).x[:, -1])
-        found += judge.all(_laplaces(density, x), [(0, 0)] * len(x), "laplace")
+        found += judge.all(laplaces(density, x), [(0, 0)] * len(x), "laplace")
     return found

@@ -7,6 +7,7 @@ import pytest
 
 import flowvi as fv
 from flowvi.posteriors import normals, start
+from flowvi.posteriors.candidates import Candidate
 from flowvi.posteriors.paths import lbfgs
 
 KEY = jax.random.key(0)
@@ -119,7 +120,7 @@ def test_a_support_away_from_zero_needs_a_point_inside(x64):
 def test_the_narrowest_of_nearly_equal_starts_is_taken():
     def scored(scale, elbo):
         normal = normals.Dense(np.zeros(2), scale * np.eye(2), np.eye(2) / scale)
-        return start._Scored(normal, elbo, "variational", (0, 0))
+        return Candidate(normal, elbo, "variational", (0, 0))
 
     wide, narrow, bad = scored(2.0, -1.0), scored(0.5, -1.9), scored(0.1, -2.1)
     assert start._narrowest_of_good([wide, narrow, bad]) is narrow
@@ -127,7 +128,7 @@ def test_the_narrowest_of_nearly_equal_starts_is_taken():
 
 def test_each_run_gives_its_best_candidate_to_be_refined():
     def scored(elbo, path):
-        return start._Scored(normals.Dense(*(np.eye(2),) * 3), elbo, "laplace", (path, 0))
+        return Candidate(normals.Dense(*(np.eye(2),) * 3), elbo, "laplace", (path, 0))
 
     candidates = [scored(-3.0, 0), scored(-1.0, 1), scored(-2.0, 0), scored(-4.0, 2)]
     best = start._best_of_paths(candidates)
@@ -162,7 +163,8 @@ def test_between_ends_of_next_to_no_mass_there_are_modes_of_more(x64):
     best, *others = log_mass[: start.NUM_PATHS]
     np.testing.assert_allclose(best, 16 * np.log(0.84), atol=1e-3)
     assert max(others) - best < -14
-    between = log_mass[-start.NUM_PATHS :]
+    between = log_mass[start.NUM_PATHS + 2 * len(start.WIDTHS) :]
+    assert len(between) == start.NUM_PATHS
     assert -10 < max(between[between < best - 1]) - best < -1
     assert len(found.ends) == len(log_mass)
 

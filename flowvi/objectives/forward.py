@@ -24,8 +24,12 @@ class ForwardKL(Variational):
 
     with r = q itself, held fixed, unless `proposal` is given. Its bias is of order 1/K. Neither
     the weights nor the draws carry gradients, so parameters of the joint density get none, and q
-    need not be reparameterised. Where draws of the posterior are at hand,
-    `NegativeLogLikelihood(family)` is the forward KL from them.
+    need not be reparameterised. The gradient for r = q is that of
+
+        -sum_k (v_k - 1 / K) log q(z_k)
+
+    as E_q of the gradient of log q is zero: so its noise vanishes at q = p. Where draws of the
+    posterior are at hand, `NegativeLogLikelihood(family)` is the forward KL from them.
 
     Attributes:
         proposal: the family of r, with parameters params["proposal"], which get no gradient (wrap
@@ -63,9 +67,7 @@ class ForwardKL(Variational):
             good = jnp.isfinite(log_weights)
             log_weights = jnp.where(good, log_weights, -jnp.inf)
             metrics["skipped"] = 1 - jnp.mean(good.astype(log_weights.dtype))
-        shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
-        terms = jnp.where(shares == 0, 0, shares * log_q)
-        loss = -self._mean(jnp.sum(terms, axis=0), None, batch)
+        loss = self._mean(cross_entropy(log_weights, log_q, self.proposal is None), None, batch)
         return finish(loss, metrics, params, {**q.new, **new})
 
     def _draws(self, q: Approximation, params: Any, key: Array) -> tuple[Array, Array, Array]:
@@ -83,3 +85,23 @@ class ForwardKL(Variational):
         z, log_r = proposal.sample_and_log_prob(seed=key, sample_shape=self.num_samples)
         z = jax.lax.stop_gradient(z)
         return z, log_r, q.distribution.log_prob(z)
+
+
+def cross_entropy(log_weights: Array, log_q: Array, own: bool) -> Array:
+    """-sum_k v_k log q(z_k), with v = softmax(log_weights) held fixed; see `ForwardKL`.
+
+    Args:
+        log_weights: log p(z_k) - log r(z_k), of shape [K, ...].
+        log_q: log q(z_k), of the same shape.
+        own: whether r is q.
+
+    Returns:
+        An array of shape [...].
+    """
+    shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
+    total = jnp.sum(jnp.where(shares == 0, 0, shares * log_q), axis=0)
+    if own:
+        # A draw without weight counts here, unless q itself is not finite at it.
+        noise = jnp.where(jnp.isfinite(log_q), log_q - jax.lax.stop_gradient(log_q), 0)
+        total = total - jnp.mean(noise, axis=0)
+    return -total

@@ -64,9 +64,6 @@ BUDGETS = (
 #: Draws of a step of a tempered fit, at least: the weights of its modes are as exact as theirs are.
 TEMPERED_SAMPLES = 512
 
-#: The part of its steps that have the full size: the weights of modes move late, and need them.
-TEMPERED_CONSTANT = 0.55
-
 #: The start of the default flow is easy if its importance weights put the log evidence within so
 #: many nats of its ELBO. What is left to gain takes so few steps, at the end of which the step size
 #: is small: a long fit would end on its plateau, where the step size is large still.
@@ -85,15 +82,9 @@ Objective = Callable[[Family, Any], Any]
 
 
 @functools.lru_cache(maxsize=64)
-def default_optimizer(
-    num_steps: int, constant: float, learning_rate: float
-) -> optax.GradientTransformation:
-    """Adam with clipped gradients and a cosine decay, after a constant part of the steps."""
-    decay_steps = max(round((1 - constant) * num_steps), 1)
-    decay = optax.cosine_decay_schedule(learning_rate, decay_steps, 0.01)
-    schedule = optax.join_schedules(
-        [optax.constant_schedule(learning_rate), decay], [num_steps - decay_steps]
-    )
+def default_optimizer(num_steps: int, learning_rate: float) -> optax.GradientTransformation:
+    """Adam with clipped gradients and a cosine decay."""
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps, 0.01)
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(schedule))
 
 
@@ -162,8 +153,8 @@ def fit_posterior(
         start: points to start from, in the user's space, with a leading axis if there are several.
             By default they are drawn around zero.
         tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
-            at which the fit starts. It rises to 1 while the fit goes on; in the last three fifths
-            of the steps the forward KL divergence, beside the ELBO, sets the modes' weights right.
+            at which the fit starts. It rises to 1 in the first 0.3 of the steps; the forward KL
+            divergence, beside the ELBO, sets the modes' weights right.
         progress: whether to show progress on standard error.
         callback: as in `fit`.
 
@@ -228,8 +219,7 @@ def fit_posterior(
         careful, steps = True, min(steps, EASY_STEPS)
     if optimizer is None:
         rate = budget.careful_rate if careful else budget.learning_rate
-        constant = 0.0 if tempering is None else TEMPERED_CONSTANT
-        optimizer = default_optimizer(steps, constant, rate)
+        optimizer = default_optimizer(steps, rate)
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,

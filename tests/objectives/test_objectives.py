@@ -201,6 +201,18 @@ def test_forward_kl_is_the_cross_entropy(proposal):
     np.testing.assert_allclose(gradients.mean(0), derivative(cross_entropy), atol=5e-2)
 
 
+def test_forward_kl_by_draws_of_its_own_vanishes_at_the_optimum():
+    proposal = fv.mean_field(1)
+    own, foreign = (
+        ob.ForwardKL(FAMILY, log_joint, num_samples=64, proposal=each) for each in (None, proposal)
+    )
+    at_optimum = params_of(own, loc=MEAN, scale=SD)
+    assert (losses_and_gradients(own, at_optimum)[1].std(0) < 1e-5).all()
+    # The score of foreign draws remains; so a test that saw none would be blind.
+    at_optimum["proposal"] = fv.Fixed(q_params(proposal, loc=0.0, scale=1.5))
+    assert (losses_and_gradients(foreign, at_optimum)[1].std(0) > 1e-2).all()
+
+
 def test_running_scale_keeps_the_direction():
     plain = ELBOS["score"]
     scaled = ob.ScoreFunction(FAMILY, log_joint, num_samples=4, controls=(ob.RunningScale(),))

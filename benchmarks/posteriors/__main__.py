@@ -208,6 +208,7 @@ def main():
                 )
             entry["runs"].append(result)
             timing.write(args.output, results, markdown(results, cases))
+    timing.write(args.output, results, markdown(results, cases))
     log(markdown(results, cases))
 
 

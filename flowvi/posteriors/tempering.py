@@ -18,7 +18,7 @@ Array = jax.Array
 COOLING = 0.3
 
 #: The weight of the forward divergence, were all draws effective.
-FORWARD = 4.0
+FORWARD = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Tempered(Variational):
 
     With e the effective sample size of the importance weights, as a part of the draws, it is
 
-        KL(q || p^b) + 4 e KL(p || q)
+        KL(q || p^b) + 10 e KL(p || q)
 
     with path gradients of the first and self-normalised weights for the second. The power b rises
     from `power` to 1 in the first 0.3 of `num_steps` steps: while it is small the modes are

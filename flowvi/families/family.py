@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
+from flowvi.compiling import compiled
 
 Params = Any
 Array = jax.Array
@@ -166,19 +167,19 @@ def _as_shape(sample_shape: Any) -> Shape:
     return (int(sample_shape),) if np.ndim(sample_shape) == 0 else tuple(sample_shape)
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _log_prob(family: Family, params: Params, x: Array, context: Array | None) -> Array:
     return family.distribution(params, context).log_prob(x)
 
 
-@jax.jit(static_argnums=(0, 3))
+@compiled(static_argnums=(3,))
 def _sample(
     family: Family, params: Params, key: Array, sample_shape: Shape, context: Array | None
 ) -> Array:
     return family.distribution(params, context).sample(seed=key, sample_shape=sample_shape)
 
 
-@jax.jit(static_argnums=(0, 3))
+@compiled(static_argnums=(3,))
 def _sample_and_log_prob(
     family: Family, params: Params, key: Array, sample_shape: Shape, context: Array | None
 ) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.compiling import compiled
 from flowvi.params import combine, partition
 
 Array = jax.Array
@@ -78,7 +79,7 @@ def gradient_moments(
     return _moments(loss_fn, params, key, batch, num_draws, name)
 
 
-@jax.jit(static_argnums=(0, 4, 5))
+@compiled(static_argnums=(4, 5))
 def _moments(
     loss_fn: Any, params: Any, key: Array, batch: Any, num_draws: int, name: str
 ) -> GradientMoments:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi.compiling import compiled
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.paths import MEMORY, Path
 from flowvi.posteriors.target import Target
@@ -91,7 +92,7 @@ class Judge:
         return [each for each in scored if np.isfinite(each.elbo)]
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _values(density: TemperedDensity, u: Array, data: Any) -> Array:
     return vectorise.over(density, u, data)
 
@@ -113,7 +114,7 @@ def pathfinders(paths: Path, indices: list[list[int]]) -> Any:
             )
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _derivatives(density: TemperedDensity, u: Array, data: Any) -> tuple[Array, Array]:
     def both(u: Array, data: Any) -> tuple[Array, Array]:
         return jax.grad(density)(u, data), jax.hessian(density)(u, data)

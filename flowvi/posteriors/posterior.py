@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks, diagnostics
+from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
 from flowvi.posteriors.defaults import placed_family
@@ -242,7 +243,7 @@ def draws(
     return u, log_q, log_p.astype(np.float64) - log_q
 
 
-@jax.jit(static_argnums=(0, 1))
+@compiled(2)
 def _chunk(
     family: Family, target: Target, params: Any, key: Array, data: Any
 ) -> tuple[Array, Array, Array]:

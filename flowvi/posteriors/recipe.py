@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
+from flowvi.compiling import compiled
 from flowvi.families import Family
 from flowvi.objectives import ELBO
 from flowvi.params import cast
@@ -313,9 +314,7 @@ def _default_objective(
 
 
 # What runs once need not run fast: without optimisations it compiles in a third of the time.
-_once = functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
+_once = compiled(compiler_options={"xla_backend_optimization_level": 0})
 
 
 @_once

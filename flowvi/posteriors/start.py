@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi.compiling import compiled
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.candidates import (
     EVERY_HESSIAN,
@@ -198,7 +199,7 @@ def starting_points(
     return points[chosen], int(finite.sum())
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _probe(target: Target, points: Array, data: Any) -> tuple[Array, Array]:
     values, gradients = vectorise.over(jax.value_and_grad(target.at), points, data)
     return values, jnp.sum(jnp.abs(gradients), -1)
@@ -214,7 +215,7 @@ def has_hessian(target: Target) -> bool:
     return True
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _paths(density: TemperedDensity, points: Array, data: Any) -> Path:
     def path(u: Array, data: Any) -> Path:
         return lbfgs(lambda u: -density(u, data), u, NUM_STEPS)

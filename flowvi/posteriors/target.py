@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.compiling import compiled
 from flowvi.posteriors import vectorise
 from flowvi.posteriors.supports import Layout, as_layout
 
@@ -234,7 +235,7 @@ def _vectorised(target: Target, u: Array, rows: Any) -> Array:
     return vectorise.over(target.at, flat, rows).reshape(u.shape[:-1])
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _evaluate(target: Target, u: Array, rows: Any) -> Array:
     return _vectorised(target, u, rows)
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
+from flowvi.compiling import compiled
 from flowvi.families import Family
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.training import order, sources, units
@@ -193,7 +194,7 @@ def default_optimizer(
     return optax.chain(optax.clip_by_global_norm(max_norm), optax.adam(schedule))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled()
 def _init(family: Family, key: Array) -> Any:
     return family.init(key)
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flowvi.compiling import KEPT
 from flowvi.params import partition
 from flowvi.training import averaging, rowwise, stopping
 from flowvi.training.order import Order, Stream
@@ -159,8 +160,8 @@ class Compiled(NamedTuple):
     careful: Callable[[State, Any, Any, np.ndarray], tuple[State, dict[str, Array], Array]]
 
 
-# Bounded, because a program keeps alive whatever its loss has closed over.
-@functools.lru_cache(maxsize=64)
+# A program also keeps alive whatever its loss has closed over.
+@functools.lru_cache(maxsize=KEPT)
 def build(program: Program) -> Compiled:
     """The compiled functions of a program, the same ones at every call."""
     # Traced once: checks, steps and their derivatives all start from the same trace.

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flowvi import checks, distributions
+from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
 from flowvi.vae.batches import as_float
 from flowvi.vae.evaluation import CHUNK, map_blocks
@@ -122,7 +123,7 @@ def _check(vae: VAE, x: Any) -> tuple[Array, tuple[int, ...]]:
     return x.reshape(-1, *shape), x.shape[: x.ndim - len(shape)]
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _table(vae: VAE, params: dict[str, Any], x: Array) -> tuple[Array, Array]:
     """(all z, log p(x, z) of shape [C, N])."""
     prior = vae.prior.distribution(params["prior"])
@@ -137,7 +138,7 @@ def _table(vae: VAE, params: dict[str, Any], x: Array) -> tuple[Array, Array]:
     return z, prior.log_prob(z)[:, None] + log_likelihood
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _log_marginal(vae: VAE, params: dict[str, Any], x: Array) -> Array:
     def of_rows(x: Array) -> Array:
         return jax.nn.logsumexp(_table(vae, params, x)[1], axis=0)

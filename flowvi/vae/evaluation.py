@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import distrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from flowvi.compiling import compiled
 from flowvi.families import Family
 from flowvi.objectives import closed_form
 
@@ -149,14 +151,14 @@ def closed_rate(model: Model, params: Any, q: distrax.Distribution, kl: str) -> 
         return None
 
 
-@jax.jit(static_argnums=(0, 6, 7, 8))
+@compiled(static_argnums=(6, 7, 8))
 def evaluate(
     model: Model,
     params: Any,
     key: Array,
     x: Array,
     context: Array,
-    num_samples: Array,
+    num_samples: Array | np.int32,
     draws: int,
     kl: str,
     chunk_size: int,
@@ -201,7 +203,7 @@ def evaluate(
     return over_rows(of_row, (row_keys(key, x.shape[0]), x, context), draws, chunk_size)
 
 
-@jax.jit(static_argnums=(0, 5, 6, 7))
+@compiled(static_argnums=(5, 6, 7))
 def log_weights(
     model: Model,
     params: Any,
@@ -229,13 +231,13 @@ def log_weights(
     return rows.T
 
 
-@jax.jit(static_argnums=(0, 5, 6))
+@compiled(static_argnums=(5, 6))
 def prior_bound(
     model: Model,
     params: Any,
     key: Array,
     x: Array,
-    num_samples: Array,
+    num_samples: Array | np.int32,
     draws: int,
     chunk_size: int,
 ) -> Array:

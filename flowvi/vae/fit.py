@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
+from flowvi.compiling import compiled
 from flowvi.objectives import Variational
 from flowvi.training import FitResult, Look, Plateau, fit
 from flowvi.training.arguments import check_key
@@ -179,7 +180,7 @@ class Validation:
         return -jnp.mean(found.elbo), metrics
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def state_beside(loss_fn: Variational, key: Array) -> dict[str, Any]:
     """What an objective needs beside the model's parameters."""
     made = loss_fn.init(key)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flowvi.compiling import compiled
 from flowvi.vae.evaluation import Model, log_likelihood_of
 
 Array = jax.Array
@@ -12,7 +13,7 @@ Params = dict[str, Any]
 Shape = tuple[int, ...]
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def init(vae: Model, key: Array) -> Params:
     """Fresh parameters."""
     keys = jax.random.split(key, 3)
@@ -23,7 +24,7 @@ def init(vae: Model, key: Array) -> Params:
     }
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def log_joint(vae: Model, params: Params, x: Array, z: Array) -> Array:
     """log p(z) + log p(x | z)."""
     batch_shape = jnp.broadcast_shapes(
@@ -35,7 +36,7 @@ def log_joint(vae: Model, params: Params, x: Array, z: Array) -> Array:
     return log_prior + log_likelihood_of(vae.likelihood, params, x, z)
 
 
-@jax.jit(static_argnums=(0, 3, 4))
+@compiled(static_argnums=(3, 4))
 def sample(vae: Model, params: Params, key: Array, sample_shape: Shape, count: int | None) -> Array:
     """Draws of p(x)."""
     latent_key, key = jax.random.split(key)
@@ -47,13 +48,13 @@ def sample(vae: Model, params: Params, key: Array, sample_shape: Shape, count: i
     return jnp.moveaxis(p.sample(seed=key, sample_shape=count), 0, len(sample_shape))
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def decode(vae: Model, params: Params, z: Array) -> Array:
     """The mean of p(x | z)."""
     return vae.likelihood.distribution(params["likelihood"], z).mean()
 
 
-@jax.jit(static_argnums=(0, 4, 5))
+@compiled(static_argnums=(4, 5))
 def sample_given(
     vae: Model, params: Params, key: Array, context: Array, sample_shape: Shape, hold: bool
 ) -> Array:

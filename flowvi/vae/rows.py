@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from flowvi import checks
+from flowvi.compiling import compiled
 from flowvi.families import Conditional, Family, Local, Wrapper, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
 from flowvi.params import Fixed
@@ -161,7 +162,7 @@ def begin_rows(vae: VAE, params: Params, key: Array, x: Any) -> tuple[VAE, Param
     }
 
 
-@jax.jit(static_argnums=0)
+@compiled()
 def _features(posterior: Conditional, params: Params, x: Array) -> Any:
     """What the encoder says of each row."""
     return over_rows(lambda x: posterior.features(params, x), (as_float(x),), 1)

@@ -128,8 +128,10 @@ def fit_posterior(
     mass that was found. Up to 200 coordinates runs of L-BFGS, from near zero and from up to 40
     standard deviations around the start, look for such modes, and a warning says so where one ends
     in a mode of mass that the approximation leaves out; a mode that none of them ends in remains
-    unseen. And in high dimension tails are lost slowly before any of these numbers moves. If there
-    may be several modes, fit again with `tempering=0.1`, and compare the log evidence.
+    unseen. Of a curved ridge hundreds of times as long as it is thick a fit may follow the middle
+    only: again the weights look fine, and the log evidence rises with more steps. And in high
+    dimension tails are lost slowly before any of these numbers moves. If there may be several
+    modes, fit again with `tempering=0.1`, and compare the log evidence.
 
     Args:
         target: the target.

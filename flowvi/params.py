@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+#: Nested containers of arrays, such as parameters, data and states of optimizers.
+PyTree = Any
+
 
 @jax.tree_util.register_pytree_with_keys_class
 class Fixed:

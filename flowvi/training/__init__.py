@@ -1,19 +1,17 @@
-"""Training: the loop, its data, its stopping, its checkpoints, and the fit of a density."""
+"""Training: the loop, its data, its stopping and its checkpoints."""
 
-from flowvi.training.density import fit_density
+from flowvi.training.arguments import TrainingOptions
 from flowvi.training.loop import fit
-from flowvi.training.result import FitResult, Look, StopReason, TrainingDiverged
+from flowvi.training.result import FitResult, Fitted, Progress, StopReason, TrainingDiverged
 from flowvi.training.stopping import Plateau
-from flowvi.training.storage import load, save
 
 __all__ = [
     "FitResult",
-    "Look",
+    "Fitted",
     "Plateau",
+    "Progress",
     "StopReason",
     "TrainingDiverged",
+    "TrainingOptions",
     "fit",
-    "fit_density",
-    "load",
-    "save",
 ]

@@ -1,24 +1,60 @@
-"""Checks of what `fit` is given."""
+"""What all fits are given, and checks of it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypedDict
 
 import jax
+import optax
 
-from flowvi import checks
-from flowvi.training import stretch
-from flowvi.training.step import LossFn, check_loss
+from flowvi import checks, files
+from flowvi.training.result import Progress
+from flowvi.training.step import LossFn
 from flowvi.training.stopping import NEVER, Plateau
 
 Array = jax.Array
+Callback = Callable[[Progress], bool | None]
 
 
-def count(name: str, value: Any) -> int:
-    """`value` as a positive integer; one that is never reached for None."""
-    return NEVER if value is None else checks.positive_int(name, value)
+class TrainingOptions(TypedDict, total=False):
+    """What all fits share: keyword arguments of `fit`, `fit_density`, `fit_posterior`, `fit_vae`.
+
+    Attributes:
+        num_steps: steps to do.
+        batch_size: rows of a batch.
+        optimizer: an Optax optimizer. Line searches and plateau rules get what they ask for:
+            `value`, `grad` and `value_fn`.
+        averaging: the decay, between 0 and 1, of an exponential moving average of the parameters,
+            such as 0.999. With it, the average is what is validated and handed back. It gives
+            the noise of steps no way into the result, and lets the rate stay high for longer. A
+            schedule-free optimizer brings an average of its own, which is used instead.
+        plateau: end training when the loss itself stops improving; see `Plateau`.
+        max_bad_steps: end training when so many steps in a row were bad.
+        checkpoint_dir: a directory for checkpoints, of which the last three are kept. They are
+            written beside the running steps, and there is one at the end. A directory belongs to
+            one running fit.
+        checkpoint_every: steps between two checkpoints; by default a tenth of all.
+        resume: go on from the last whole checkpoint in `checkpoint_dir`, or begin if there is none.
+            The result is that of a run that was never interrupted, to the bit. It needs the same
+            arguments; what ends training early may differ.
+        progress: whether to show progress on standard error.
+        callback: called with a `Progress` a few times a second; training ends when it returns True.
+    """
+
+    num_steps: int
+    batch_size: int | None
+    optimizer: optax.GradientTransformation
+    averaging: float | None
+    plateau: Plateau | None
+    max_bad_steps: int
+    checkpoint_dir: files.Path | None
+    checkpoint_every: int | None
+    resume: bool
+    progress: bool
+    callback: Callback | None
 
 
-def check_key(key: Any) -> None:
-    """Checks that `key` is a random key, of either kind.
+def check_key(key: object) -> None:
+    """Checks that `key` is one random key, of either kind.
 
     Raises:
         TypeError: if it is not.
@@ -31,7 +67,12 @@ def check_key(key: Any) -> None:
         ) from None
 
 
-def check_functions(loss_fn: Any, optimizer: Any, validate: Any, callback: Any) -> None:
+def check_functions(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    validate: LossFn | None,
+    callback: Callback | None,
+) -> None:
     """Checks that functions are functions, and hashable.
 
     Raises:
@@ -45,8 +86,7 @@ def check_functions(loss_fn: Any, optimizer: Any, validate: Any, callback: Any) 
             "`optimizer` must be an Optax optimizer, such as `optax.adam(1e-3)`; got "
             f"{optimizer!r}."
         )
-    known = {"loss_fn": loss_fn, "optimizer": optimizer, "validate": validate}
-    for name, value in known.items():
+    for name, value in {"loss_fn": loss_fn, "optimizer": optimizer, "validate": validate}.items():
         try:
             hash(value)
         except TypeError:
@@ -59,7 +99,7 @@ def check_functions(loss_fn: Any, optimizer: Any, validate: Any, callback: Any) 
 def check_validation(
     loss_fn: LossFn,
     validate: LossFn | None,
-    validation_data: Any,
+    validation_data: object,
     validate_every: int | None,
     patience: int | None,
 ) -> LossFn | None:
@@ -85,37 +125,23 @@ def check_validation(
     return loss_fn if validate is None else validate
 
 
-def check_losses(
-    program: stretch.Program,
-    compiled: stretch.Compiled,
-    params: Any,
-    key: Array,
-    batch: Any,
-    validation_data: Any,
-) -> tuple[list[str], tuple[str, ...]]:
-    """The names of the metrics, and of what a validation writes, after a look at the losses.
+def count(name: str, value: int | None) -> int:
+    """`value` as a positive integer; one that is never reached for None."""
+    return NEVER if value is None else checks.positive_int(name, value)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Checks that a switch is on or off.
 
     Raises:
-        TypeError, ValueError: see `step.check_loss`.
+        TypeError: if it is anything else.
     """
-    state, _ = jax.eval_shape(compiled.begin, params, key)
-    params = state.params
-    names = check_loss("loss_fn", compiled.loss_fn, params, key, batch)
-    if compiled.validate is None:
-        return names, ()
-    name = "loss_fn" if program.validate is program.loss_fn else "validate"
-    own = check_loss(name, compiled.validate, params, key, validation_data)
-    written = tuple(stretch.validation_values(None, dict.fromkeys(own)))
-    for metric in names:
-        if metric in written:
-            raise ValueError(
-                f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a "
-                "metric of the validation."
-            )
-    return names, written
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+    return value
 
 
-def check_plateau(plateau: Any) -> Plateau | None:
+def check_plateau(plateau: Plateau | None) -> None:
     """Checks that `plateau` is a rule or None.
 
     Raises:
@@ -123,10 +149,9 @@ def check_plateau(plateau: Any) -> Plateau | None:
     """
     if plateau is not None and not isinstance(plateau, Plateau):
         raise TypeError(f"`plateau` must be an `fv.Plateau(...)` or None; got {plateau!r}.")
-    return plateau
 
 
-def check_averaging(decay: Any) -> float | None:
+def check_averaging(decay: float | None) -> float | None:
     """Checks that `decay` is one, or None.
 
     Raises:
@@ -141,12 +166,15 @@ def check_averaging(decay: Any) -> float | None:
     return float(decay)
 
 
-def check_checkpoints(directory: Any, every: Any, resume: bool, num_steps: int) -> int:
+def check_checkpoints(
+    directory: files.Path | None, every: int | None, resume: bool, num_steps: int
+) -> int:
     """Steps between two checkpoints; by default a tenth of them all.
 
     Raises:
         TypeError, ValueError: if an argument of the checkpoints is wrong or superfluous.
     """
+    check_flag("resume", resume)
     if directory is None:
         for name, value in {"checkpoint_every": every, "resume": resume}.items():
             if value:

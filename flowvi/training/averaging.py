@@ -1,13 +1,18 @@
-"""The exponential moving average of parameters, carried along in the optimizer's state."""
+"""Parameters that are judged and handed back, where they are not those that are trained.
+
+The exponential moving average of parameters is carried along in the optimizer's state; optimizers
+without a schedule keep an average of their own.
+"""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
-from flowvi.params import combine, partition
+from flowvi.params import PyTree, combine, partition
 from flowvi.training.rowwise import RowwiseState, together
 
 
@@ -20,9 +25,9 @@ class AveragedState(NamedTuple):
         num_steps: good steps.
     """
 
-    inner: Any
-    average: Any
-    num_steps: Any
+    inner: PyTree
+    average: PyTree
+    num_steps: jax.Array
 
 
 # The same object for the same arguments, so that a second fit compiles nothing.
@@ -40,10 +45,12 @@ def averaged(
     """
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> AveragedState:
+    def init(params: PyTree) -> AveragedState:
         return AveragedState(inner.init(params), params, jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(
+        updates: PyTree, state: AveragedState, params: PyTree = None, **extra: PyTree
+    ) -> tuple[PyTree, AveragedState]:
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         decay_now = jnp.minimum(decay, state.num_steps / (state.num_steps + 9))
 
@@ -57,15 +64,22 @@ def averaged(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def average(opt_state: Any, params: Any) -> Any:
-    """The averaged parameters, with the `Fixed` leaves of `params`.
+def learned(opt_state: PyTree, params: PyTree) -> PyTree:
+    """The parameters to judge and to hand back, with the `Fixed` leaves of `params`.
 
-    Rows of their own have an average over the steps that moved them.
+    Those where a schedule-free optimizer evaluates (Defazio et al., "The Road Less Scheduled",
+    2024), the moving average where there is one, else `params`. Rows of their own have an average
+    over the steps that moved them.
     """
-    if not isinstance(opt_state, RowwiseState):
-        result = opt_state.average
-    else:
-        result = opt_state.shared.average
+    trainable, fixed = partition(params)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState))
+    for node in nodes:
+        if isinstance(node, ScheduleFreeState):
+            return combine(schedule_free_eval_params(node, trainable), fixed)
+    if isinstance(opt_state, AveragedState):
+        trainable = opt_state.average
+    elif isinstance(opt_state, RowwiseState) and isinstance(opt_state.shared, AveragedState):
+        trainable = opt_state.shared.average
         for table in opt_state.tables:
-            result = together(result, table.average)
-    return combine(result, partition(params)[1])
+            trainable = together(trainable, table.average)
+    return combine(trainable, fixed)

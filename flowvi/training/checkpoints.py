@@ -1,31 +1,35 @@
-"""Checkpoints of a running fit, by Orbax.
+"""Checkpoints of a running fit: files of a run's state, its history, and what is being fitted.
 
-A checkpoint holds all of a run's state, its history, and a fingerprint of what is being fitted.
-Orbax writes it beside the running steps and renames it when it is whole; a digest of the arrays
-tells whether it is still whole when it is read.
+A checkpoint is written beside the running steps, and renamed when it is whole. One directory
+belongs to one run at a time.
 """
 
+import concurrent.futures
 import contextlib
-import hashlib
-import logging
+import os
 import pathlib
-import tempfile
+import re
 import warnings
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi.training.fingerprint import Fingerprint, difference
+from flowvi import files
+from flowvi.params import PyTree
 from flowvi.training.result import History
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+Array = jax.Array
 
 #: Checkpoints that are kept: the last ones.
 KEPT = 3
 
-FORMAT = "flowvi.fit 1"
+_NAME = re.compile(r"step_(\d+)\.flowvi")
 
 
 class Checkpoints:
@@ -35,74 +39,88 @@ class Checkpoints:
         directory: where they are; made if it is missing.
         every: steps between two of them.
         resume: whether to go on from those that are there.
-        fingerprint: what the run looks like.
+        configuration: what is being fitted, in words; see `files.difference`.
 
     Raises:
-        ImportError: if Orbax is not installed.
-        ValueError: if the directory cannot be written, or holds checkpoints and `resume` is False.
+        ValueError: if the directory cannot be written, belongs to a run that goes on, or holds
+            checkpoints and `resume` is False.
     """
 
-    def __init__(self, directory: Any, every: int, resume: bool, fingerprint: Fingerprint):
-        self._directory = _writable(directory)
+    def __init__(
+        self, directory: files.Path, every: int, resume: bool, configuration: dict[str, str]
+    ):
+        self._directory = pathlib.Path(directory).expanduser().absolute()
         self._every = every
-        self._fingerprint = fingerprint
+        self._configuration = configuration
         self._saved: int | None = None
-        # Orbax tells every reader of the terminal what it tidies up.
-        self._logger = logging.getLogger("absl")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-        with _quiet():
-            ocp = _orbax()
-            self._args = ocp.args
-            self._manager = ocp.CheckpointManager(
-                self._directory,
-                item_names=("state", "history", "about"),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=KEPT, enable_async_checkpointing=True
-                ),
-            )
-        steps = self._manager.all_steps()
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._directory / "lock", os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise ValueError(
+                "`checkpoint_dir` must be a directory that can be written; got "
+                f"{str(self._directory)!r}: {error}."
+            ) from None
+        try:
+            if fcntl is not None:
+                # The system frees it with the process, however that ends.
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ValueError(
+                f"`checkpoint_dir` must belong to one running fit; {str(self._directory)!r} is "
+                "locked by another. Perhaps give each fit a directory of its own?"
+            ) from None
+        steps = self._steps()
         if steps and not resume:
-            self._manager.close()
+            os.close(self._lock)
             raise ValueError(
                 "`checkpoint_dir` must hold no checkpoints where `resume` is False; "
                 f"{str(self._directory)!r} holds one of step {max(steps)}. Perhaps pass "
                 "`resume=True`, or another directory?"
             )
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "flowvi-checkpoints")
+        self._written: concurrent.futures.Future[None] | None = None
 
     def until(self, step: int) -> int:
         """The first step after `step` at which a checkpoint is due."""
         return (step // self._every + 1) * self._every
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is due at a step."""
-        return step % self._every == 0
-
-    def save(self, step: int, state: Any, history: History) -> None:
-        """Takes a copy of the state and begins to write it."""
+    def save(self, step: int, state: PyTree, history: History) -> None:
+        """Takes a copy of a state and begins to write it; one that cannot be written is warned of."""
         if step == self._saved:
             return
         self._saved = step
-        # Copies: the loop gives the state's buffers away to the next stretch of steps.
-        leaves = [np.array(leaf, copy=True) for leaf in jax.device_get(_plain(state))]
-        about = {
-            "format": FORMAT,
-            "fingerprint": self._fingerprint,
-            "digest": _digest(leaves, history),
-            "history": {name: [str(v.dtype), v.size] for name, v in history.items()},
+        self._wait()
+        arrays = {f"state{name}": np.array(leaf) for name, leaf in _named(jax.device_get(state))}
+        arrays |= {f"history[{name!r}]": values for name, values in history.items()}
+        about: files.Json = {
+            "checkpoint": step,
+            "configuration": dict(self._configuration),
+            "history": list(history),
         }
-        args = self._args
-        with _quiet():
-            self._manager.save(
-                step,
-                args=args.Composite(
-                    state=args.StandardSave(_named(leaves)),
-                    history=args.StandardSave({k: v for k, v in history.items() if v.size}),
-                    about=args.JsonSave(about),
-                ),
-            )
+        self._written = self._thread.submit(self._write, step, about, arrays)
 
-    def restore(self, state: Any) -> tuple[Any, History] | None:
+    def _write(self, step: int, about: files.Json, arrays: files.Arrays) -> None:
+        files.write(self._path(step), about, arrays)
+        for old in self._steps()[:-KEPT]:
+            self._path(old).unlink(missing_ok=True)
+
+    def _wait(self) -> None:
+        if self._written is None:
+            return
+        try:
+            self._written.result()
+        except OSError as error:
+            warnings.warn(
+                f"A checkpoint could not be written to {str(self._directory)!r}, so training goes "
+                f"on without it, and older ones stay: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._written = None
+
+    def restore(self, state: PyTree) -> tuple[PyTree, History] | None:
         """The state and history of the last checkpoint that is whole; None if there is none at all.
 
         Args:
@@ -111,156 +129,82 @@ class Checkpoints:
         Raises:
             ValueError: if a checkpoint is that of another run, or none of them is whole.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        reason = ""
-        for step in steps:
+        reason = None
+        for step in reversed(self._steps()):
+            path = self._path(step)
             try:
-                result = self._read(step, state)
-            except _Foreign as error:
-                raise ValueError(
-                    f"`checkpoint_dir` must hold checkpoints of this very fit; in "
-                    f"{str(self._directory / str(step))!r} {error}."
-                ) from None
-            # Whatever a damaged file makes a reader say.
-            except Exception as error:
-                reason = " ".join(str(error).split())[:200]
+                about, arrays = files.read(path)
+            except (OSError, ValueError) as error:
+                reason = error
                 warnings.warn(
-                    f"The checkpoint of step {step} in {str(self._directory)!r} is damaged and "
-                    f"left out: {reason}",
+                    f"The checkpoint of step {step} is damaged and left out: {error}",
                     RuntimeWarning,
                     stacklevel=4,
                 )
                 continue
-            # Later ones are damaged, and would be in the way of new ones.
-            for later in steps[: steps.index(step)]:
-                self._manager.delete(later)
+            saved = about.get("configuration") if isinstance(about, dict) else None
+            if not isinstance(saved, dict):
+                raise ValueError(
+                    f"`checkpoint_dir` must hold checkpoints; {str(path)!r} is another file of "
+                    "flowvi."
+                )
+            different = files.difference(saved, self._configuration)
+            if different is not None:
+                raise ValueError(
+                    f"`checkpoint_dir` must hold checkpoints of this very fit; in {str(path)!r} "
+                    f"{different}."
+                )
+            for later in self._steps():
+                if later > step:  # damaged, and in the way of new ones
+                    self._path(later).unlink(missing_ok=True)
             self._saved = step
-            return result
-        if steps:
+            history = {name: arrays[f"history[{name!r}]"] for name in about["history"]}
+            return _restored(state, arrays), history
+        if reason is not None:
             raise ValueError(
-                f"`checkpoint_dir` must hold a checkpoint that is whole; all {len(steps)} in "
+                f"`checkpoint_dir` must hold a checkpoint that is whole; all in "
                 f"{str(self._directory)!r} are damaged: {reason}"
             )
         return None
 
-    def _read(self, step: int, state: Any) -> tuple[Any, History]:
-        args = self._args
-        with _quiet():
-            if not (self._directory / str(step) / "about").exists():
-                raise _Foreign("are files of another program")
-            about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))
-            about = about["about"]
-            if not isinstance(about, dict) or about.get("format") != FORMAT:
-                raise _Foreign(f"the format is not {FORMAT!r}")
-            different = difference(about["fingerprint"], self._fingerprint)
-            if different is not None:
-                raise _Foreign(different)
-            plain = _plain(state)
-            shapes = _named([np.empty(leaf.shape, leaf.dtype) for leaf in plain])
-            sizes = {name: (np.dtype(t), n) for name, (t, n) in about["history"].items()}
-            saved = self._manager.restore(
-                step,
-                args=args.Composite(
-                    state=args.StandardRestore(shapes),
-                    history=args.StandardRestore(
-                        {name: np.empty(n, t) for name, (t, n) in sizes.items() if n}
-                    ),
-                ),
-            )
-        named = {name: np.asarray(leaf) for name, leaf in saved["state"].items()}
-        leaves = [named.get(name, empty) for name, empty in _all_named(plain).items()]
-        history = {
-            name: np.asarray(saved["history"][name]) if n else np.empty(0, t)
-            for name, (t, n) in sizes.items()
-        }
-        if _digest(leaves, history) != about["digest"]:
-            raise ValueError("its numbers are not those that were written")
-        return _unplain(state, leaves), history
+    def _path(self, step: int) -> pathlib.Path:
+        return self._directory / f"step_{step:010d}.flowvi"
+
+    def _steps(self) -> list[int]:
+        found = map(_NAME.fullmatch, os.listdir(self._directory))
+        return sorted(int(match[1]) for match in found if match)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with _quiet():
-            self._manager.wait_until_finished()
-            self._manager.close()
-        self._logger.setLevel(self._level)
+    def __exit__(self, *error: object) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, self._lock)
+            stack.callback(self._thread.shutdown)
+            self._wait()
 
 
-class _Foreign(Exception):  # noqa: N818 (a finding, which the caller turns into an error)
-    """A checkpoint of something else."""
+def _named(state: PyTree) -> list[tuple[str, Array]]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [(jax.tree_util.keystr(path), _plain(leaf)) for path, leaf in leaves]
 
 
-def _orbax() -> Any:
-    try:
-        import orbax.checkpoint as ocp
-    except ImportError:
-        raise ImportError(
-            "Checkpoints need Orbax. Install it with `pip install orbax-checkpoint`."
-        ) from None
-    return ocp
+def _is_key(leaf: Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # Of no use to anybody who fits a model.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+def _plain(leaf: Array) -> Array:
+    """A leaf as numbers, also where it is a random key."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _writable(directory: Any) -> pathlib.Path:
-    path = pathlib.Path(directory).expanduser().absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`checkpoint_dir` must be a directory that can be written; got {str(path)!r}: {error}."
-        ) from None
-    return path
+def _restored(state: PyTree, arrays: files.Arrays) -> PyTree:
+    """A state like `state` with these numbers, in buffers of its own."""
 
+    def restored(path: tuple, like: Array) -> Array:
+        saved = jnp.asarray(arrays[f"state{jax.tree_util.keystr(path)}"])
+        if _is_key(like):
+            return jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like))
+        return jnp.array(saved, dtype=like.dtype, copy=True)
 
-def _plain(state: Any) -> list[Any]:
-    """The leaves of a state, keys as numbers."""
-    return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)]
-
-
-def _unplain(state: Any, leaves: list[np.ndarray]) -> Any:
-    """A state like `state` with these plain leaves, in buffers of its own."""
-    old, structure = jax.tree.flatten(state)
-    new = [
-        jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
-        if _is_key(like)
-        else jnp.array(leaf, dtype=like.dtype, copy=True)
-        for like, leaf in zip(old, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, new)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _all_named(leaves: list[Any]) -> dict[str, Any]:
-    return {f"leaf_{index:05d}": leaf for index, leaf in enumerate(leaves)}
-
-
-def _named(leaves: list[Any]) -> dict[str, Any]:
-    # Orbax has no place for arrays without numbers.
-    return {name: leaf for name, leaf in _all_named(leaves).items() if leaf.size}
-
-
-def _digest(leaves: list[np.ndarray], history: History) -> str:
-    result = hashlib.sha256()
-    for leaf in [*leaves, *(history[name] for name in sorted(history))]:
-        result.update(f"{leaf.dtype}{leaf.shape}".encode())
-        result.update(np.ascontiguousarray(leaf).tobytes())
-    return result.hexdigest()
+    return jax.tree_util.tree_map_with_path(restored, state)

@@ -1,48 +1,55 @@
 """The training loop: the host's side of it."""
 
 import contextlib
+import hashlib
 import time
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowvi import checks
-from flowvi.training import arguments, fingerprint, rowwise, sources, stretch
+from flowvi import checks, files
+from flowvi.params import Origin, PyTree, partition
+from flowvi.training import arguments, program, rowwise, sources
 from flowvi.training.checkpoints import Checkpoints
-from flowvi.training.progress import Progress
+from flowvi.training.progress import Display
 from flowvi.training.record import Pace, Record
-from flowvi.training.result import FitResult, Look, StopReason
-from flowvi.training.step import LossFn, check_params, suspects
+from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
+from flowvi.training.step import LossFn, check_loss, check_params, culprit
 from flowvi.training.stopping import Interrupts, Plateau
 
 Array = jax.Array
 
+#: Rows of data whose digest tells them from others.
+SAMPLED_ROWS = 1000
+
 
 def fit(
     loss_fn: LossFn,
-    params: Any,
+    params: PyTree,
     optimizer: optax.GradientTransformation,
     *,
     key: Array,
     num_steps: int,
-    data: Any = None,
+    data: PyTree = None,
     batch_size: int | None = None,
     validate: LossFn | None = None,
-    validation_data: Any = None,
+    validation_data: PyTree = None,
     validate_every: int | None = None,
     patience: int | None = None,
     plateau: Plateau | None = None,
     averaging: float | None = None,
     max_bad_steps: int = 10,
     check_finite: bool = True,
-    checkpoint_dir: Any = None,
+    checkpoint_dir: files.Path | None = None,
     checkpoint_every: int | None = None,
     resume: bool = False,
     progress: bool = True,
-    callback: Callable[[Look], bool | None] | None = None,
+    callback: arguments.Callback | None = None,
+    configuration: dict[str, str] | None = None,
 ) -> FitResult:
     """Minimises a loss.
 
@@ -65,23 +72,23 @@ def fit(
     iterated anew whenever it ends; its batches are taken as they come, ragged ones included.
 
     A step whose loss, gradient or result is not finite is skipped: it moves neither the parameters
-    nor the optimizer's state, and is counted.
+    nor the optimizer's state, and is counted; many of them are warned of.
 
-    Ctrl-C ends training after the current stretch, a quarter of a second or one step, and what has
-    been learned is returned. A second Ctrl-C does not wait.
+    Ctrl-C ends training after the current chunk, a quarter of a second or one step, and what has
+    been learned is returned. A second Ctrl-C does not wait. An exception of the callback, of the
+    data or of the loop has what was learned so far as its `result`.
 
     Args:
         loss_fn: `loss_fn(params, key, batch)` returns a scalar loss, or (loss, metrics) with a dict
             of scalars, or (loss, metrics, params), whose `Fixed` leaves are taken over. `batch` is
             None where there are no data. It must be hashable, as functions are.
         params: any pytree of floating arrays; others must be inside `Fixed`. They survive.
-        optimizer: an Optax optimizer. Line searches and plateau rules get what they ask for:
-            `value`, `grad` and `value_fn`.
+        optimizer: see `TrainingOptions`, as for all that is not described here.
         key: a random key. Each step gets its own, and so does each shuffle.
         num_steps: steps to do.
         data: None, an array, a pytree of arrays with a common leading axis, or an iterable of
             batches that is no pytree, such as a data loader. A one-way iterator ends training
-            when it ends.
+            when it ends. On resuming, an iterable must give the same batches again.
         batch_size: rows of a batch. By default every step sees all the data, in their own order.
         validate: a function like `loss_fn`, evaluated as `validate(params, key, validation_data)`,
             with the same key each time; its loss decides, its metrics go into the history. By
@@ -90,23 +97,18 @@ def fit(
         validate_every: steps between two validations; there is one after the last step too. With
             it, the result holds the parameters with the lowest validation loss.
         patience: end training when so many validations in a row brought no new best.
-        plateau: end training when the loss itself stops improving; see `Plateau`.
-        averaging: the decay, between 0 and 1, of an exponential moving average of the parameters,
-            such as 0.999. With it, the average is what is validated and handed back. It gives
-            the noise of steps no way into the result, and lets the rate stay high for longer.
-        max_bad_steps: end training when so many steps in a row were bad.
+        plateau: see `TrainingOptions`.
+        averaging: see there.
+        max_bad_steps: see there.
         check_finite: whether to refuse data with NaN or infinity in them. Those of an iterable are
             not looked at.
-        checkpoint_dir: a directory for checkpoints, of which the last three are kept. They are
-            written by Orbax beside the running steps, and there is one at the end.
-        checkpoint_every: steps between two checkpoints; by default a tenth of all.
-        resume: go on from the last whole checkpoint in `checkpoint_dir`, or begin if there is none.
-            The result is that of a run that was never interrupted, to the bit. It needs the same
-            arguments; `num_steps` and what ends training early may differ. An iterable must give
-            the same batches again.
-        progress: whether to show progress on standard error.
-        callback: called with a `Look` whenever the host looks, a few times a second; training
-            ends when it returns True.
+        checkpoint_dir: see `TrainingOptions`.
+        checkpoint_every: see there.
+        resume: see there.
+        progress: see there.
+        callback: see there.
+        configuration: name -> value of what else a resumed run must have in common with the one
+            that wrote the checkpoint, such as the settings that `loss_fn` does not show.
 
     Returns:
         A `FitResult`.
@@ -115,7 +117,6 @@ def fit(
         TypeError: if an argument is of the wrong kind.
         ValueError: if sizes or shapes do not go together, data are not finite, or a checkpoint is
             that of another run.
-        ImportError: if there is a `checkpoint_dir` and Orbax is not installed.
         TrainingDiverged: if `max_bad_steps` steps in a row were bad; it carries the last good
             parameters.
 
@@ -141,57 +142,55 @@ def fit(
     started = time.perf_counter()
     arguments.check_key(key)
     arguments.check_functions(loss_fn, optimizer, validate, callback)
-    limits = stretch.Limits(
-        stretch=0,
-        chunk=0,
-        num_steps=checks.positive_int("num_steps", num_steps),
-        validate_every=arguments.count("validate_every", validate_every),
-        patience=arguments.count("patience", patience),
-        max_bad_steps=checks.positive_int("max_bad_steps", max_bad_steps),
-    )
+    arguments.check_flag("progress", progress)
+    num_steps = checks.positive_int("num_steps", num_steps)
     validate = arguments.check_validation(
         loss_fn, validate, validation_data, validate_every, patience
     )
-    plateau = arguments.check_plateau(plateau)
-    averaging = arguments.check_averaging(averaging)
-    checkpoint_every = arguments.check_checkpoints(
-        checkpoint_dir, checkpoint_every, resume, num_steps
-    )
+    arguments.check_plateau(plateau)
+    every = arguments.check_checkpoints(checkpoint_dir, checkpoint_every, resume, num_steps)
     check_params(params)
-    validation_data = jax.tree.map(
-        jax.numpy.asarray, sources.as_arrays("validation_data", validation_data)
-    )
+    validation_data = jax.tree.map(jnp.asarray, sources.as_arrays("validation_data", validation_data))
     num_rows = rowwise.check_tables(params)
     rowwise.check_optimizer(optimizer, params)
     source = sources.make(data, batch_size, check_finite=check_finite, rows_of_params=num_rows)
-    program = stretch.Program(
-        loss_fn, optimizer, validate, source.batch_size, source.num_rows, source.streamed, averaging
+    own = program.Program(
+        loss_fn, optimizer, validate, source.batched, arguments.check_averaging(averaging)
     )
-    compiled = stretch.build(program)
-    names, validation_names = arguments.check_losses(
-        program, compiled, params, key, source.batch, validation_data
+    compiled = program.build(own)
+    shapes = jax.eval_shape(compiled.begin, params)
+    names = check_loss("loss_fn", compiled.loss_fn, shapes.params, key, source.batch)
+    record = Record(
+        ["loss", *names],
+        _validation_names(compiled, loss_fn, shapes.params, key, validation_data, names),
+        num_steps,
+        arguments.count("validate_every", validate_every),
+        arguments.count("patience", patience),
+        plateau,
     )
-    state, trusted = compiled.begin(params, key)
-    # Careful steps to be done before others will do.
-    careful = 0 if trusted else num_steps
-    record = Record(["loss", *names], limits, plateau, validation_names)
-    pace = Pace()
+    run = _Run(compiled, source, record, jax.random.split(key, 3), validation_data, started)
+    run.state = compiled.begin(params)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
         checkpoints = None
         if checkpoint_dir is not None:
-            about = _fingerprint(program, state, [*names, *validation_names], key, validate_every)
-            checkpoints = stack.enter_context(
-                Checkpoints(checkpoint_dir, checkpoint_every, resume, about)
-            )
-            restored = checkpoints.restore(state)
-            if restored is not None:
-                state, saved = restored
-                record.resume(jax.device_get(_signs(state)), saved)
-        source.begin(state.keys[1], record.step)
+            settings = {
+                "the key": str(np.asarray(_key_data(key)).tolist()),
+                "batch_size": str(source.batch_size),
+                "validate_every": str(validate_every),
+                "averaging": str(averaging),
+                "the list of metrics": str([*names, *record.validation_names]),
+            }
+            about = {**(configuration or {}), **settings, **_fingerprint(own, run, validation_data)}
+            checkpoints = stack.enter_context(Checkpoints(checkpoint_dir, every, resume, about))
+            run.restore(checkpoints)
+        source.begin(run.keys[1], record.step)
         stack.callback(source.close)
-        bar = stack.enter_context(Progress(num_steps, progress))
+        display = stack.enter_context(Display(num_steps, progress))
+        stack.enter_context(run.carried_by_exceptions())
         reason = record.reason
+        max_bad = checks.positive_int("max_bad_steps", max_bad_steps)
+        pace = Pace()
         while reason is None:
             begun = time.perf_counter()
             chunk = source.at(record.step)
@@ -199,101 +198,254 @@ def fit(
                 reason = StopReason.DATA
                 break
             chosen = record.step + pace.steps
-            ends = [chosen, num_steps, chunk.end, record.boundary]
+            ends = [chosen, chunk.end, record.boundary, record.step + program.CAPACITY]
             if checkpoints is not None:
                 ends.append(checkpoints.until(record.step))
-            if careful:
-                ends.append(record.step + careful)
-            goal = limits._replace(stretch=min(ends), chunk=chunk.first)
-            run = compiled.careful if careful else compiled.run
-            state, history, found = run(
-                state, chunk.data, validation_data, np.asarray(goal, np.int32)
-            )
-            # The one transfer of the stretch; it waits for the steps to be done.
-            signs, history, found = jax.device_get((_signs(state), history, found))
-            steps = record.add(signs, history)
+            steps = run.advance(chunk, min(ends), max_bad)
             seconds = time.perf_counter() - begun
             if pace.compiling:
-                bar.begin(record.step)
-            if not found and not (trusted and careful):
-                pace.learn(steps, seconds)
-            # Where there is one bad step there may be more; to change programs takes a moment.
-            careful = max(int(found), stretch.LONGEST_RUN) if found else max(careful - steps, 0)
-            if not steps:
-                continue
-            if record.diverged:
-                raise record.error(suspects(state.params), state.params)
+                display.begin(record.step)
+            pace.learn(steps, seconds)
+            if run.bad_in_row >= max_bad:
+                raise run.diverged(chunk)
+            if record.validation_due:
+                run.validate()
             reason = record.reason
             if reason is None and interrupts.requested:
                 reason = StopReason.INTERRUPTED
-            if reason is not None or record.step == chosen or pace.wants_look():
-                bar.update(record.step, record.loss, record.validation)
+            if reason is not None or record.step == chosen or pace.is_due():
+                display.update(record.step, record.loss, record.validation, record.num_bad_steps)
                 if callback is not None:
-                    stop = _call(callback, record, num_steps, steps / seconds, state.params)
-                    reason = reason or stop
-            if checkpoints is not None and (reason or checkpoints.due(record.step)):
-                checkpoints.save(record.step, state, record.history())
+                    reason = _call(callback, run, num_steps, steps / seconds) or reason
+            if checkpoints is not None and (reason or record.step % every == 0):
+                checkpoints.save(record.step, (run.state, run.best), record.history())
 
-    best = None if record.best_step is None else state.best
-    return FitResult(
-        params=program.learned(state) if best is None else best.params,
-        last_params=state.params,
-        history=record.history(),
-        stop_reason=reason,
-        num_steps=record.step,
-        num_bad_steps=0 if record.faults is None else int(record.faults.total),
-        best_step=record.best_step,
-        seconds=time.perf_counter() - started,
-    )
+    concerns = record.concerns()
+    if reason is StopReason.INTERRUPTED:
+        concerns.append(
+            f"Interrupted after {record.step} of {num_steps} steps: what was learned so far is "
+            "returned, and the program goes on."
+        )
+    for concern in concerns:
+        warnings.warn(concern, RuntimeWarning, stacklevel=2)
+    return run.result(reason)
 
 
-def _fingerprint(
-    program: stretch.Program, state: stretch.State, names: list[str], key: Array, every: int | None
-) -> fingerprint.Fingerprint:
-    """What must be the same for a run to go on."""
-    options = {
-        "key": np.asarray(_key_data(key)).tolist(),
-        "batch_size": program.batch_size,
-        "the number of rows": program.num_rows,
-        "validate_every": every,
-        "averaging": program.averaging,
-        "the list of metrics": names,
+class _Run:
+    """A run in progress.
+
+    Attributes:
+        state: the state after the last step.
+        best: the best parameters by validation; None before the first validation.
+        bad_in_row: bad steps since the last good one.
+        keys: of the steps, of the shuffles and of validations.
+    """
+
+    state: program.State
+
+    def __init__(
+        self,
+        compiled: program.Compiled,
+        source: sources.Source,
+        record: Record,
+        keys: Array,
+        validation_data: PyTree,
+        started: float,
+    ):
+        self._compiled, self._source, self._record = compiled, source, record
+        self._validation_data, self._started = validation_data, started
+        self.keys = keys
+        self.best: PyTree = None
+        self.bad_in_row = 0
+
+    def sample(self) -> PyTree:
+        """Some rows of the data, to tell them from others."""
+        return self._source.sample(SAMPLED_ROWS)
+
+    def restore(self, checkpoints: Checkpoints) -> None:
+        """Goes on from the last checkpoint, if there is one."""
+        if self._compiled.validate is not None:
+            # Parameters that hold the place of the best ones in a checkpoint.
+            self.best = self._judge()[1]
+        saved = checkpoints.restore((self.state, self.best))
+        if saved is not None:
+            (self.state, self.best), history = saved
+            step, num_bad, self.bad_in_row = map(int, jax.device_get(self.state[2:]))
+            self._record.resume(step, num_bad, history)
+
+    def advance(self, chunk: sources.Chunk, end: int, max_bad: int) -> int:
+        """Does the steps of a chunk up to `end`; returns how many these are."""
+        before = self._record.step
+        numbers = np.asarray([chunk.first, end, max_bad], np.int32)
+        self.state, history = self._compiled.run(
+            self.state, self.keys[0], chunk.data, chunk.rows, *numbers
+        )
+        # The one transfer of the chunk; it waits for the steps to be done.
+        (step, num_bad, in_row), history = jax.device_get((self.state[2:], history))
+        self.bad_in_row = int(in_row)
+        self._record.add(int(step), int(num_bad), history)
+        return int(step) - before
+
+    def _judge(self) -> tuple[dict[str, Array], PyTree]:
+        state = self.state
+        return self._compiled.judge(
+            state.params, state.opt_state, self.keys[2], self._validation_data
+        )
+
+    def validate(self) -> None:
+        """Validates the parameters, and keeps them if they are the best."""
+        values, judged = self._judge()
+        if self._record.validated(self._record.step, jax.device_get(values)):
+            self.best = judged
+
+    def result(self, reason: StopReason) -> FitResult:
+        """What has been learned."""
+        record, state = self._record, self.state
+        return FitResult(
+            params=self._judge()[1] if record.best_step is None else self.best,
+            history=record.history(),
+            stop_reason=reason,
+            num_steps=record.step,
+            num_bad_steps=record.num_bad_steps,
+            best_step=record.best_step,
+            seconds=time.perf_counter() - self._started,
+            last_params=state.params,
+            opt_state=state.opt_state,
+        )
+
+    @contextlib.contextmanager
+    def carried_by_exceptions(self) -> Iterator[None]:
+        """Hands what has been learned so far to an exception that ends the run."""
+        try:
+            yield
+        except BaseException as error:
+            # An exception in the middle of a step finds its buffers given away.
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
+                error.result = self.result(StopReason.ERROR)  # type: ignore[attr-defined]
+                if not isinstance(error, TrainingDiverged):
+                    error.add_note(
+                        f"What fit had learned in {self._record.step} steps is this exception's "
+                        "`result`."
+                    )
+            raise
+
+    def diverged(self, chunk: sources.Chunk) -> TrainingDiverged:
+        """The error that ends a run with too many bad steps in a row."""
+        record, params = self._record, self.state.params
+        last = record.step - 1
+        batch = chunk.data
+        if chunk.rows is not None:
+            batch = jax.tree.map(lambda leaf: leaf[chunk.rows[last - chunk.first]], batch)
+        elif self._source.batched:
+            batch = jax.tree.map(lambda leaf: leaf[last - chunk.first], batch)
+        # The parameters are as they were, so the last bad step can be looked at closely.
+        cause = culprit(self._compiled.loss_fn, params, jax.random.fold_in(self.keys[0], last), batch)
+        first = record.step - self.bad_in_row
+        start = (
+            " That is the very first step, so look at the starting parameters and the data."
+            if first == 0
+            else ""
+        )
+        message = (
+            f"Training ended after {self.bad_in_row} bad steps in a row: from step {first} on, "
+            f"{cause}.{start} What usually helps: a smaller learning rate, "
+            "`optax.clip_by_global_norm` before the optimizer, a look at the data for outliers, "
+            "and at the loss for logarithms, quotients and square roots near zero. This error's "
+            "`params` are the last good ones."
+        )
+        return TrainingDiverged(
+            message, params=params, step=first, culprit=cause, history=record.history()
+        )
+
+
+def _validation_names(
+    compiled: program.Compiled,
+    loss_fn: LossFn,
+    params: PyTree,
+    key: Array,
+    validation_data: PyTree,
+    names: list[str],
+) -> list[str]:
+    """The names under which the history keeps validations."""
+    if compiled.validate is None:
+        return []
+    name = "loss_fn" if compiled.validate is compiled.loss_fn else "validate"
+    own = check_loss(name, compiled.validate, params, key, validation_data)
+    written = list(program.validation_values(None, dict.fromkeys(own)))  # type: ignore[arg-type]
+    for metric in names:
+        if metric in written:
+            raise ValueError(
+                f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a "
+                "metric of the validation."
+            )
+    return written
+
+
+def _fingerprint(own: program.Program, run: _Run, validation_data: PyTree) -> dict[str, str]:
+    """What must be the same for a run to go on: what it trains, on what, and how."""
+    state = run.state
+    result = files.describe("loss_fn", own.loss_fn)
+    result |= {
+        f"the family of params{jax.tree_util.keystr(path)}": str(leaf.family)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            state.params, is_leaf=lambda node: isinstance(node, Origin)
+        )
+        if isinstance(leaf, Origin)
     }
-    return (
-        fingerprint.of_tree("params", state.params)
-        | fingerprint.of_tree("the optimizer's state", state.opt_state)
-        | {name: str(value) for name, value in options.items()}
-    )
+    trees = {"params": state.params, "the optimizer's state": state.opt_state}
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            shape = ", ".join(map(str, leaf.shape))
+            result[name + jax.tree_util.keystr(path)] = f"{leaf.dtype}[{shape}]"
+    trainable, fixed = partition(state.params)
+    ones = jax.tree.map(jnp.ones_like, trainable)
+    values = {
+        "the data": run.sample(),
+        "the data of the validation": validation_data,
+        "the Fixed leaves of the parameters": fixed,
+    }
+    if not rowwise.tables(trainable):
+        one = jnp.ones(())
+
+        def update(ones: PyTree) -> PyTree:
+            return own.stepper.update(
+                ones, state.opt_state, ones, value=one, grad=ones, value_fn=lambda _: one
+            )[0]
+
+        values["the first update of the optimizer"] = jax.jit(update)(ones)
+    return result | {f"the digest of {name}": _digest(tree) for name, tree in values.items()}
+
+
+def _digest(tree: PyTree) -> str:
+    result = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(_key_data(leaf))
+        result.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        result.update(array.tobytes())
+    return result.hexdigest()[:16]
 
 
 def _key_data(key: Array) -> Array:
-    is_typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+    is_typed = jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
     return jax.random.key_data(key) if is_typed else key
 
 
-def _signs(state: stretch.State) -> tuple[Any, ...]:
-    best = None if state.best is None else state.best._replace(params=None)
-    return state.step, state.faults, best
-
-
 def _call(
-    callback: Callable[[Look], bool | None],
-    record: Record,
-    num_steps: int,
-    steps_per_second: float,
-    params: Any,
+    callback: arguments.Callback, run: _Run, num_steps: int, steps_per_second: float
 ) -> StopReason | None:
-    look = Look(
+    record = run._record
+    seen = Progress(
         step=record.step,
         num_steps=num_steps,
+        num_bad_steps=record.num_bad_steps,
         loss=record.loss,
         metrics=record.metrics,
         validation=record.validation,
         best_step=record.best_step,
         steps_per_second=steps_per_second,
-        params=params,
+        params=run.state.params,
     )
     try:
-        return StopReason.CALLBACK if callback(look) else None
+        return StopReason.CALLBACK if callback(seen) else None
     except KeyboardInterrupt:
         return StopReason.INTERRUPTED

@@ -3,15 +3,14 @@
 import math
 import sys
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 #: Seconds between two lines of a log.
 LINE_SECONDS = 10.0
 
 
-class Progress:
-    """Shows steps, loss, validation loss, rate and time left.
+class Display:
+    """Shows steps, loss, validation loss, bad steps, rate and time left.
 
     A terminal and a notebook get a tqdm bar. Any other stream is a log, in which a bar would leave
     a heap of carriage returns: it gets a line every ten seconds and one at the end.
@@ -31,30 +30,23 @@ class Progress:
         if self._view is not None:
             self._view.begin(step)
 
-    def update(self, step: int, loss: float, validation: float | None) -> None:
-        """Shows where the fit stands.
-
-        Args:
-            step: steps done.
-            loss: the loss to show.
-            validation: the latest validation loss, if there is any.
-        """
+    def update(
+        self, step: int, loss: float, validation: float | None, num_bad_steps: int = 0
+    ) -> None:
+        """Shows where the fit stands."""
         if self._view is None:
             return
-        losses = f"loss {loss:.4g}"
+        text = f"loss {loss:.4g}"
         if validation is not None:
-            losses += f", validation {validation:.4g}"
-        self._view.update(step, losses)
+            text += f", validation {validation:.4g}"
+        if num_bad_steps:
+            text += f", {num_bad_steps} bad"
+        self._view.update(step, text)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Display":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._view is not None:
             self._view.close()
 
@@ -78,8 +70,8 @@ class _Bar:
         self._bar.reset()
         self._bar.n = self._bar.initial = self._bar.last_print_n = step
 
-    def update(self, step: int, losses: str) -> None:
-        self._bar.set_postfix_str(losses, refresh=False)
+    def update(self, step: int, text: str) -> None:
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
@@ -97,21 +89,16 @@ class _Lines:
         self._first_step = step
         self._start = self._last = time.perf_counter()
 
-    def update(self, step: int, losses: str) -> None:
+    def update(self, step: int, text: str) -> None:
         now = time.perf_counter()
         rate = (step - self._first_step) / max(now - self._start, 1e-9)
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        self._line = (
-            f"step {step}/{self._num_steps}, {losses}, {rate:.3g} steps/s, {left:.0f} s left\n"
-        )
+        self._line = f"step {step}/{self._num_steps}, {text}, {rate:.3g} steps/s, {left:.0f} s left\n"
         if now - self._last >= LINE_SECONDS:
             self._last = now
-            self._write()
+            self.close()
 
     def close(self) -> None:
-        self._write()
-
-    def _write(self) -> None:
         if self._line is not None:
             self._stream.write(self._line)
             self._stream.flush()

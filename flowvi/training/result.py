@@ -2,11 +2,13 @@
 
 import dataclasses
 import enum
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from flowvi import files
+from flowvi.params import PyTree
 
 History = dict[str, np.ndarray]
 
@@ -26,15 +28,16 @@ class StopReason(enum.StrEnum):
     """The callback returned True."""
     INTERRUPTED = "interrupted"
     """Ctrl-C, or a callback that raised KeyboardInterrupt."""
+    ERROR = "error"
+    """An exception, which carries this result as its `result`."""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class FitResult:
     """What was learned.
 
     Attributes:
         params: the parameters with the lowest validation loss; without validation, the last ones.
-        last_params: the parameters after the last step.
         history: numpy arrays. `"loss"` and every metric of the loss hold one entry a step, bad
             steps included. With validation, `"validation"` holds its losses,
             `"validation_<name>"` each of its metrics, and `"validation_step"` how many steps had
@@ -44,43 +47,88 @@ class FitResult:
         num_bad_steps: steps that were skipped: a loss, a gradient or a result was not finite.
         best_step: how many steps `params` have seen; None without validation.
         seconds: wall time, compilation included.
+        last_params: the parameters after the last step; None in a result from a file.
+        opt_state: the optimizer's state after the last step; None in a result from a file.
     """
 
-    params: Any
-    last_params: Any
+    params: PyTree
     history: History
     stop_reason: StopReason
     num_steps: int
     num_bad_steps: int
     best_step: int | None
     seconds: float
+    last_params: PyTree = dataclasses.field(default=None, metadata={"file": False})
+    opt_state: PyTree = dataclasses.field(default=None, metadata={"file": False})
 
     def __repr__(self) -> str:
-        parts = [
-            f"stop_reason={self.stop_reason.value!r}",
-            f"num_steps={self.num_steps}",
-            f"num_bad_steps={self.num_bad_steps}",
-            f"loss={self.history['loss'][-1]:.6g}",
-        ]
+        return f"FitResult({self.summary()})"
+
+    def summary(self) -> str:
+        """The numbers that tell how the fit went, in one line."""
+        parts = [f"stop_reason={self.stop_reason.value!r}", f"num_steps={self.num_steps}"]
+        if self.num_bad_steps:
+            parts.append(f"num_bad_steps={self.num_bad_steps}")
+        if self.history["loss"].size:
+            parts.append(f"loss={self.history['loss'][-1]:.6g}")
         if self.best_step is not None:
-            parts += [
-                f"best_step={self.best_step}",
-                f"validation={np.nanmin(self.history['validation']):.6g}",
-            ]
-        return f"FitResult({', '.join(parts)}, seconds={self.seconds:.3g})"
+            best = np.nanmin(self.history["validation"])
+            parts += [f"best_step={self.best_step}", f"validation={best:.6g}"]
+        return ", ".join([*parts, f"seconds={self.seconds:.3g}"])
 
 
-class Look:
-    """What a callback sees when the host looks at a running fit, a few times a second.
+@dataclasses.dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Fitted:
+    """What every fit hands back: the thing itself, and how it was fitted.
+
+    Attributes:
+        result: how it was fitted.
+    """
+
+    result: FitResult
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters that were learned."""
+        return self.result.params
+
+    @property
+    def history(self) -> History:
+        """Losses and metrics; see `FitResult`."""
+        return self.result.history
+
+    @property
+    def stop_reason(self) -> StopReason:
+        """Why training ended."""
+        return self.result.stop_reason
+
+    @property
+    def num_steps(self) -> int:
+        """Steps done, bad ones included."""
+        return self.result.num_steps
+
+    def save(self, path: files.Path) -> None:
+        """Writes all of this to one file, from which `flowvi.load` makes it again.
+
+        Raises:
+            ValueError: if a parameter is NaN.
+            OSError: if the file cannot be written.
+        """
+        files.save(path, self)
+
+
+class Progress:
+    """What a callback sees of a running fit, a few times a second.
 
     Attributes:
         step: steps done.
         num_steps: steps asked for.
-        loss: mean loss of the steps since the last look, bad ones left out.
+        num_bad_steps: steps that were skipped.
+        loss: mean loss of the latest steps, bad ones left out.
         metrics: the metrics of the latest step.
         validation: the latest validation loss; None before the first.
         best_step: the step of the lowest validation loss; None before the first.
-        steps_per_second: the rate since the last look, compilation included.
+        steps_per_second: the rate since the last call, compilation included.
     """
 
     def __init__(
@@ -88,15 +136,17 @@ class Look:
         *,
         step: int,
         num_steps: int,
+        num_bad_steps: int,
         loss: float,
         metrics: dict[str, float],
         validation: float | None,
         best_step: int | None,
         steps_per_second: float,
-        params: Any,
+        params: PyTree,
     ):
         self.step = step
         self.num_steps = num_steps
+        self.num_bad_steps = num_bad_steps
         self.loss = loss
         self.metrics = metrics
         self.validation = validation
@@ -105,9 +155,9 @@ class Look:
         self._params = params
 
     @property
-    def params(self) -> Any:
+    def params(self) -> PyTree:
         """A copy of the current parameters, to be taken while the callback runs."""
-        # The loop gives its own buffers away to the next stretch of steps.
+        # The loop gives its own buffers away to the next chunk of steps.
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self._params)
 
 
@@ -117,11 +167,11 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 (an event in the reader's wo
     Attributes:
         params: the last good parameters, from before the first bad step of the row.
         step: the first bad step of the row; the first step of a fit is 0.
-        culprit: what was not finite there: a metric, the loss, or a leaf of the parameters.
+        culprit: what was not finite.
         history: as in `FitResult`.
     """
 
-    def __init__(self, message: str, *, params: Any, step: int, culprit: str, history: History):
+    def __init__(self, message: str, *, params: PyTree, step: int, culprit: str, history: History):
         super().__init__(message)
         self.params = params
         self.step = step

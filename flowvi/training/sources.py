@@ -1,29 +1,34 @@
 """Where batches come from: arrays on the device, rows on the host, or an iterable.
 
-The loop asks a source for what it needs from a step on, and gets a `Chunk`. Arrays on the device
-are one chunk that never ends, out of which the compiled step picks its own rows. The others make
-chunks of several batches on the host, in a thread, while the device works on the chunk before.
+The loop asks a source for what it needs from a step on, and gets a `Chunk`: all the data, the rows
+of many batches, or many batches. The last two are made on the host, in a thread, while the device
+works on the chunk before.
 """
 
 import concurrent.futures
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
+from flowvi.params import PyTree
 from flowvi.training import order, rowwise
 from flowvi.training.stopping import NEVER
 
 Array = jax.Array
 
-#: Bytes of a chunk, about, and how many batches it holds at most.
-CHUNK_BYTES, CHUNK_BATCHES = 8 * 2**20, 256
+#: Bytes of the batches, or of the numbers of rows, in a chunk, about; and its batches at most.
+CHUNK_BYTES, ROWS_BYTES, CHUNK_BATCHES = 8 * 2**20, 2**19, 4096
 
 #: Numbers that a check of host data looks at together, so that it needs no memory of their size.
 CHECK_SIZE = 2**20
+
+#: Shapes of batches that are taken without a word. Each one costs a compilation.
+FEW_SHAPES = 3
 
 
 class Chunk(NamedTuple):
@@ -31,42 +36,55 @@ class Chunk(NamedTuple):
 
     Attributes:
         data: the data themselves, or batches along a new leading axis.
+        rows: the rows of each batch, of shape [number of batches, batch_size]; None where `data`
+            are batches, or each step sees all of them.
         first: the step of the first batch.
         end: the first step for which something else is needed.
     """
 
-    data: Any
+    data: PyTree
+    rows: Array | None
     first: int
     end: int
+
+
+class LazyRows(NamedTuple):
+    """Data that are made when they are needed.
+
+    Attributes:
+        take: numbers of rows -> a pytree of numpy arrays, with these rows along the leading axis.
+        num_rows: how many rows there are.
+    """
+
+    take: Callable[[np.ndarray], PyTree]
+    num_rows: int
 
 
 class Source:
     """All the data in every step, or nothing at all.
 
     Attributes:
-        data: a pytree of arrays.
+        batch: shapes and dtypes of a batch.
+        batched: whether chunks hold batches along a leading axis.
         num_rows: rows of the data; None where that is not known, or there are none.
         batch_size: rows of a batch; None where every step sees all of them.
-        streamed: whether chunks hold batches along a leading axis.
     """
 
-    streamed = False
+    batched = False
+    num_rows: int | None = None
+    batch_size: int | None = None
 
-    def __init__(self, data: Any, num_rows: int | None = None, batch_size: int | None = None):
-        self.data = data
-        self.num_rows = num_rows
-        self.batch_size = batch_size
+    def __init__(self, data: PyTree):
+        self._data = data
+        self.batch = _shapes(data)
+        leaves = jax.tree.leaves(data)
+        if leaves:
+            self.num_rows = leaves[0].shape[0]
 
-    @property
-    def batch(self) -> Any:
-        """Shapes and dtypes of a batch."""
-        size = self.batch_size or self.num_rows
-
-        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-            dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-            return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), dtype)
-
-        return jax.tree.map(shape, self.data)
+    def sample(self, count: int) -> PyTree:
+        """About so many rows, always the same ones, to tell data from others."""
+        step = max((self.num_rows or 1) // count, 1)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[::step]), self._data)
 
     def begin(self, key: Array, step: int) -> None:
         """Called once, before the first chunk, with the key of shuffles and the first step."""
@@ -74,7 +92,7 @@ class Source:
     def at(self, step: int) -> Chunk | None:
         """The chunk that holds the batch of a step; None if there is none. Steps never go back."""
         del step
-        return Chunk(self.data, 0, NEVER)
+        return Chunk(self._data, None, 0, NEVER)
 
     def close(self) -> None:
         """Ends what works in the background."""
@@ -83,16 +101,13 @@ class Source:
 class Prefetched(Source):
     """A source that makes its chunks on the host, one ahead of the device."""
 
-    streamed = True
-
     def begin(self, key: Array, step: int) -> None:
-        """See `Source.begin`."""
+        self._key = key
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "flowvi-batches")
         self._chunk: Chunk | None = None
         self._next = self._thread.submit(self.make, step)
 
     def at(self, step: int) -> Chunk | None:
-        """See `Source.at`."""
         if self._chunk is None or step >= self._chunk.end:
             self._chunk = None  # or three chunks would be alive while the next one is made
             self._chunk = self._next.result()
@@ -101,7 +116,6 @@ class Prefetched(Source):
         return self._chunk
 
     def close(self) -> None:
-        """See `Source.close`."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def make(self, step: int) -> Chunk | None:
@@ -109,39 +123,51 @@ class Prefetched(Source):
         raise NotImplementedError
 
 
-def _capacity(batch: Any) -> int:
-    """How many batches of these shapes make a chunk."""
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
-    return int(np.clip(CHUNK_BYTES // max(size, 1), 1, CHUNK_BATCHES))
+class Rows(Prefetched):
+    """Rows of arrays on the device, out of which the compiled step picks its own."""
+
+    def __init__(self, data: PyTree, num_rows: int, batch_size: int):
+        self._data, self.num_rows, self.batch_size = data, num_rows, batch_size
+        self.batch = _shapes(data, batch_size)
+        self._capacity = int(np.clip(ROWS_BYTES // (4 * batch_size), 1, CHUNK_BATCHES))
+
+    def _rows(self, step: int) -> np.ndarray:
+        size, count = self.batch_size or 1, self._capacity
+        rows = order.rows_at(self._key, step * size, count * size, self.num_rows or 1)
+        return rows.reshape(count, size)
+
+    def make(self, step: int) -> Chunk:
+        return Chunk(self._data, jnp.asarray(self._rows(step)), step, step + self._capacity)
 
 
-class HostRows(Prefetched):
+class HostRows(Rows):
     """Rows that stay on the host, such as those of an `np.memmap`: read as they are needed.
 
     The order of the rows is that of arrays on the device.
     """
 
-    def begin(self, key: Array, step: int) -> None:
-        """See `Source.begin`."""
-        self._key = key
+    batched = True
+
+    def __init__(self, lazy: LazyRows, batch_size: int):
+        self._lazy = lazy
+        super().__init__(lazy.take(np.zeros(1, np.int32)), lazy.num_rows, batch_size)
         self._capacity = _capacity(self.batch)
-        super().begin(key, step)
+
+    def sample(self, count: int) -> PyTree:
+        return self._lazy.take(np.arange(0, self._lazy.num_rows, max(self._lazy.num_rows // count, 1)))
 
     def make(self, step: int) -> Chunk:
-        """See `Prefetched.make`."""
-        count, size = self._capacity, self.batch_size or 1
-        rows = order.rows_at(self._key, step * size, count * size, self.num_rows or 1)
+        rows = self._rows(step)
         # In the order in which they lie in the file.
-        sort = np.argsort(rows)
-        rows = rows[sort]
+        sort = np.argsort(rows, axis=None)
+        taken = self._lazy.take(rows.ravel()[sort])
 
-        def gather(leaf: Any) -> Array:
-            dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-            batches = np.empty((count * size, *leaf.shape[1:]), dtype)
-            batches[sort] = leaf[rows]
-            return jnp.asarray(batches.reshape(count, size, *leaf.shape[1:]))
+        def batches(leaf: np.ndarray) -> Array:
+            result = np.empty(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+            result[sort] = leaf
+            return jnp.asarray(result.reshape(*rows.shape, *leaf.shape[1:]))
 
-        return Chunk(jax.tree.map(gather, self.data), step, step + count)
+        return Chunk(jax.tree.map(batches, taken), None, step, step + self._capacity)
 
 
 class Batches(Prefetched):
@@ -151,36 +177,38 @@ class Batches(Prefetched):
     more compilation.
     """
 
-    def __init__(self, iterable: Iterable[Any], rows_of_params: int | None = None):
+    batched = True
+
+    def __init__(self, iterable: Iterable[PyTree], rows_of_params: int | None = None):
         self._iterable = iterable
         self._rows_of_params = rows_of_params
-        self._iterator: Iterator[Any] = iter(iterable)
-        self._ahead: Any = None
+        self._iterator: Iterator[PyTree] = iter(iterable)
         self._number = 0
-        self._ahead = self._draw()
+        self._seen: list[PyTree] = []
+        self._ahead: PyTree = None
+        self._ahead = self._first = self._draw()
         if self._ahead is None:
             raise ValueError("`data` must give at least one batch; got none.")
-        super().__init__(None)
+        self.batch = _shapes(self._ahead)
 
-    @property
-    def batch(self) -> Any:
-        """See `Source.batch`."""
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._ahead)
+    def sample(self, count: int) -> PyTree:
+        del count
+        return self._first
 
     def begin(self, key: Array, step: int) -> None:
-        """See `Source.begin`. Batches of earlier steps are drawn again and left out."""
+        # Batches of earlier steps are drawn again and left out.
         for _ in range(step):
             self._ahead = self._draw()
         super().begin(key, step)
 
     def make(self, step: int) -> Chunk | None:
-        """See `Prefetched.make`."""
         if self._ahead is None:
             return None
-        shapes = self.batch
-        batches: list[Any] = []
+        shapes = _shapes(self._ahead)
+        self._note(shapes)
+        batches: list[PyTree] = []
         capacity = _capacity(shapes)
-        while self._ahead is not None and self.batch == shapes and len(batches) < capacity:
+        while self._ahead is not None and _shapes(self._ahead) == shapes and len(batches) < capacity:
             batches.append(self._ahead)
             self._ahead = self._draw()
 
@@ -190,9 +218,21 @@ class Batches(Prefetched):
             np.stack(leaves, out=chunk[: len(leaves)])
             return jnp.asarray(chunk)
 
-        return Chunk(jax.tree.map(stack, *batches), step, step + len(batches))
+        return Chunk(jax.tree.map(stack, *batches), None, step, step + len(batches))
 
-    def _draw(self) -> Any:
+    def _note(self, shapes: PyTree) -> None:
+        if shapes in self._seen:
+            return
+        self._seen.append(shapes)
+        if len(self._seen) == FEW_SHAPES + 1:
+            warnings.warn(
+                f"Batches of {len(self._seen)} different shapes came so far, and each shape is "
+                "compiled anew. Perhaps let the loader drop or fill up its ragged batches?",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _draw(self) -> PyTree:
         """The next batch as numpy arrays; None at the end of a one-way iterator."""
         for _ in range(2):
             for batch in self._iterator:
@@ -203,7 +243,7 @@ class Batches(Prefetched):
             self._iterator = iter(self._iterable)
         return None
 
-    def _checked(self, batch: Any) -> Any:
+    def _checked(self, batch: PyTree) -> PyTree:
         name = f"batch {self._number} of data"
         arrays, _ = check_rows(name, batch)
         if self._rows_of_params is not None:
@@ -212,8 +252,7 @@ class Batches(Prefetched):
             lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)), arrays
         )
         if self._ahead is not None:
-            have: Any = jax.tree.structure(arrays)
-            want: Any = jax.tree.structure(self._ahead)
+            have, want = jax.tree.structure(arrays), jax.tree.structure(self._ahead)
             if have != want:
                 raise ValueError(
                     f"`{name}` must have the structure of the one before, {want}; got {have}."
@@ -221,13 +260,28 @@ class Batches(Prefetched):
         return arrays
 
 
+def _shapes(data: PyTree, num_rows: int | None = None) -> PyTree:
+    def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+        rows = leaf.shape[:1] if num_rows is None else (num_rows,)
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct((*rows, *leaf.shape[1:]), dtype)
+
+    return jax.tree.map(shape, data)
+
+
+def _capacity(batch: PyTree) -> int:
+    """How many batches of these shapes make a chunk."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    return int(np.clip(CHUNK_BYTES // max(size, 1), 1, 256))
+
+
 def make(
-    data: Any, batch_size: Any, *, check_finite: bool, rows_of_params: int | None = None
+    data: PyTree, batch_size: int | None, *, check_finite: bool, rows_of_params: int | None = None
 ) -> Source:
     """The source of batches behind `data`, checked.
 
     Args:
-        data: None, a pytree of arrays, or an iterable of batches that is no pytree.
+        data: None, a pytree of arrays, `LazyRows`, or an iterable of batches that is no pytree.
         batch_size: rows of a batch, or None.
         check_finite: whether all numbers must be finite; an iterable's are not looked at.
         rows_of_params: how many rows have parameters for themselves, which data then name; or None.
@@ -242,6 +296,8 @@ def make(
         if rows_of_params is not None:
             rowwise.check_batch("data", data, rows_of_params)
         return Source(None)
+    if isinstance(data, LazyRows):
+        return HostRows(data, check_batch_size(batch_size, data.num_rows) or data.num_rows)
     if _is_iterable(data):
         if batch_size is not None:
             raise ValueError(
@@ -249,78 +305,59 @@ def make(
                 f"they come; got {batch_size!r}."
             )
         return Batches(data, rows_of_params)
-    data, num_rows = check_rows("data", data)
+    arrays, num_rows = check_rows("data", data)
     batch_size = check_batch_size(batch_size, num_rows)
     if rows_of_params is not None:
-        rowwise.check_batch("data", data, rows_of_params)
+        rowwise.check_batch("data", arrays, rows_of_params)
     if check_finite:
-        _check_finite(data)
-    if batch_size is not None and any(_stays_on_host(leaf) for leaf in jax.tree.leaves(data)):
-        return HostRows(data, num_rows, batch_size)
-    return Source(jax.tree.map(jnp.asarray, data), num_rows, batch_size)
+        _check_finite(arrays)
+    if batch_size is None:
+        return Source(jax.tree.map(jnp.asarray, arrays))
+    if any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(arrays)):
+        lazy = LazyRows(lambda rows: jax.tree.map(lambda leaf: leaf[rows], arrays), num_rows)
+        return HostRows(lazy, batch_size)
+    return Rows(jax.tree.map(jnp.asarray, arrays), num_rows, batch_size)
 
 
-def _is_iterable(data: Any) -> bool:
-    # A pytree has leaves other than itself, and arrays are no iterables of batches.
+def _is_iterable(data: PyTree) -> bool:
+    # A pytree has leaves other than itself, and what can become an array is no iterable of batches.
     is_leaf = jax.tree_util.all_leaves([data])
-    return is_leaf and isinstance(data, Iterable) and not hasattr(data, "shape")
+    return is_leaf and isinstance(data, Iterable) and not hasattr(data, "__array__")
 
 
-def _stays_on_host(leaf: Any) -> bool:
-    return isinstance(leaf, np.memmap | Subset)
+def no_mask(name: str, value: object) -> None:
+    """Checks that an array masks no numbers, which would come back without their mask.
 
-
-class Subset:
-    """Some of the rows of an array on the host, picked at random, and read as they are indexed.
-
-    Nothing of the size of the data is made: row i is the array's row at place `first` + i of a
-    shuffle that is computed place by place.
-
-    Args:
-        array: the array, such as an `np.memmap`.
-        key: the key of the shuffle.
-        first: the first place.
-        count: the number of places.
-
-    Attributes:
-        whole: the array.
+    Raises:
+        ValueError: if it does; it names the first row.
     """
-
-    def __init__(self, array: np.ndarray, key: Array, first: int, count: int):
-        self.whole = array
-        self._key = key
-        self._first = first
-        self.dtype = array.dtype
-        self.shape = (count, *array.shape[1:])
-        self.ndim = array.ndim
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        places = self._first + np.asarray(rows)
-        return self.whole[order.shuffled_rows(self._key, places, len(self.whole))]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy
-        return np.asarray(self[np.arange(self.shape[0])], dtype)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        row = int(np.argwhere(np.ma.getmaskarray(value))[0][0]) if value.ndim else 0
+        raise ValueError(
+            f"`{name}` must not mask any number; got a mask in row {row}. Perhaps drop such rows, "
+            "or fill them with `.filled(...)`?"
+        )
 
 
-def as_arrays(name: str, data: Any) -> Any:
+def as_arrays(name: str, data: PyTree) -> PyTree:
     """`data` with an array in the place of each leaf.
 
     Raises:
-        TypeError: if a leaf does not hold numbers.
+        TypeError: if a leaf does not hold numbers, or masks some of them.
     """
 
-    def as_array(path: Any, leaf: Any) -> Any:
-        array = leaf if isinstance(leaf, jax.Array | np.ndarray | Subset) else np.asarray(leaf)
+    def as_array(path: tuple, leaf: object) -> Array | np.ndarray:
+        where = name + jax.tree_util.keystr(path)
+        no_mask(where, leaf)
+        array = leaf if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf)
         if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-            where = name + jax.tree_util.keystr(path)
             raise TypeError(f"`{where}` must hold numbers; got dtype {array.dtype}.")
         return array
 
     return jax.tree_util.tree_map_with_path(as_array, data)
 
 
-def check_rows(name: str, data: Any) -> tuple[Any, int]:
+def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
     """`data` as arrays, and the number of their rows.
 
     Raises:
@@ -349,7 +386,7 @@ def check_rows(name: str, data: Any) -> tuple[Any, int]:
     return data, num_rows
 
 
-def check_batch_size(batch_size: Any, num_rows: int | None) -> int | None:
+def check_batch_size(batch_size: int | None, num_rows: int | None) -> int | None:
     """`batch_size` as an int; None where every step sees all the data, or there is none.
 
     Raises:
@@ -376,7 +413,7 @@ def parts(array: np.ndarray) -> Iterator[slice]:
         yield slice(start, min(start + step, array.shape[0]))
 
 
-def _check_finite(data: Any) -> None:
+def _check_finite(data: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(data):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue

@@ -1,56 +1,16 @@
-"""When training ends before its last step.
-
-Patience is kept on the device; a plateau of the loss and Ctrl-C are noticed on the host.
-"""
+"""When training ends before its last step: a plateau of the loss, and Ctrl-C."""
 
 import dataclasses
 import signal
 import threading
-from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from types import FrameType
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
 
-Array = jax.Array
-
 #: A number of validations or steps that is never reached.
 NEVER = int(np.iinfo(np.int32).max)
-
-
-class Best(NamedTuple):
-    """The best parameters so far, by validation loss.
-
-    Attributes:
-        params: the parameters.
-        value: their validation loss; infinite before the first.
-        step: how many steps they have seen; -1 before the first.
-        waited: validations since then.
-    """
-
-    params: Any
-    value: Any
-    step: Any
-    waited: Any
-
-
-def no_best(params: Any) -> Best:
-    """The state before the first validation. `params` are only a placeholder."""
-    return Best(params, value=np.inf, step=np.int32(-1), waited=np.int32(0))
-
-
-def judge(best: Best, params: Any, value: Array, step: Array) -> Best:
-    """Takes a validation loss into account. One that is NaN is no improvement."""
-    better = value < best.value
-    return Best(
-        params=jax.lax.cond(better, lambda: params, lambda: best.params),
-        value=jnp.where(better, value, best.value),
-        step=jnp.where(better, step, best.step),
-        waited=jnp.where(better, 0, best.waited + 1),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +117,6 @@ class Interrupts:
             self._installed = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)

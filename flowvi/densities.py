@@ -1,0 +1,484 @@
+"""Fitting a density to data, with no settings needed, and what that gives."""
+
+import dataclasses
+import functools
+import warnings
+from typing import TYPE_CHECKING, Unpack
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import ArrayLike
+
+from flowvi import checks, files
+from flowvi.compiling import compiled
+from flowvi.families import Family, Standardized, standardized
+from flowvi.objectives import NegativeLogLikelihood
+from flowvi.params import Origin, PyTree
+from flowvi.supports import SupportLike
+from flowvi.training import Fitted, TrainingOptions, fit
+from flowvi.training.arguments import check_key
+from flowvi.training.order import rows_at, shuffled_rows
+from flowvi.training.sources import LazyRows, no_mask, parts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = jax.Array
+Data = dict[str, np.ndarray]
+
+#: Rows of a batch, where there are as many.
+BATCH_SIZE = 256
+
+#: Steps: so many epochs, but within these bounds.
+EPOCHS, MIN_STEPS, MAX_STEPS = 80, 1_000, 20_000
+
+#: The decay of the parameters' average, whose memory is some hundred steps.
+AVERAGING = 0.995
+
+#: Rows that are held out at most.
+MAX_HELD_OUT = 20_000
+
+#: Validations over the length of a fit, and how many without a new best end it.
+VALIDATIONS, PATIENCE = 50, 15
+
+#: So few rows are warned of.
+FEW_ROWS = 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Density(Fitted):
+    """A density that was fitted to data: it scores, samples and draws pictures, in their units.
+
+    Attributes:
+        family: the family, in the units of the data; with `params` it is all that a jitted function
+            of one's own needs, as in `family.log_prob(params, x)`.
+        dtype: the type of numbers that the data had, which draws have too.
+        num_rows: how many rows it was fitted to.
+    """
+
+    family: Family
+    dtype: str
+    num_rows: int
+
+    def __repr__(self) -> str:
+        return f"Density({self.family!r}, num_rows={self.num_rows}, {self.result.summary()})"
+
+    def distribution(self, context: ArrayLike | None = None) -> distrax.Distribution:
+        """The Distrax distribution, with the batch shape of the context."""
+        return self.family.distribution(self.params, _array(context))
+
+    def log_prob(self, x: ArrayLike, context: ArrayLike | None = None) -> Array:
+        """Log density in nats, of shape [...] for x of shape [..., *event_shape].
+
+        Numbers that single precision does not tell apart are told apart here, also where JAX has
+        no other: x is standardised first.
+
+        Raises:
+            ValueError: if `x` or `context` has the wrong shape.
+        """
+        family = self.family
+        traced = any(isinstance(each, jax.core.Tracer) for each in (x, context))
+        if traced or not isinstance(family, Standardized):
+            return family.log_prob(self.params, _array(x), _array(context))
+        checks.trailing_shape("x", np.asarray(x), family.event_shape, f"{family!r}")
+        family.check_context(_array(context))
+        y, log_det, context = family.standardize(self.params, x, context)
+        inner = family.family.log_prob(self.params["family"], _jax(y), _jax(context))
+        return inner + _jax(log_det)
+
+    def sample(
+        self,
+        key: Array,
+        num_samples: int | tuple[int, ...] = (),
+        context: ArrayLike | None = None,
+    ) -> np.ndarray:
+        """Draws of shape [num_samples, *batch, *event_shape], a numpy array of the data's type."""
+        if not isinstance(self.family, Standardized):
+            draws = self.family.sample(self.params, key, num_samples, _array(context))
+            return np.asarray(draws)
+        y = self._standard(key, num_samples, context)[0]
+        return self.family.unstandardize(self.params, np.asarray(y)).astype(self.dtype)
+
+    def sample_and_log_prob(
+        self,
+        key: Array,
+        num_samples: int | tuple[int, ...] = (),
+        context: ArrayLike | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws as `sample` gives them, and their log densities, for the price of the draws."""
+        if not isinstance(self.family, Standardized):
+            both = self.family.sample_and_log_prob(self.params, key, num_samples, _array(context))
+            return np.asarray(both[0]), np.asarray(both[1])
+        y, log_prob = self._standard(key, num_samples, context)
+        x = self.family.unstandardize(self.params, np.asarray(y))
+        log_det = self.family.standardize(self.params, x)[1]
+        return x.astype(self.dtype), np.asarray(log_prob) + log_det.astype(log_prob.dtype)
+
+    def _standard(
+        self, key: Array, num_samples: int | tuple[int, ...], context: ArrayLike | None
+    ) -> tuple[Array, Array]:
+        """Draws of the inner family, before units and support, and their log densities."""
+        family = self.family
+        assert_context = _array(context)
+        family.check_context(assert_context)
+        if context is not None:
+            context = family.standardize_context(self.params, context)
+        return family.family.sample_and_log_prob(
+            self.params["family"], key, num_samples, _jax(context)
+        )
+
+    def plot(self, x: ArrayLike | None = None, **options: object) -> "Figure":
+        """A picture: marginals and pairs of draws, over those of data `x`; see `fv.plotting`."""
+        from flowvi import plotting
+
+        return plotting.density(self, x, **options)
+
+
+def _array(value: ArrayLike | None) -> Array | np.ndarray | None:
+    return value if value is None or isinstance(value, jax.Array) else np.asarray(value)
+
+
+def _jax(value: ArrayLike | None) -> Array | None:
+    return None if value is None else jnp.asarray(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """The negative log likelihood in the units of the data, of rows that are standardised."""
+
+    likelihood: NegativeLogLikelihood
+
+    def __call__(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Array | tuple:
+        rows = {name: batch[name] for name in batch if name != "log_det"}
+        output = self.likelihood(params, key, rows)
+        shift = jnp.mean(batch["log_det"])
+        return (output[0] - shift, *output[1:]) if isinstance(output, tuple) else output - shift
+
+
+def fit_density(
+    family: Family,
+    x: ArrayLike,
+    *,
+    key: Array,
+    context: ArrayLike | None = None,
+    support: SupportLike = None,
+    params: PyTree = None,
+    validation_fraction: float = 0.1,
+    patience: int | None = PATIENCE,
+    **options: Unpack[TrainingOptions],
+) -> Density:
+    """Fits a family to data by maximum likelihood.
+
+    Minimises the mean negative log likelihood -1/n sum_i log p(x_i | context_i; params) of the
+    training rows. A random tenth of the rows, at most 20,000, is held out: the result holds the
+    parameters that score best on it, and training ends early when it stops improving.
+
+    A family over the reals is placed in the data's own units first, as by `fv.standardized`: in
+    their support, with mean and standard deviation of the training rows, and a floating context
+    likewise. Data are standardised in double precision, before JAX sees them.
+
+    Args:
+        family: any family. Of a conditional one the fit is p(x | context).
+        x: array-like of shape [num_rows, *event_shape] of finite numbers. An `np.memmap` may be
+            larger than memory: its rows are read as they are needed.
+        key: a random key.
+        context: array-like of shape [num_rows, *context_shape], where the family takes one.
+        support: where draws may lie: None or "real"; "positive"; (low, high), of which either may
+            be None or infinite; or a sequence of these, one for each column. Short for
+            `fv.standardized(family, support)`.
+        params: parameters to start from, such as an earlier density's, which keep their units.
+        validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
+            Without it the result holds the last parameters.
+        patience: end training when so many validations in a row brought no new best; None for
+            never. There are 50 over the length of a fit.
+        **options: see `TrainingOptions`. By default 80 epochs, but at least 1000 steps and at most
+            20,000; batches of 256 rows; Adam with a learning rate that rises over the first steps
+            to 0.01 and falls to zero with the last, and gradients clipped to norm 10; averaging
+            with decay 0.995.
+
+    Returns:
+        A `Density`, whose losses are in nats a row, in the units of `x`.
+
+    Raises:
+        TypeError: if data are not floating numbers, or an argument is of the wrong kind.
+        ValueError: if data have the wrong shape, hold NaN or infinity, are constant in a column or
+            lie outside the support; or sizes do not go together.
+        TrainingDiverged: as in `fit`.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> x = 5.0 + jax.random.normal(jax.random.key(0), (500, 2))
+        >>> family = fv.maf(2, num_layers=1, hidden_sizes=[8])
+        >>> density = fv.fit_density(family, x, key=jax.random.key(1), num_steps=50, progress=False)
+        >>> density.log_prob(x).shape, density.sample(jax.random.key(2), 3).shape
+        ((500,), (3, 2))
+    """
+    if not isinstance(family, Family):
+        raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
+    check_key(key)
+    own = _placed_family(family, support)
+    rows = check_x(family, x)
+    context_rows = check_context(family, context, rows)
+    own.check_support(rows)
+    num_held_out = _num_held_out(validation_fraction, len(rows))
+    num_rows = len(rows) - num_held_out
+    batch_size = _check_batch_size(options.get("batch_size"), num_rows)
+    if patience is not None:
+        checks.positive_int("patience", patience)
+    steps = options.get("num_steps")
+    if steps is None:
+        steps = int(np.clip(EPOCHS * num_rows // batch_size, MIN_STEPS, MAX_STEPS))
+    steps = checks.positive_int("num_steps", steps)
+
+    init_key, split_key, fit_key = jax.random.split(key, 3)
+    split = _Split(rows, context_rows, split_key, num_held_out)
+    params = _start(own, family, params, init_key, split)
+    if len(rows) < FEW_ROWS:
+        warnings.warn(
+            f"`x` has {len(rows)} rows, which are too few to fit a density to and to know how good "
+            "it is.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    standardize = functools.partial(_standardize, own, params)
+    inner, inner_params = own, params
+    if isinstance(own, Standardized):
+        inner, inner_params = own.family, params["family"]
+    validation = {}
+    if num_held_out:
+        validation = {
+            "validate": _Loss(NegativeLogLikelihood(inner, training=False)),
+            "validation_data": standardize(split.held_out()),
+            "validate_every": max(steps // VALIDATIONS, 1),
+            "patience": patience,
+        }
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = {
+        "optimizer": default_optimizer(steps),
+        "averaging": options.get("averaging", AVERAGING),
+        **given,
+        "num_steps": steps,
+        "batch_size": batch_size,
+    }
+    result = fit(
+        _Loss(NegativeLogLikelihood(inner)),
+        inner_params,
+        settings.pop("optimizer"),
+        key=fit_key,
+        data=split.training(standardize),
+        check_finite=False,  # they have been looked at
+        # The default schedule and the moments of validations depend on the number of steps.
+        configuration={"num_steps": str(steps), **files.describe("family", own)},
+        **settings,
+        **validation,
+    )
+    if isinstance(own, Standardized):
+        whole = [{**params, "family": each} for each in (result.params, result.last_params)]
+        result = dataclasses.replace(result, params=whole[0], last_params=whole[1])
+    dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else np.dtype(np.float32)
+    return Density(result=result, family=own, dtype=dtype.name, num_rows=num_rows)
+
+
+def _placed_family(family: Family, support: SupportLike) -> Family:
+    """The family in units of its own, where it can have them."""
+    if isinstance(family, Standardized) or not family.support.is_real:
+        if support is not None:
+            raise ValueError(
+                f"`support` must be None for a family that has one of its own; got {support!r} for "
+                f"{family!r}."
+            )
+        return family
+    return standardized(family, support)
+
+
+def _start(own: Family, family: Family, params: PyTree, key: Array, split: "_Split") -> PyTree:
+    """The parameters to begin with, in the units of the training rows."""
+    if params is None:
+        params = _init(own, key)
+    else:
+        origin = params.get("origin") if isinstance(params, dict) else None
+        if isinstance(origin, Origin) and origin.family == own:
+            return params  # with units of their own
+        if not (isinstance(origin, Origin) and origin.family == family):
+            whose = origin.family if isinstance(origin, Origin) else "no family"
+            raise ValueError(f"`params` must be those of {own!r}; got those of {whose!r}.")
+        params = {**_init(own, key), "family": params}
+    if isinstance(own, Standardized):
+        params = own.place(params, *split.whole_training())
+    return params
+
+
+@compiled()
+def _init(family: Family, key: Array) -> PyTree:
+    return family.init(key)
+
+
+def _standardize(family: Family, params: PyTree, rows: Data) -> Data:
+    """Rows as the inner family sees them, with the log-determinant of the way there."""
+    x, context = rows["x"], rows.get("context")
+    if isinstance(family, Standardized):
+        x, log_det, context = family.standardize(params, x, context)
+    else:
+        log_det = np.zeros(len(x))
+    dtype = jnp.result_type(float)
+    result = {"x": x, "log_det": log_det} | ({} if context is None else {"context": context})
+    return {
+        name: each.astype(dtype) if jnp.issubdtype(each.dtype, jnp.floating) else each
+        for name, each in result.items()
+    }
+
+
+class _Split:
+    """Some random rows of data to be held out, and the rest of them, to be trained on.
+
+    The rows of a memory map stay where they are.
+    """
+
+    def __init__(self, x: np.ndarray, context: np.ndarray | None, key: Array, num_held_out: int):
+        self._data: Data = {"x": x} if context is None else {"x": x, "context": context}
+        self._key, self._num_held_out, self._num_rows = key, num_held_out, len(x)
+        self._mapped = any(isinstance(array, np.memmap) for array in self._data.values())
+        count = num_held_out if self._mapped else len(x)
+        self._order = rows_at(key, 0, count, len(x)) if count else np.zeros(0, np.int32)
+
+    def _take(self, rows: np.ndarray) -> Data:
+        return {name: np.asarray(array[rows]) for name, array in self._data.items()}
+
+    def held_out(self) -> Data:
+        """The rows that are held out."""
+        return self._take(self._order[: self._num_held_out])
+
+    def whole_training(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """(x, context) from which units are taken; of a memory map all rows, as they lie there."""
+        data = self._data if self._mapped else self._take(self._order[self._num_held_out :])
+        return data["x"], data.get("context")
+
+    def training(self, standardize: "functools.partial[Data]") -> Data | LazyRows:
+        """The rows to train on, standardised; those of a memory map when they are needed."""
+        if not self._mapped:
+            return standardize(self._take(self._order[self._num_held_out :]))
+
+        def take(numbers: np.ndarray) -> Data:
+            return standardize(self._take(self._shuffled(numbers + self._num_held_out)))
+
+        return LazyRows(take, self._num_rows - self._num_held_out)
+
+    def _shuffled(self, places: np.ndarray) -> np.ndarray:
+        return shuffled_rows(self._key, places, self._num_rows)
+
+
+# The same object for the same length, so that a second fit compiles nothing.
+@functools.lru_cache(maxsize=64)
+def default_optimizer(
+    num_steps: int, learning_rate: float = 1e-2, max_norm: float = 10.0
+) -> optax.GradientTransformation:
+    """Adam with clipped gradients, a short warm-up and a cosine decay to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=learning_rate / 10,
+        peak_value=learning_rate,
+        warmup_steps=min(num_steps // 10, 100),
+        decay_steps=num_steps,
+    )
+    return optax.chain(optax.clip_by_global_norm(max_norm), optax.adam(schedule))
+
+
+def check_x(family: Family, x: ArrayLike) -> np.ndarray:
+    """`x` as a numpy array of shape [num_rows, *event_shape] of finite numbers.
+
+    Raises:
+        TypeError: if it does not hold floating numbers.
+        ValueError: if it has another shape, no rows, or an entry that is not finite.
+    """
+    x = _numbers("x", x, integers=not family.support.is_real)
+    shape = ", ".join(["num_rows", *map(str, family.event_shape)])
+    if x.ndim != 1 + len(family.event_shape) or x.shape[1:] != family.event_shape:
+        fix = ""
+        if x.ndim == 1 and family.event_shape == (1,):
+            fix = " Perhaps give it a second axis with `x[:, None]`?"
+        elif x.ndim == 2 and len(family.event_shape) == 1:
+            fix = f" Perhaps build the family with event size {x.shape[1]}?"
+        raise ValueError(
+            f"`x` must have shape [{shape}], one event of {family!r} in each row; got shape "
+            f"{x.shape}.{fix}"
+        )
+    if x.shape[0] == 0:
+        raise ValueError(f"`x` must have at least one row; got shape {x.shape}.")
+    return _finite("x", x)
+
+
+def check_context(
+    family: Family, context: ArrayLike | None, x: np.ndarray
+) -> np.ndarray | None:
+    """`context` as a numpy array of shape [num_rows, *context_shape], or None.
+
+    Raises:
+        TypeError: if it does not hold numbers.
+        ValueError: if it is missing, superfluous, of another shape, or not finite.
+    """
+    if context is None or family.context_shape is None:
+        family.check_context(context)
+        return None
+    context = _numbers("context", context, integers=True)
+    if context.shape != (len(x), *family.context_shape):
+        shape = ", ".join(["num_rows", *map(str, family.context_shape)])
+        raise ValueError(
+            f"`context` must have shape [{shape}], a row for each of the {len(x)} rows of `x`; got "
+            f"shape {context.shape}."
+        )
+    family.check_context(context[:1])
+    return _finite("context", context)
+
+
+def _numbers(name: str, value: ArrayLike, integers: bool) -> np.ndarray:
+    no_mask(name, value)
+    # `np.asarray` would hide that it is mapped.
+    array = value if isinstance(value, np.memmap) else np.asarray(value)
+    whole = array.dtype.kind in "iub"
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or (whole and integers)):
+        fix = f" Perhaps convert it with `{name}.astype(float)`?" if whole else ""
+        kind = "numbers" if integers else "floating numbers"
+        raise TypeError(f"`{name}` must hold {kind}; got dtype {array.dtype}.{fix}")
+    return array
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array itself, with nothing but finite numbers."""
+    for part in parts(array):
+        values = np.asarray(array[part])
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, *column = map(int, bad[0])
+            where = f"row {part.start + row}"
+            if column:
+                where += f", column {column[0] if len(column) == 1 else tuple(column)}"
+            if len(bad) > 1:
+                where += f", and {len(bad) - 1} more"
+            raise ValueError(
+                f"`{name}` must be finite; got {values[tuple(bad[0])]} in {where}. Perhaps drop or "
+                "fill in those rows?"
+            )
+    return array
+
+
+def _num_held_out(fraction: float, num_rows: int) -> int:
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise TypeError(f"`validation_fraction` must be a number; got {fraction!r}.")
+    if not 0 <= fraction < 1:
+        raise ValueError(f"`validation_fraction` must be at least 0 and below 1; got {fraction}.")
+    return min(int(fraction * num_rows), MAX_HELD_OUT)
+
+
+def _check_batch_size(batch_size: int | None, num_rows: int) -> int:
+    if batch_size is None:
+        return min(BATCH_SIZE, num_rows)
+    batch_size = checks.positive_int("batch_size", batch_size)
+    if batch_size > num_rows:
+        raise ValueError(
+            f"`batch_size` must be at most the number of training rows, {num_rows}; got "
+            f"{batch_size}. Perhaps leave it out?"
+        )
+    return batch_size

@@ -1,0 +1,541 @@
+"""Files: what a fit returns, parameters and checkpoints, in one format that executes nothing.
+
+A file is a line that names the format, the length and the digest of a description in JSON, the
+description, and the bytes of all arrays, one behind the other. Each array has its place, type,
+shape and digest in the description. So a reader knows what is to come before it makes room for it,
+and notes whatever is not as it was written.
+
+Objects are written by their fields: arrays, numbers, strings, containers, and frozen dataclasses of
+this package. What a file cannot hold, such as a network of another library or a log density, is
+described, and `load` takes it from what it is given.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowvi.params import Fixed, Origin, PerRow, PyTree
+
+MAGIC = b"flowvi file 1\n"
+
+Path = str | os.PathLike[str]
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Node = dict[str, Json]
+Arrays = dict[str, np.ndarray]
+
+#: Whose functions are written by their names.
+FUNCTIONS = (jax.nn, jnp, jax.lax)
+
+
+# ------------------------------------------------------------------------------------- container
+
+
+def write(path: Path, about: Json, arrays: Arrays) -> None:
+    """Writes a description and arrays beside the place of a file, and renames that when it is whole.
+
+    Raises:
+        OSError: if the file cannot be written; one that was there before is as it was.
+    """
+    path = pathlib.Path(path)
+    table, start = [], 0
+    for name, array in arrays.items():
+        array = np.asarray(array, order="C")
+        table.append([name, array.dtype.name, list(array.shape), start, _digest(name, array)])
+        start += array.nbytes
+    header = json.dumps({"about": about, "arrays": table}).encode()
+    # A name that nobody can foresee, and a file that is not there yet: no link is followed.
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            digest = hashlib.sha256(header).digest()
+            file.write(MAGIC + len(header).to_bytes(8, "little") + digest + header)
+            for array in arrays.values():
+                file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o666 & ~_umask())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def read(path: Path) -> tuple[Json, Arrays]:
+    """The description and the arrays of a file, as they were written.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is another program's, or damaged; the message names the array.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = len(MAGIC) + 40
+        head = file.read(start)
+        length = int.from_bytes(head[len(MAGIC) : len(MAGIC) + 8], "little")
+        if not head.startswith(MAGIC) or start + length > size:
+            raise _damaged(path, "it does not begin as such a file does")
+        header = file.read(length)
+        if hashlib.sha256(header).digest() != head[-32:]:
+            raise _damaged(path, "its description is not what was written")
+        try:
+            content = json.loads(header)
+            about, table = content["about"], content["arrays"]
+            arrays = {row[0]: _read_array(file, start + length, size, *row) for row in table}
+        except (TypeError, KeyError, IndexError, ValueError) as error:
+            raise _damaged(path, str(error)) from None
+    return about, arrays
+
+
+def _read_array(
+    file: BinaryIO, base: int, size: int, name: str, dtype: str, shape: list[int], start: int, digest: str
+) -> np.ndarray:
+    kind = np.dtype(dtype)
+    count = 1
+    for length in shape:  # Python's integers do not overflow
+        count *= int(length)
+    if kind.kind in "OSUMm" or min([0, start, *shape]) < 0 or base + start + count * kind.itemsize > size:
+        raise ValueError(f"the array {name!r} does not fit into the file")
+    file.seek(base + start)
+    array = np.frombuffer(bytearray(file.read(count * kind.itemsize)), np.uint8).view(kind)
+    array = array.reshape(shape)
+    if _digest(name, array) != digest:
+        raise ValueError(f"the array {name!r} is not what was written")
+    return array
+
+
+def _digest(name: str, array: np.ndarray) -> str:
+    about = f"{name} {array.dtype.name} {array.shape}".encode()
+    return hashlib.sha256(about + array.tobytes()).hexdigest()
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"`path` must be a file that flowvi wrote; {os.fspath(path)!r} is damaged or another "
+        f"program's: {why}."
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# --------------------------------------------------------------------------------------- objects
+
+
+def save(path: Path, value: PyTree) -> None:
+    """Writes what a fit returned, a family, or any tree of parameters to one file.
+
+    Reading it executes nothing. It is written beside its place and renamed when it is whole, so a
+    file that was there before survives whatever goes wrong.
+
+    Args:
+        path: where to; an existing file is replaced.
+        value: a fitted density, posterior or model; a family; or a pytree of arrays.
+
+    Raises:
+        TypeError: if a leaf is neither an array nor a number.
+        ValueError: if a parameter is NaN.
+        OSError: if the file cannot be written.
+
+    Example:
+        >>> import jax, pathlib, tempfile
+        >>> import flowvi as fv
+        >>> family = fv.maf(2, num_layers=1, hidden_sizes=[8])
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "moons.flowvi"
+        >>> fv.save(path, family.init(jax.random.key(0)))
+        >>> family.sample(fv.load(path), jax.random.key(1), 3).shape
+        (3, 2)
+    """
+    check_numbers("params", getattr(value, "params", value))
+    arrays: Arrays = {}
+    write(path, _Encoder(arrays, keep=True).encode(value, "value"), arrays)
+
+
+def load(path: Path, *, like: object = None) -> PyTree:
+    """Reads what `save` wrote.
+
+    Args:
+        path: the file.
+        like: what the file cannot hold: a family or a model with networks of another library, the
+            target of a posterior, or any tree that holds these. Where it is given for nothing, it
+            must be configured as what was saved.
+
+    Returns:
+        What was saved: it has all but the optimizer's state.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, another program's, holds parameters that do not fit to their
+            family or are NaN, or needs something that `like` does not have; the message names it.
+
+    Example:
+        See `save`.
+    """
+    about, arrays = read(path)
+    return _Decoder(path, arrays, like).decode(about, "value", None)
+
+
+@dataclasses.dataclass
+class _Encoder:
+    """Turns objects into JSON, and collects their arrays.
+
+    Attributes:
+        arrays: the arrays so far, by name.
+        keep: whether to collect arrays; else they are told by their digests alone.
+        inside: whether this is inside of an object, where there may be what a file cannot hold.
+    """
+
+    arrays: Arrays
+    keep: bool = False
+    inside: bool = False
+
+    def encode(self, value: object, where: str) -> Json:
+        """The JSON of a value, which is called `where` in messages and names of arrays."""
+        match value:
+            case None | bool() | str():
+                return value
+            case enum.Enum():
+                return self._object(value, {"value": value.value}, where)
+            case int() | float():
+                return {"kind": "number", "value": value}
+            case Fixed():
+                return {"kind": "fixed", "value": self.encode(value.value, f"{where}.value")}
+            case PerRow() if value.rows is None:
+                return {"kind": "rows", "value": self.encode(value.value, f"{where}.value")}
+            case Origin():
+                return {"kind": "origin", "family": self.encode(value.family, f"{where}.family")}
+            case dict() if all(isinstance(name, str) for name in value):
+                items = {n: self.encode(each, f"{where}[{n!r}]") for n, each in value.items()}
+                return {"kind": "dict", "items": items}
+            case tuple() | list() if type(value) in (tuple, list):
+                each = [self.encode(each, f"{where}[{i}]") for i, each in enumerate(value)]
+                return {"kind": type(value).__name__, "items": each}
+        if _is_array(value):
+            return self._array(value, where)
+        if dataclasses.is_dataclass(value) and _is_ours(type(value)):
+            fields = {
+                field.name: getattr(value, field.name)
+                for field in dataclasses.fields(value)
+                if field.init and field.metadata.get("file", True)
+            }
+            return self._object(value, fields, where)
+        if (name := _function_name(value)) is not None:
+            return {"kind": "function", "name": name}
+        children = jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda node: node is not value)
+        if not (len(children) == 1 and children[0][1] is value):
+            # A container of another library: its children are written, its type is not.
+            each = [
+                self.encode(child, where + jax.tree_util.keystr(place)) for place, child in children
+            ]
+            return {"kind": "node", "type": type(value).__qualname__, "items": each}
+        if self.keep and not self.inside:
+            raise TypeError(f"`{where}` must be an array of numbers; got {value!r}.")
+        # Its inside is not ours to read.
+        return {"kind": "foreign", "name": getattr(value, "__qualname__", type(value).__qualname__)}
+
+    def _object(self, value: object, fields: dict[str, object], where: str) -> Json:
+        name = f"{type(value).__module__}:{type(value).__qualname__}"
+        inner = dataclasses.replace(self, inside=True)
+        encoded = {n: inner.encode(each, f"{where}.{n}") for n, each in fields.items()}
+        return {"kind": "object", "type": name, "fields": encoded}
+
+    def _array(self, leaf: object, where: str) -> Json:
+        node: Node = {"kind": "array", "numpy": not isinstance(leaf, jax.Array), "name": where}
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            node["key"] = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        if array.dtype.kind in "OSUMm":
+            raise TypeError(f"`{where}` must be an array of numbers; got dtype {array.dtype}.")
+        node["dtype"], node["shape"] = array.dtype.name, list(array.shape)
+        if self.keep:
+            self.arrays[where] = array
+        else:
+            node["digest"] = _digest("", array)
+        return node
+
+
+@dataclasses.dataclass
+class _Decoder:
+    """Turns JSON and arrays into objects again.
+
+    Attributes:
+        path: the file, for messages.
+        arrays: its arrays by name.
+        like: what has the things that a file cannot hold.
+    """
+
+    path: Path
+    arrays: Arrays
+    like: object
+
+    def decode(self, node: Json, where: str, template: PyTree) -> PyTree:
+        """The value of some JSON; `template` has the types of foreign containers."""
+        if not isinstance(node, dict):
+            return node
+        if self._is_foreign(node):
+            found = self._of_like(node)
+            if found is not None:
+                return found
+        try:
+            return self._decode(node, where, template)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.path, f"{where}: {type(error).__name__} {error}") from None
+
+    def _decode(self, node: Node, where: str, template: PyTree) -> PyTree:
+        match node["kind"]:
+            case "number":
+                return node["value"]
+            case "fixed":
+                return Fixed(self.decode(node["value"], f"{where}.value", _value(template)))
+            case "rows":
+                return PerRow(self.decode(node["value"], f"{where}.value", _value(template)))
+            case "origin":
+                return Origin(self.decode(node["family"], f"{where}.family", None))
+            case "dict":
+                return self._dict(node["items"], where, template)
+            case "tuple" | "list" as kind:
+                parts = template if isinstance(template, tuple | list) else [None] * len(node["items"])
+                items = self._items(node["items"], where, parts)
+                return tuple(items) if kind == "tuple" else items
+            case "array":
+                return self._array(node, where)
+            case "object":
+                return self._object(node, where)
+            case "function":
+                return _function(node["name"])
+            case "node" if template is not None:
+                parts, structure = jax.tree.flatten(template, is_leaf=lambda n: n is not template)
+                return jax.tree.unflatten(structure, self._items(node["items"], where, parts))
+        raise ValueError(
+            f"`like` must be given for {os.fspath(self.path)!r}, with {where}, a "
+            f"{node.get('name', node.get('type'))}, which a file cannot hold"
+            f"{'' if self.like is None else '; what was given has none that is configured alike'}."
+        )
+
+    def _items(self, nodes: list[Json], where: str, parts: list[PyTree]) -> list[PyTree]:
+        pairs = enumerate(zip(nodes, parts, strict=True))
+        return [self.decode(node, f"{where}[{i}]", part) for i, (node, part) in pairs]
+
+    def _dict(self, items: dict[str, Json], where: str, template: PyTree) -> dict[str, PyTree]:
+        origins = {n: each for n, each in items.items() if _kind(each) == "origin"}
+        result = {name: self.decode(node, f"{where}[{name!r}]", None) for name, node in origins.items()}
+        if result:
+            # Parameters of a family: these must be as those it makes.
+            (origin,) = result.values()
+            template = jax.eval_shape(origin.family.init, jax.random.key(0))
+        known = template if isinstance(template, dict) else {}
+        for name, node in items.items():
+            if name not in result:
+                result[name] = self.decode(node, f"{where}[{name!r}]", known.get(name))
+        if origins:
+            self._check_params(result, template, where)
+        return {name: result[name] for name in items}
+
+    def _check_params(self, params: PyTree, template: PyTree, where: str) -> None:
+        named = [
+            {where + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+            for leaves in map(jax.tree_util.tree_leaves_with_path, (params, template))
+        ]
+        for name in [*named[1], *named[0]]:
+            got, want = (_described(leaves.get(name)) for leaves in named)
+            if got != want:
+                raise ValueError(
+                    f"`path` must hold parameters as their family makes them; in "
+                    f"{os.fspath(self.path)!r} `{name}` is {got}, and the family has {want}."
+                )
+            if _has_nan(named[0][name]):
+                raise ValueError(
+                    f"`path` must hold parameters that are numbers; in {os.fspath(self.path)!r} "
+                    f"`{name}` has NaN."
+                )
+
+    def _array(self, node: Node, where: str) -> object:
+        array, dtype = self.arrays[node["name"]], jnp.dtype(node["dtype"])
+        if (array.dtype, list(array.shape)) != (dtype, node["shape"]):
+            raise _damaged(self.path, f"the array {where!r} is not of the type that is said")
+        if node["numpy"]:
+            return array
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError(
+                f"`path` must hold types that JAX has; `{where}` in {os.fspath(self.path)!r} is "
+                f"{dtype.name}. Perhaps turn on 64-bit types with "
+                "`jax.config.update('jax_enable_x64', True)`?"
+            )
+        if "key" in node:
+            return jax.random.wrap_key_data(jnp.asarray(array), impl=node["key"])
+        return jnp.asarray(array)
+
+    def _object(self, node: Node, where: str) -> object:
+        module, _, name = str(node["type"]).partition(":")
+        kind: object = sys.modules.get(module)
+        for part in name.split("."):
+            kind = getattr(kind, part, None)
+        if not (isinstance(kind, type) and _is_ours(kind)):
+            raise _damaged(self.path, f"{where} is of the unknown type {node['type']!r}")
+        fields = node["fields"]
+        if issubclass(kind, enum.Enum):
+            return kind(fields["value"])
+        return kind(**{n: self.decode(each, f"{where}.{n}", None) for n, each in fields.items()})
+
+    def _is_foreign(self, node: Json) -> bool:
+        if isinstance(node, list):
+            return any(map(self._is_foreign, node))
+        if not isinstance(node, dict):
+            return False
+        return node.get("kind") == "foreign" or any(map(self._is_foreign, node.values()))
+
+    def _of_like(self, node: Node) -> object | None:
+        """The part of `like` whose description is that of a node."""
+        wanted = _comparable(node, self.arrays)
+        for part in _parts(self.like):
+            if _comparable(_Encoder({}).encode(part, ""), {}) == wanted:
+                return part
+        return None
+
+
+def _parts(value: object) -> Iterator[object]:
+    """A value, and all that is in it."""
+    yield value
+    if isinstance(value, dict):
+        inner = list(value.values())
+    elif isinstance(value, list | tuple):
+        inner = list(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        return
+    for each in inner:
+        yield from _parts(each)
+
+
+def _comparable(node: Json, arrays: Arrays) -> Json:
+    """A description without names of arrays, which tell where they stand."""
+    if isinstance(node, list):
+        return [_comparable(each, arrays) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("kind") == "array" and "digest" not in node:
+        node = {**node, "digest": _digest("", arrays[str(node["name"])])}
+    drop = ("name", "numpy") if node.get("kind") == "array" else ()
+    return {key: _comparable(each, arrays) for key, each in node.items() if key not in drop}
+
+
+def _kind(node: Json) -> Json:
+    return node.get("kind") if isinstance(node, dict) else None
+
+
+def _value(template: PyTree) -> PyTree:
+    return template.value if isinstance(template, Fixed | PerRow) else None
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == __name__.split(".")[0]
+
+
+def _function_name(value: object) -> str | None:
+    """The name of a public function of JAX, or of one of this package."""
+    name = getattr(value, "__name__", None)
+    if not callable(value) or not isinstance(name, str):
+        return None
+    for module in FUNCTIONS:
+        if getattr(module, name, None) is value:
+            return f"{module.__name__}:{name}"
+    module_name = getattr(value, "__module__", None) or ""
+    if module_name.startswith("flowvi.") and getattr(sys.modules.get(module_name), name, None) is value:
+        return f"{module_name}:{name}"
+    return None
+
+
+def _function(name: str) -> Callable[..., object]:
+    module, _, own = name.partition(":")
+    known = {each.__name__: each for each in FUNCTIONS}
+    owner = known.get(module) or (sys.modules.get(module) if module.startswith("flowvi.") else None)
+    function = getattr(owner, own, None)
+    if not callable(function):
+        raise ValueError(f"`path` must hold functions that there are; got {name!r}.")
+    return function
+
+
+def _described(leaf: object) -> str:
+    if leaf is None:
+        return "absent"
+    return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+
+
+def _has_nan(leaf: object) -> bool:
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return False
+    return bool(np.isnan(np.asarray(leaf, np.float64)).any())
+
+
+def check_numbers(name: str, params: PyTree) -> None:
+    """Checks that no parameter is NaN.
+
+    Raises:
+        ValueError: if one is; it names the leaf.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if _is_array(leaf) and _has_nan(leaf):
+            where = name + jax.tree_util.keystr(path)
+            raise ValueError(f"`{where}` must not be NaN to be saved; got NaN.")
+
+
+def describe(name: str, value: object) -> dict[str, str]:
+    """A configuration in words: the name of each field, and of fields in it -> its value."""
+    return dict(_flat(name, _Encoder({}).encode(value, "")))
+
+
+def _flat(name: str, node: Json) -> Iterator[tuple[str, str]]:
+    if not isinstance(node, dict):
+        yield name, str(node)
+        return
+    match node.get("kind"):
+        case "object":
+            yield name, str(node["type"]).rpartition(":")[2]
+            for field, each in node["fields"].items():
+                yield from _flat(f"{name}.{field}", each)
+        case "dict" | "tuple" | "list" | "node":
+            items = node["items"]
+            pairs = items.items() if isinstance(items, dict) else enumerate(items)
+            for key, each in pairs:
+                yield from _flat(f"{name}[{key!r}]", each)
+        case "number":
+            yield name, str(node["value"])
+        case "fixed" | "rows":
+            yield from _flat(name, node["value"])
+        case "origin":
+            yield from _flat(f"the family of {name}", node["family"])
+        case "array":
+            digest = str(node["digest"])[:12]
+            yield name, f"{node['dtype']}{node['shape']} with digest {digest}"
+        case _:
+            yield name, str(node.get("name"))
+
+
+def difference(saved: dict[str, str], here: dict[str, str]) -> str | None:
+    """The first difference between two configurations, in words; None if there is none."""
+    for name in [*saved, *here]:
+        there, own = (each.get(name, "absent") for each in (saved, here))
+        if there != own:
+            return f"{name} is {there} there and {own} here"
+    return None

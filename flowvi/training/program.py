@@ -1,0 +1,193 @@
+"""Many steps as one compiled program.
+
+The number of steps is traced, so a chunk of any length runs the same program, and every number that
+a step uses depends on the key and the step's own number: the result is the same, bit for bit,
+however the steps are cut into chunks.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowvi.compiling import KEPT
+from flowvi.params import PyTree, partition
+from flowvi.training import averaging, rowwise
+from flowvi.training.step import LossFn, Metrics, train_step, unpack
+
+Array = jax.Array
+
+#: Steps in a chunk at most, where the data set no limit.
+CAPACITY = 4096
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        params: the parameters.
+        opt_state: the optimizer's state.
+        step: steps done.
+        num_bad: of these, the bad ones.
+        bad_in_row: bad steps since the last good one.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    step: Array
+    num_bad: Array
+    bad_in_row: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled chunk is made of; equal programs share it.
+
+    Attributes:
+        loss_fn: the loss.
+        optimizer: the optimizer.
+        validate: the validation loss; None without validation.
+        batched: whether the data are batches along a leading axis.
+        averaging: the decay of the parameters' moving average; None for none.
+    """
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    validate: LossFn | None = None
+    batched: bool = False
+    averaging: float | None = None
+
+    @property
+    def stepper(self) -> optax.GradientTransformationExtraArgs:
+        """The optimizer row by row, together with the average where there is one."""
+        optimizer = self.optimizer
+        if self.averaging is not None:
+            optimizer = averaging.averaged(optimizer, self.averaging)
+        return rowwise.rowwise(optimizer)
+
+
+class Compiled(NamedTuple):
+    """The functions of a program.
+
+    Attributes:
+        loss_fn: the loss, whose trace `jit` remembers.
+        validate: the validation loss, likewise; None without validation.
+        begin: params -> the state before the first step, which owns its buffers.
+        run: (state, key, data, rows, first, end, max_bad) -> (state, history). It takes the state's
+            buffers away from the caller. The history has an entry for each step, and is as long as
+            a chunk may be. See `sources.Chunk` for data, rows and first; it ends at the step `end`,
+            or with so many bad steps in a row.
+        judge: (params, opt_state, key, validation data) -> (loss and metrics of the validation, or
+            none, the parameters that are judged, in buffers of their own).
+    """
+
+    loss_fn: LossFn
+    validate: LossFn | None
+    begin: Callable[[PyTree], State]
+    run: Callable[..., tuple[State, Metrics]]
+    judge: Callable[[PyTree, PyTree, Array, PyTree], tuple[Metrics, PyTree]]
+
+
+# A program also keeps alive whatever its loss has closed over.
+@functools.lru_cache(maxsize=KEPT)
+def build(program: Program) -> Compiled:
+    """The compiled functions of a program, the same ones at every call."""
+    # Traced once: checks, steps and their derivatives all start from the same trace.
+    # Inlined, or the compiler would see calls, and a short step would take a tenth longer.
+    loss_fn = jax.jit(program.loss_fn, inline=True)
+    validate = None if program.validate is None else jax.jit(program.validate, inline=True)
+    program = dataclasses.replace(program, loss_fn=loss_fn, validate=validate)
+    return Compiled(
+        loss_fn=loss_fn,
+        validate=validate,
+        begin=jax.jit(functools.partial(_begin, program)),
+        run=jax.jit(functools.partial(_run, program), donate_argnums=0),
+        judge=jax.jit(functools.partial(_judge, program)),
+    )
+
+
+def _begin(program: Program, params: PyTree) -> State:
+    # A chunk takes its buffers away from the caller and may not be given one twice, so all are
+    # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
+    params = jax.tree.map(_own, params)
+    opt_state = program.stepper.init(partition(params)[0])
+    return jax.tree.map(_own, State(params, opt_state, *np.zeros(3, np.int32)))
+
+
+def _own(leaf: Array) -> Array:
+    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+        return jnp.copy(leaf)
+    return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
+
+
+def _run(
+    program: Program,
+    state: State,
+    key: Array,
+    data: PyTree,
+    rows: Array | None,
+    first: Array,
+    end: Array,
+    max_bad: Array,
+) -> tuple[State, Metrics]:
+    begin = state.step
+
+    def batch_at(step: Array) -> PyTree:
+        if rows is not None:
+            chosen = rows[step - first]
+            batch = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="promise_in_bounds"), data)
+            # Or the compiler picks the rows out anew in each kernel that reads them.
+            return jax.lax.optimization_barrier(batch)
+        return jax.tree.map(lambda leaf: leaf[step - first], data) if program.batched else data
+
+    def one_step(carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, history = carry
+        own_key, batch = jax.random.fold_in(key, state.step), batch_at(state.step)
+        out = train_step(
+            program.loss_fn, program.stepper, state.params, state.opt_state, own_key, batch
+        )
+        place = state.step - begin
+        history = {
+            name: jax.lax.dynamic_update_index_in_dim(
+                history[name], value.astype(history[name].dtype), place, 0
+            )
+            for name, value in {"loss": out.loss, **out.metrics}.items()
+        }
+        bad = jnp.where(out.good, 0, 1).astype(jnp.int32)
+        num_bad, in_row = state.num_bad + bad, (state.bad_in_row + 1) * bad
+        return State(out.params, out.opt_state, state.step + 1, num_bad, in_row), history
+
+    def goes_on(carry: tuple[State, Metrics]) -> Array:
+        return (carry[0].step < end) & (carry[0].bad_in_row < max_bad)
+
+    loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, key, batch_at(begin)))
+    capacity = CAPACITY
+    if rows is not None:
+        capacity = rows.shape[0]
+    elif program.batched:
+        capacity = jax.tree.leaves(data)[0].shape[0]
+    history = {
+        name: jnp.zeros(capacity, each.dtype) for name, each in {"loss": loss, **metrics}.items()
+    }
+    return jax.lax.while_loop(goes_on, one_step, (state, history))
+
+
+def _judge(
+    program: Program, params: PyTree, opt_state: PyTree, key: Array, data: PyTree
+) -> tuple[Metrics, PyTree]:
+    learned = averaging.learned(opt_state, params)
+    values: Metrics = {}
+    if program.validate is not None:
+        loss, metrics, _ = unpack(program.validate(learned, key, data))
+        values = validation_values(loss, metrics)
+    return values, jax.tree.map(_own, learned)
+
+
+def validation_values(loss: Array, metrics: Metrics) -> Metrics:
+    """What a validation writes into the history, by name."""
+    return {"validation": loss} | {f"validation_{name}": metrics[name] for name in metrics}

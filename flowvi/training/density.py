@@ -10,7 +10,7 @@ import optax
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Family
+from flowvi.families import Family, standardized
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.training import order, sources, units
 from flowvi.training.arguments import check_key
@@ -127,15 +127,14 @@ def fit_density(
     if patience is not None:
         checks.positive_int("patience", patience)
 
+    family = standardized(family, support)
     init_key, split_key, fit_key = jax.random.split(key, 3)
     data = {"x": x} if context is None else {"x": x, "context": context}
     held_out, data = _split(data, split_key, num_held_out)
 
     if params is None:
         params = _init(family, init_key)
-        if family.has_units:
-            data_units = units.data_units(data["x"], bounds)
-            params = family.with_units(params, data_units, units.context_units(data.get("context")))
+        params = family.place(params, whole(data["x"]), whole(data.get("context")))
     validation: dict[str, Any] = {}
     if num_held_out:
         validation = {
@@ -161,6 +160,11 @@ def fit_density(
         callback=callback,
         **validation,
     )
+
+
+def whole(array: Any) -> Any:
+    """The file of which a part is trained with."""
+    return array.whole if isinstance(array, sources.Subset) else array
 
 
 def _split(data: dict[str, Any], key: Array, num_held_out: int) -> tuple[dict, dict]:
@@ -203,10 +207,6 @@ def _check_support(family: Family, support: Any, params: Any) -> units.Bounds | 
     bounds = units.parse_support(support, family.event_shape)
     if bounds is None:
         return None
-    if not family.has_units:
-        raise ValueError(
-            f"`support` must be None for a family that is no flow; got {support!r} for {family!r}."
-        )
     if params is not None:
         raise ValueError(
             "`support` must be None where `params` are given, which have their support already; "

@@ -27,6 +27,7 @@ from flowvi.families import (
     mixture,
     relaxed,
     standard_normal,
+    standardized,
     unconditional,
     whitened,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "relaxed",
     "save",
     "standard_normal",
+    "standardized",
     "testing",
     "unconditional",
     "whitened",

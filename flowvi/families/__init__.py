@@ -1,21 +1,28 @@
 """Families: distributions waiting for parameters and a context."""
 
-from flowvi.families.conditional import Conditional, conditional
-from flowvi.families.continuous import ContinuousBernoulliFamily, continuous_bernoulli
+from flowvi.families.contexts import (
+    Conditional,
+    Local,
+    Unconditional,
+    conditional,
+    local,
+    unconditional,
+)
 from flowvi.families.custom import Custom, custom
 from flowvi.families.discrete import (
     BernoulliFamily,
     CategoricalFamily,
+    ContinuousBernoulliFamily,
     OneHotFamily,
     bernoulli,
     categorical,
+    continuous_bernoulli,
 )
-from flowvi.families.family import Family, Wrapper
-from flowvi.families.flow import Flow
+from flowvi.families.family import Composed, Family, Wrapper, check_params
+from flowvi.families.flow import Flow, StandardNormal
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.from_distrax import FromDistrax, from_distrax
 from flowvi.families.joint import JointFamily, joint
-from flowvi.families.local import Local, local
 from flowvi.families.location_scale import (
     FullGaussian,
     LocationScaleFamily,
@@ -25,16 +32,16 @@ from flowvi.families.location_scale import (
     logistic,
 )
 from flowvi.families.mixture import MixtureFamily, mixture
-from flowvi.families.normal import StandardNormal, full_rank, mean_field, standard_normal
+from flowvi.families.normal import full_rank, mean_field, standard_normal
 from flowvi.families.parametric import Parametric
+from flowvi.families.placed import Standardized, Whitened, standardized, whitened
 from flowvi.families.relaxed import Annealing, Relaxed, relaxed
-from flowvi.families.unconditional import Unconditional, unconditional
-from flowvi.families.whitened import Whitened, whitened
 
 __all__ = [
     "Annealing",
     "BernoulliFamily",
     "CategoricalFamily",
+    "Composed",
     "Conditional",
     "ContinuousBernoulliFamily",
     "Custom",
@@ -50,11 +57,13 @@ __all__ = [
     "Parametric",
     "Relaxed",
     "StandardNormal",
+    "Standardized",
     "Unconditional",
     "Whitened",
     "Wrapper",
     "bernoulli",
     "categorical",
+    "check_params",
     "conditional",
     "continuous_bernoulli",
     "coupling",
@@ -73,6 +82,7 @@ __all__ = [
     "mixture",
     "relaxed",
     "standard_normal",
+    "standardized",
     "unconditional",
     "whitened",
 ]

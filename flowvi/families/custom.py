@@ -1,17 +1,18 @@
 """Families of a log density of the user's, and maybe of a sampler."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.families.family import Array, Family, Params, Shape
-from flowvi.params import Origin
+from flowvi.families.family import Array, Context, Family, Params, Shape, shown, shown_shape
+from flowvi.params import PyTree
+from flowvi.supports import Support, SupportLike, as_support
 
 
 class CustomDistribution(distrax.Distribution):
@@ -33,7 +34,7 @@ class CustomDistribution(distrax.Distribution):
         rows: tuple[Array, ...],
         batch_shape: Shape,
         event_shape: Shape,
-        dtype: Any,
+        dtype: jnp.dtype,
     ):
         super().__init__()
         self._log_density = log_density
@@ -54,7 +55,7 @@ class CustomDistribution(distrax.Distribution):
         return self._batch
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> jnp.dtype:
         """The dtype of samples."""
         return self._type
 
@@ -88,24 +89,31 @@ class CustomDistribution(distrax.Distribution):
         return events.reshape(shape + self._event)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Custom(Family):
     """A log density and a sampler; see `custom`."""
 
     log_density: Callable[..., Array]
     event_shape: Shape
     sampler: Callable[..., Array] | None = None
-    initial: Callable[[Array], Any] | None = None
+    initial: Callable[[Array], PyTree] | None = None
     context_shape: Shape | None = None
     reparameterized: bool = False
+    within: Support | None = None
+
+    def __repr__(self) -> str:
+        name = getattr(self.log_density, "__qualname__", type(self.log_density).__qualname__)
+        return shown("custom", name, shown_shape(self.event_shape))
+
+    @functools.cached_property
+    def support(self) -> Support:
+        return super().support if self.within is None else self.within
 
     def init(self, key: Array) -> Params:
-        """{"own": what `init` returned, "origin"}."""
-        own = {} if self.initial is None else {"own": self.initial(key)}
-        return {**own, "origin": Origin(self)}
+        """{"own": what `init` returned}."""
+        return {} if self.initial is None else {"own": self.initial(key)}
 
-    def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
-        """See `Family.distribution`."""
+    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
         batch_shape = self.check_context(context)
         first = () if self.initial is None else (params["own"],)
         rows = () if context is None else (jnp.asarray(context),)
@@ -123,12 +131,13 @@ class Custom(Family):
 
 def custom(
     log_density: Callable[..., Array],
-    event_shape: Any,
+    event_shape: int | Shape,
     *,
     sampler: Callable[..., Array] | None = None,
-    init: Callable[[Array], Any] | None = None,
-    context_shape: Any = None,
+    init: Callable[[Array], PyTree] | None = None,
+    context_shape: int | Shape | None = None,
     reparameterized: bool = False,
+    support: SupportLike = None,
 ) -> Custom:
     """A family of a log density of yours, and of a sampler where draws are needed.
 
@@ -149,6 +158,7 @@ def custom(
         context_shape: the shape of one context, or its size; None if there is none.
         reparameterized: whether the sampler's draws carry gradients to all parameters and to the
             context.
+        support: where events may lie, as in `standardized`.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind, the density is not a number, or
@@ -170,7 +180,8 @@ def custom(
         raise ValueError("`sampler` must be given for a reparameterised family; got None.")
     shape = checks.shape("event_shape", event_shape)
     given = None if context_shape is None else checks.shape("context_shape", context_shape)
-    family = Custom(log_density, shape, sampler, init, given, bool(reparameterized))
+    within = None if support is None else as_support(support, shape)
+    family = Custom(log_density, shape, sampler, init, given, bool(reparameterized), within)
     _try(family)
     return family
 
@@ -186,7 +197,9 @@ def _try(family: Custom) -> None:
     first = () if family.initial is None else (params["own"],)
     last = () if context is None else (context,)
     event = jax.ShapeDtypeStruct(family.event_shape, number)
-    expected: list[tuple[str, Any, Any, Shape]] = [("log_density", family.log_density, event, ())]
+    expected: list[tuple[str, Callable[..., Array], PyTree, Shape]] = [
+        ("log_density", family.log_density, event, ())
+    ]
     if family.sampler is not None:
         expected.append(("sampler", family.sampler, key, family.event_shape))
     for name, function, argument, shape in expected:

@@ -1,16 +1,25 @@
 """A flow as a family: a base family pushed through a map with parameters."""
 
 import dataclasses
-from typing import Any, ClassVar, Protocol
+import functools
+from typing import Protocol
 
 import distrax
 import jax
 import jax.numpy as jnp
 
-from flowvi.bijectors import Units
 from flowvi.distributions import FlowDistribution
-from flowvi.families.family import Array, Family, Params
-from flowvi.params import Fixed, Origin
+from flowvi.families.family import (
+    Array,
+    Composed,
+    Context,
+    Family,
+    Params,
+    Shape,
+    shown,
+    shown_shape,
+)
+from flowvi.supports import Support, real
 
 
 class Transform(Protocol):
@@ -20,6 +29,10 @@ class Transform(Protocol):
     def event_size(self) -> int:
         """D."""
 
+    @property
+    def name(self) -> str:
+        """What the flow is called in messages."""
+
     def init(self, key: Array) -> Params:
         """Fresh parameters, at which the map is the identity."""
 
@@ -27,14 +40,36 @@ class Transform(Protocol):
         """The map at these parameters, from base to data."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Flow(Family):
+@dataclasses.dataclass(frozen=True, repr=False)
+class StandardNormal(Family):
+    """Independent standard normals, without parameters; see `standard_normal`."""
+
+    event_shape: Shape
+    context_shape: None = None
+    reparameterized: bool = True
+
+    def __repr__(self) -> str:
+        return shown("standard_normal", shown_shape(self.event_shape))
+
+    def init(self, key: Array) -> Params:
+        del key
+        return {}
+
+    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
+        del params
+        self.check_context(context)
+        # A MultivariateNormalDiag would leak tracers when it leaves a compiled function.
+        normal = distrax.Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
+        return distrax.Independent(normal, len(self.event_shape))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Flow(Composed):
     """The distribution of y = f(x; context), x from a base family.
 
         log p(y) = log p_base(f^{-1}(y)) + log |det J f^{-1}(y)|
 
-    Its parameters are a dict: "base" and "transform", and where the flow was placed in the units of
-    data, "units" and "context_units" as `Fixed` leaves.
+    Its parameters are {"family": those of the base, "transform"}.
 
     Attributes:
         base: the family of x.
@@ -45,8 +80,6 @@ class Flow(Family):
     base: Family
     transform: Transform
     context_size: int | None = None
-
-    has_units: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.base.event_shape != self.event_shape:
@@ -60,71 +93,42 @@ class Flow(Family):
                 f"context shape {self.base.context_shape} of {self.base!r}."
             )
 
+    def __repr__(self) -> str:
+        base = None if isinstance(self.base, StandardNormal) else self.base
+        options = {"context_size": self.context_size, "base": base}
+        return shown(self.transform.name, self.transform.event_size, **options)
+
     @property
-    def event_shape(self) -> tuple[int, ...]:
+    def family(self) -> Family:  # type: ignore[override]
+        """The base."""
+        return self.base
+
+    @property
+    def event_shape(self) -> Shape:
         """(D,)."""
         return (self.transform.event_size,)
 
     @property
-    def context_shape(self) -> tuple[int, ...] | None:
+    def context_shape(self) -> Shape | None:
         """(context_size,), or None."""
         return None if self.context_size is None else (self.context_size,)
 
-    @property
-    def reparameterized(self) -> bool:
-        """Whether the base is: the map carries gradients always."""
-        return self.base.reparameterized
+    @functools.cached_property
+    def support(self) -> Support:
+        """All real numbers: where the base may lie says nothing of its image."""
+        return real(self.event_shape)
 
-    def init(self, key: Array) -> Params:
-        """{"base", "transform", "origin"}; the map starts as the identity."""
-        base_key, transform_key = jax.random.split(key)
-        return {
-            "base": self.base.init(base_key),
-            "transform": self.transform.init(transform_key),
-            "origin": Origin(self),
-        }
+    def own(self, key: Array) -> dict[str, Params]:
+        return {"transform": self.transform.init(key)}
 
-    def with_units(self, params: Params, units: Any, context_units: Any = None) -> Params:
-        """See `Family.with_units`."""
-        params = {**params, "units": Fixed(units)}
-        return (
-            params if context_units is None else {**params, "context_units": Fixed(context_units)}
-        )
-
-    def distribution(self, params: Params, context: Array | None = None) -> FlowDistribution:
-        """See `Family.distribution`."""
+    def features(self, params: Params, context: Context) -> Context:
         self.check_context(context)
-        context = self._standardised(params, context)
-        base = self.base.distribution(params["base"], self._base_context(context))
-        return self._pushed(params, base, context)
-
-    def train_distribution(
-        self, params: Params, key: Array, context: Array | None = None
-    ) -> tuple[FlowDistribution, Params]:
-        """See `Family.train_distribution`; the base is in its training form."""
-        self.check_context(context)
-        context = self._standardised(params, context)
-        own = params["base"]
-        base, new = self.base.train_distribution(own, key, self._base_context(context))
-        flow = self._pushed(params, base, context)
-        return flow, params if new is own else {**params, "base": new}
-
-    def _standardised(self, params: Params, context: Array | None) -> Array | None:
-        if context is None or "context_units" not in params:
-            return context
-        units = params["context_units"].value
-        return (context - units["shift"]) / units["scale"]
-
-    def _base_context(self, context: Array | None) -> Array | None:
         return None if self.base.context_shape is None else context
 
-    def _pushed(
-        self, params: Params, base: distrax.Distribution, context: Array | None
+    def push(
+        self, params: Params, inner: distrax.Distribution, context: Context
     ) -> FlowDistribution:
-        """The distribution of f(x) for x from `base`."""
         batch_shape = self.check_context(context)
         bijector = self.transform.bijector(params["transform"], context)
-        if "units" in params:
-            bijector = distrax.Chain([Units(**params["units"].value), bijector])
         dtype = jnp.result_type(*jax.tree.leaves(params["transform"]))
-        return FlowDistribution(base, bijector, batch_shape=batch_shape, dtype=dtype)
+        return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)

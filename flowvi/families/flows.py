@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowvi import checks
-from flowvi.families.conditional import conditional
+from flowvi.families.contexts import conditional
 from flowvi.families.family import Array, Family
 from flowvi.families.flow import Flow
 from flowvi.families.layers import AutoregressiveLayer, CouplingLayer, Layers, as_mixing

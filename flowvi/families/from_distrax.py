@@ -1,17 +1,19 @@
 """A family of a Distrax distribution whose arguments are the context."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.families.family import Array, Params, Shape
-from flowvi.families.normal import positive
-from flowvi.families.parametric import Parametric, independent
+from flowvi.families.family import Array, Params, Shape, shown, shown_shape
+from flowvi.families.parametric import Parametric, independent, positive
+from flowvi.supports import Support, SupportLike, as_support
+
+Constraint = str | Callable[[Array], Array]
 
 CONSTRAINTS: dict[str, Callable[[Array], Array]] = {
     "positive": positive,
@@ -19,15 +21,24 @@ CONSTRAINTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FromDistrax(Parametric):
     """A Distrax distribution whose arguments are the context; see `from_distrax`."""
 
-    constructor: Callable[..., Any]
+    constructor: Callable[..., distrax.Distribution]
     event_shape: Shape
     named: tuple[tuple[str, Shape], ...]
-    constraints: tuple[tuple[str, Any], ...] = ()
+    constraints: tuple[tuple[str, Constraint], ...] = ()
     reparameterized: bool = False
+    within: Support | None = None
+
+    def __repr__(self) -> str:
+        name = getattr(self.constructor, "__qualname__", type(self.constructor).__qualname__)
+        return shown("from_distrax", name, shown_shape(self.event_shape))
+
+    @functools.cached_property
+    def support(self) -> Support:
+        return super().support if self.within is None else self.within
 
     @property
     def arguments(self) -> dict[str, Shape]:
@@ -35,7 +46,6 @@ class FromDistrax(Parametric):
         return dict(self.named)
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
-        """See `Parametric.build`."""
         for name, constraint in self.constraints:
             function = CONSTRAINTS[constraint] if isinstance(constraint, str) else constraint
             arguments = {**arguments, name: function(arguments[name])}
@@ -48,12 +58,13 @@ class FromDistrax(Parametric):
 
 
 def from_distrax(
-    constructor: Callable[..., Any],
-    event_shape: Any,
-    arguments: Any,
+    constructor: Callable[..., distrax.Distribution],
+    event_shape: int | Shape,
+    arguments: Iterable[str] | Mapping[str, Shape],
     *,
-    constraints: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, Constraint] | None = None,
     reparameterized: bool = False,
+    support: SupportLike = None,
 ) -> FromDistrax:
     """Any Distrax distribution, whose arguments are the context, such as the output of a network.
 
@@ -66,6 +77,7 @@ def from_distrax(
         constraints: what makes an argument acceptable, whatever its value: "positive",
             "unit interval", or an elementwise function, by name.
         reparameterized: whether samples carry gradients to every argument. Distrax does not say.
+        support: where events may lie, as in `standardized`.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind, or the distribution is not over
@@ -107,8 +119,9 @@ def from_distrax(
                 f"`constraints` must be functions or one of {', '.join(map(repr, CONSTRAINTS))}; "
                 f"got {constraint!r}."
             )
+    within = None if support is None else as_support(support, shape)
     family = FromDistrax(
-        constructor, shape, named, tuple(constraints.items()), bool(reparameterized)
+        constructor, shape, named, tuple(constraints.items()), bool(reparameterized), within
     )
     _check_distribution(family)
     return family

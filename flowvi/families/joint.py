@@ -1,6 +1,7 @@
 """Several families, each the context of the next: hierarchies of latent variables."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import distributions
-from flowvi.families.family import Array, Family, Params, Shape
-from flowvi.params import Origin
+from flowvi.families.family import Array, Context, Family, Params, Shape, bare_init, replaced, shown
+from flowvi.supports import Support, concatenated
 
 
 class JointDistribution(distrax.Distribution):
@@ -152,11 +153,18 @@ class JointDistribution(distrax.Distribution):
         return [self._first, *(self._member(i, z) for i, z in enumerate(before, 1))]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class JointFamily(Family):
     """Several families, each the context of the next; see `joint`."""
 
     families: tuple[Family, ...]
+
+    def __repr__(self) -> str:
+        return shown("joint", *self.families)
+
+    @functools.cached_property
+    def support(self) -> Support:
+        return concatenated([family.support for family in self.families])
 
     @property
     def event_shape(self) -> Shape:
@@ -178,13 +186,11 @@ class JointFamily(Family):
         return tuple(family.event_shape[0] for family in self.families)
 
     def init(self, key: Array) -> Params:
-        """{"families", "origin"}."""
+        """{"families"}."""
         keys = jax.random.split(key, len(self.families))
-        each = [family.init(key) for family, key in zip(self.families, keys, strict=True)]
-        return {"families": tuple(each), "origin": Origin(self)}
+        return {"families": tuple(map(bare_init, self.families, keys))}
 
-    def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
-        """See `Family.distribution`."""
+    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
         self.check_context(context)
 
         def member(number: int, before: Array | None) -> distrax.Distribution:
@@ -194,9 +200,8 @@ class JointFamily(Family):
         return self._joint(member)
 
     def train_distribution(
-        self, params: Params, key: Array, context: Array | None = None
+        self, params: Params, key: Array, context: Context = None
     ) -> tuple[distrax.Distribution, Params]:
-        """See `Family.train_distribution`; all members are in their training form."""
         self.check_context(context)
         draw_key, *keys = jax.random.split(key, 1 + len(self.families))
 
@@ -222,22 +227,15 @@ class JointFamily(Family):
             new.append(own)
             key = jax.random.fold_in(draw_key, number)
             before = jax.lax.stop_gradient(distribution.sample(seed=key))
-        if all(a is b for a, b in zip(new, params["families"], strict=True)):
-            return self._joint(member), params
-        return self._joint(member), {**params, "families": tuple(new)}
-
-    def check_support(self, x: Any, name: str = "x") -> None:
-        """See `Family.check_support`."""
-        start = 0
-        for family, size in zip(self.families, self._sizes, strict=True):
-            family.check_support(x[..., start : start + size], name)
-            start += size
+        old = params["families"]
+        same = all(a is b for a, b in zip(new, old, strict=True))
+        return self._joint(member), replaced(params, families=old if same else tuple(new))
 
     def _joint(self, member: Callable[..., distrax.Distribution]) -> JointDistribution:
         flags = tuple(family.reparameterized for family in self.families)
         return JointDistribution(member, self._sizes, flags)
 
-    def _seen(self, number: int, before: Array | None, context: Array | None) -> Array | None:
+    def _seen(self, number: int, before: Array | None, context: Context) -> Array | None:
         """The context of a family: the z before it, where it wants that with the context too."""
         if before is None:
             return context

@@ -5,12 +5,13 @@ A layer is a hashable callable ((parameters, number of the layer), context) -> b
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.bijectors import IAF, MAF, Coupling, LULinear, Permutation, Stack
@@ -29,6 +30,10 @@ class Layer(Protocol):
     @property
     def event_size(self) -> int:
         """D."""
+
+    @property
+    def name(self) -> str:
+        """What a flow of such layers is called."""
 
     def init(self, key: Array) -> Params:
         """Fresh parameters, at which the layer is the identity up to its permutation."""
@@ -50,7 +55,7 @@ class Mixing:
     linear: bool
 
 
-def as_mixing(mixing: Any, event_size: int) -> Mixing:
+def as_mixing(mixing: str | ArrayLike, event_size: int) -> Mixing:
     """The mixing behind "reverse", "lu", or a permutation.
 
     Raises:
@@ -91,6 +96,11 @@ class AutoregressiveLayer:
         """D."""
         return self.network.event_size
 
+    @property
+    def name(self) -> str:
+        """MAF or IAF, in small letters."""
+        return "maf" if self.density_first else "iaf"
+
     def init(self, key: Array) -> Params:
         """{"network": ...}, and "linear" where there is a linear map."""
         params = {"network": self.network.init(key)}
@@ -100,7 +110,6 @@ class AutoregressiveLayer:
         return params
 
     def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
-        """See `Layer.__call__`."""
         params, _ = numbered
         autoregressive = MAF if self.density_first else IAF
         bijectors: list[distrax.Bijector] = [
@@ -117,6 +126,8 @@ class AutoregressiveLayer:
 class CouplingLayer:
     """A coupling layer: every other coordinate moves, by a map that depends on the rest.
 
+    Even coordinates move in even layers, odd ones in odd layers.
+
     Attributes:
         event_size: D.
         network: the dense network of the conditioner, from H = ceil(D / 2) inputs to [H, P].
@@ -126,13 +137,12 @@ class CouplingLayer:
     event_size: int
     network: MLP
     transformer: Transformer
+    name = "coupling"
 
     def init(self, key: Array) -> Params:
-        """The network's parameters."""
         return self.network.init(key)
 
     def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
-        """See `Layer.__call__`. Even coordinates move in even layers, odd ones in odd layers."""
         params, number = numbered
         return Coupling(
             lambda stays: self.network.apply(params, stays, context),
@@ -164,12 +174,16 @@ class Layers:
         """D."""
         return self.layer.event_size
 
+    @property
+    def name(self) -> str:
+        """That of the layers."""
+        return self.layer.name
+
     def init(self, key: Array) -> Params:
         """The layers' parameters, each array with a leading axis of L."""
         return jax.vmap(self.layer.init)(jax.random.split(key, self.num_layers))
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        """See `Transform.bijector`."""
         numbered = (params, jnp.arange(self.num_layers))
         stack = Stack(self.layer, numbered, num_layers=self.num_layers, shared=context)
         if self.permutation is None:

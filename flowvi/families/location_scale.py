@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Literal
 
 import distrax
 import jax.numpy as jnp
@@ -10,10 +10,8 @@ import numpy as np
 
 from flowvi import checks
 from flowvi.distributions import FlowDistribution
-from flowvi.families.family import Array, Params, Shape
-from flowvi.families.normal import positive
-from flowvi.families.parametric import Parametric, independent
-from flowvi.params import Origin
+from flowvi.families.family import Array, Params, Shape, shown, shown_shape
+from flowvi.families.parametric import Parametric, independent, positive
 
 NOISES = {
     "normal": distrax.Normal,
@@ -23,7 +21,7 @@ NOISES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LocationScaleFamily(Parametric):
     """The distribution of y = loc + scale x, x of independent standard noise; see `gaussian`."""
 
@@ -32,6 +30,11 @@ class LocationScaleFamily(Parametric):
     scale: float | str = "predicted"
     reparameterized: bool = dataclasses.field(default=True, init=False)
 
+    def __repr__(self) -> str:
+        name = "gaussian" if self.noise == "normal" else self.noise
+        scale = None if self.scale == "predicted" else self.scale
+        return shown(name, shown_shape(self.event_shape), scale=scale)
+
     @property
     def arguments(self) -> dict[str, Shape]:
         """The location, and the scale where it is predicted."""
@@ -39,13 +42,11 @@ class LocationScaleFamily(Parametric):
         return both if self.scale == "predicted" else {"loc": self.event_shape}
 
     def init(self, key: Array) -> Params:
-        """{"origin"}, and "scale" where it is learned: 0, which stands for 1."""
+        """{"scale"} where it is learned: 0, which stands for 1."""
         del key
-        learned = {"scale": jnp.zeros(())} if self.scale == "learned" else {}
-        return {**learned, "origin": Origin(self)}
+        return {"scale": jnp.zeros(())} if self.scale == "learned" else {}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
-        """See `Parametric.build`."""
         loc = arguments["loc"]
         if isinstance(self.scale, float):
             scale = jnp.asarray(self.scale, loc.dtype)
@@ -54,12 +55,15 @@ class LocationScaleFamily(Parametric):
         return independent(NOISES[self.noise](loc, scale), self.event_shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FullGaussian(Parametric):
     """A normal distribution with any covariance, of a context; see `gaussian`."""
 
     event_shape: Shape
     reparameterized: bool = dataclasses.field(default=True, init=False)
+
+    def __repr__(self) -> str:
+        return shown("gaussian", shown_shape(self.event_shape), scale="full")
 
     @property
     def arguments(self) -> dict[str, Shape]:
@@ -68,7 +72,6 @@ class FullGaussian(Parametric):
         return {"loc": (size,), "factor": (size * (size + 1) // 2,)}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
-        """See `Parametric.build`."""
         (size,) = self.event_shape
         loc, raw = arguments["loc"], arguments["factor"]
         rows, columns = np.tril_indices(size)
@@ -86,21 +89,28 @@ class FullGaussian(Parametric):
         )
 
 
-def _location_scale(noise: str, event_shape: Any, scale: Any, more: str = "") -> Any:
+Scale = float | Literal["predicted", "learned"]
+
+
+def _location_scale(
+    noise: str, event_shape: int | Shape, scale: object, more: str = ""
+) -> LocationScaleFamily:
     shape = checks.shape("event_shape", event_shape)
     rule = f'"predicted", "learned"{more} or a positive number'
+    if isinstance(scale, bool) or not isinstance(scale, int | float | str):
+        raise TypeError(f"`scale` must be {rule}; got {scale!r}.")
     if isinstance(scale, str):
         if scale not in ("predicted", "learned"):
             raise ValueError(f"`scale` must be {rule}; got {scale!r}.")
         return LocationScaleFamily(shape, noise, scale)
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise TypeError(f"`scale` must be {rule}; got {scale!r}.")
     if not 0 < scale < math.inf:
         raise ValueError(f"`scale` must be {rule}; got {scale!r}.")
     return LocationScaleFamily(shape, noise, float(scale))
 
 
-def gaussian(event_shape: Any, *, scale: float | str = "predicted") -> Parametric:
+def gaussian(
+    event_shape: int | Shape, *, scale: Scale | Literal["full"] = "predicted"
+) -> Parametric:
     """A normal distribution whose parameters are the context.
 
         y = loc + scale x,   x standard normal
@@ -134,7 +144,7 @@ def gaussian(event_shape: Any, *, scale: float | str = "predicted") -> Parametri
         >>> family.sample(params, jax.random.key(0), 2, context).shape
         (2, 5, 3)
     """
-    if scale == "full":
+    if isinstance(scale, str) and scale == "full":
         shape = checks.shape("event_shape", event_shape)
         if len(shape) != 1:
             raise ValueError(
@@ -144,15 +154,10 @@ def gaussian(event_shape: Any, *, scale: float | str = "predicted") -> Parametri
     return _location_scale("normal", event_shape, scale, ', "full"')
 
 
-def laplace(event_shape: Any, *, scale: float | str = "predicted") -> LocationScaleFamily:
+def laplace(event_shape: int | Shape, *, scale: Scale = "predicted") -> LocationScaleFamily:
     """A Laplace distribution whose parameters are the context: log p = -|y - loc| / scale + c.
 
-    Args:
-        event_shape: the shape of an event, or its size.
-        scale: "predicted", "learned" or a positive number, as in `gaussian`.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
+    Its arguments and errors are those of `gaussian`, without "full".
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -165,45 +170,33 @@ def laplace(event_shape: Any, *, scale: float | str = "predicted") -> LocationSc
     return _location_scale("laplace", event_shape, scale)
 
 
-def logistic(event_shape: Any, *, scale: float | str = "predicted") -> LocationScaleFamily:
+def logistic(event_shape: int | Shape, *, scale: Scale = "predicted") -> LocationScaleFamily:
     """A logistic distribution whose parameters are the context.
 
         P(Y < y) = 1 / (1 + exp(-(y - loc) / scale))
 
-    Args:
-        event_shape: the shape of an event, or its size.
-        scale: "predicted", "learned" or a positive number, as in `gaussian`.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
+    Its arguments and errors are those of `gaussian`, without "full".
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> family = fv.logistic(3)
-        >>> family.log_prob(family.init(jax.random.key(0)), jnp.zeros(3), jnp.zeros((5, 6))).shape
+        >>> fv.logistic(3).log_prob({}, jnp.zeros(3), jnp.zeros((5, 6))).shape
         (5,)
     """
     return _location_scale("logistic", event_shape, scale)
 
 
-def gumbel(event_shape: Any, *, scale: float | str = "predicted") -> LocationScaleFamily:
+def gumbel(event_shape: int | Shape, *, scale: Scale = "predicted") -> LocationScaleFamily:
     """A Gumbel distribution whose parameters are the context.
 
         P(Y < y) = exp(-exp(-(y - loc) / scale))
 
-    Args:
-        event_shape: the shape of an event, or its size.
-        scale: "predicted", "learned" or a positive number, as in `gaussian`.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
+    Its arguments and errors are those of `gaussian`, without "full".
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> family = fv.gumbel(3)
-        >>> family.log_prob(family.init(jax.random.key(0)), jnp.zeros(3), jnp.zeros((5, 6))).shape
+        >>> fv.gumbel(3).log_prob({}, jnp.zeros(3), jnp.zeros((5, 6))).shape
         (5,)
     """
     return _location_scale("gumbel", event_shape, scale)

@@ -1,17 +1,17 @@
 """Mixtures of normal distributions."""
 
 import dataclasses
-from typing import Any
+from typing import Literal
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.families.family import Array, Family, Params, Shape
-from flowvi.families.location_scale import gaussian
+from flowvi.families.contexts import unconditional
+from flowvi.families.family import Array, Family, Params, Shape, shown, shown_shape
+from flowvi.families.location_scale import FullGaussian, gaussian
 from flowvi.families.parametric import Parametric
-from flowvi.families.unconditional import unconditional
 
 
 class MixtureDistribution(distrax.MixtureSameFamily):
@@ -47,7 +47,7 @@ class MixtureDistribution(distrax.MixtureSameFamily):
         """None: a mixture of densities is not discrete."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MixtureFamily(Parametric):
     """A mixture of normal distributions, of a context; see `mixture`."""
 
@@ -56,8 +56,13 @@ class MixtureFamily(Parametric):
     #: A draw picks its component, and through that choice no gradient reaches the weights.
     reparameterized: bool = dataclasses.field(default=False, init=False)
 
+    def __repr__(self) -> str:
+        scale = "full" if isinstance(self.component, FullGaussian) else None
+        options = {"scale": scale, "components": "predicted"}
+        return shown("mixture", shown_shape(self.event_shape), self.num_components, **options)
+
     @property
-    def event_shape(self) -> Shape:  # type: ignore[override]
+    def event_shape(self) -> Shape:
         """That of a component."""
         return self.component.event_shape
 
@@ -74,7 +79,6 @@ class MixtureFamily(Parametric):
         return {**initial, "loc": jax.random.normal(key, self.arguments["loc"])}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
-        """See `Parametric.build`."""
         each = {name: arguments[name] for name in self.component.arguments}
         return MixtureDistribution(
             distrax.Categorical(arguments["logits"]), self.component.build({}, each)
@@ -82,11 +86,11 @@ class MixtureFamily(Parametric):
 
 
 def mixture(
-    event_shape: Any,
+    event_shape: int | Shape,
     num_components: int,
     *,
-    scale: str = "predicted",
-    components: str = "learned",
+    scale: Literal["predicted", "full"] = "predicted",
+    components: Literal["learned", "predicted"] = "learned",
 ) -> Family:
     """A mixture of normal distributions: a prior, a posterior or the base of a flow, with modes.
 

@@ -1,45 +1,15 @@
 """Normal families: standard, mean-field and full-rank."""
 
 import dataclasses
-import math
-from typing import Any
 
 import distrax
-import jax
 import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.bijectors import Units
-from flowvi.families.family import Array, Family, Params
-from flowvi.families.flow import Flow
-
-
-def positive(raw: Array) -> Array:
-    """A smooth map of the reals to positive numbers, 1 at 0, bounded away from 0 by its dtype."""
-    floor = jnp.finfo(raw.dtype).tiny ** 0.5
-    return jax.nn.softplus(raw + math.log(math.e - 1)) + floor
-
-
-@dataclasses.dataclass(frozen=True)
-class StandardNormal(Family):
-    """Independent standard normals; see `standard_normal`."""
-
-    event_shape: tuple[int, ...]
-    context_shape: None = None
-    reparameterized: bool = True
-
-    def init(self, key: Array) -> Params:
-        """No parameters."""
-        del key
-        return {}
-
-    def distribution(self, params: Params, context: Array | None = None) -> distrax.Distribution:
-        """See `Family.distribution`."""
-        del params
-        self.check_context(context)
-        # A MultivariateNormalDiag would leak tracers when it leaves a compiled function.
-        normal = distrax.Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
-        return distrax.Independent(normal, len(self.event_shape))
+from flowvi.families.family import Array, Params, Shape
+from flowvi.families.flow import Flow, StandardNormal
+from flowvi.families.parametric import positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +17,13 @@ class LocationScale:
     """The map y = loc + scale x, coordinate by coordinate."""
 
     event_size: int
+    name = "mean_field"
 
     def init(self, key: Array) -> Params:
-        """Zeros, at which the map is the identity."""
         del key
         return {"loc": jnp.zeros(self.event_size), "raw_scale": jnp.zeros(self.event_size)}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        """See `Transform.bijector`."""
         del context
         return Units(params["loc"], positive(params["raw_scale"]))
 
@@ -64,15 +33,14 @@ class LocationTriangular:
     """The map y = loc + L x with a lower triangular L."""
 
     event_size: int
+    name = "full_rank"
 
     def init(self, key: Array) -> Params:
-        """Zeros, at which the map is the identity."""
         del key
         size = self.event_size
         return {"loc": jnp.zeros(size), "raw_factor": jnp.zeros((size, size))}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        """See `Transform.bijector`."""
         del context
         raw = params["raw_factor"]
         factor = jnp.tril(raw, -1) + jnp.diag(positive(jnp.diag(raw)))
@@ -80,7 +48,7 @@ class LocationTriangular:
         return distrax.Chain([shift, distrax.TriangularLinear(factor, is_lower=True)])
 
 
-def standard_normal(event_shape: Any) -> StandardNormal:
+def standard_normal(event_shape: int | Shape) -> StandardNormal:
     """Independent standard normals; a family without parameters.
 
     Args:
@@ -90,13 +58,11 @@ def standard_normal(event_shape: Any) -> StandardNormal:
         ValueError, TypeError: if it is none.
 
     Example:
-        >>> import jax
-        >>> import flowvi as fv
+        >>>         >>> import flowvi as fv
         >>> fv.standard_normal(2).sample({}, jax.random.key(0), 3).shape
         (3, 2)
     """
-    shape = (event_shape,) if isinstance(event_shape, int) else event_shape
-    return StandardNormal(checks.sizes("event_shape", shape))
+    return StandardNormal(checks.shape("event_shape", event_shape))
 
 
 def mean_field(event_size: int) -> Flow:
@@ -109,8 +75,7 @@ def mean_field(event_size: int) -> Flow:
         ValueError, TypeError: if it is not a positive integer.
 
     Example:
-        >>> import jax
-        >>> import flowvi as fv
+        >>>         >>> import flowvi as fv
         >>> family = fv.mean_field(2)
         >>> family.distribution(family.init(jax.random.key(0))).variance()
         Array([1., 1.], dtype=float32)
@@ -129,8 +94,7 @@ def full_rank(event_size: int) -> Flow:
         ValueError, TypeError: if it is not a positive integer.
 
     Example:
-        >>> import jax
-        >>> import flowvi as fv
+        >>>         >>> import flowvi as fv
         >>> family = fv.full_rank(2)
         >>> family.distribution(family.init(jax.random.key(0))).covariance().shape
         (2, 2)

@@ -3,14 +3,13 @@
 import abc
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import distrax
+import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.families.family import Array, Family, Params, Shape
-from flowvi.params import Origin
+from flowvi.families.family import Array, Context, Family, Params, Shape
 
 
 class Parametric(Family):
@@ -32,9 +31,9 @@ class Parametric(Family):
         """Names and shapes of the arguments, in their order."""
 
     def init(self, key: Array) -> Params:
-        """{"origin"}: all else is the context."""
+        """None: the context has all."""
         del key
-        return {"origin": Origin(self)}
+        return {}
 
     @abc.abstractmethod
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
@@ -46,7 +45,7 @@ class Parametric(Family):
         return {name: jnp.zeros(shape) for name, shape in self.arguments.items()}
 
     @property
-    def context_shape(self) -> Shape:  # type: ignore[override]
+    def context_shape(self) -> Shape:
         """The shape of the array that holds all arguments."""
         shapes = list(self.arguments.values())
         if len(shapes) == 1:
@@ -58,8 +57,8 @@ class Parametric(Family):
         leading = {shape[:-1] for shape in self.arguments.values()}
         return leading.pop() if len(leading) == 1 else ()
 
-    def check_context(self, context: Any) -> Shape:
-        """See `Family.check_context`.
+    def check_context(self, context: Context) -> Shape:
+        """The batch shape that `context` stands for.
 
         Raises:
             ValueError: also if names are missing or superfluous, or batch shapes differ.
@@ -84,7 +83,7 @@ class Parametric(Family):
             )
         return next(iter(batch_shapes.values()))
 
-    def take_apart(self, context: Any) -> dict[str, Array]:
+    def take_apart(self, context: Context) -> dict[str, Array]:
         """The arguments by name, from a context in either form."""
         if isinstance(context, Mapping):
             return {name: jnp.asarray(context[name]) for name in self.arguments}
@@ -100,8 +99,7 @@ class Parametric(Family):
             start += size
         return result
 
-    def distribution(self, params: Params, context: Any = None) -> distrax.Distribution:
-        """See `Family.distribution`."""
+    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
         self.check_context(context)
         return self.build(params, self.take_apart(context))
 
@@ -109,6 +107,12 @@ class Parametric(Family):
 def _pieces(shapes: list[Shape], leading: Shape) -> list[int]:
     """How much of the last axis of the array each argument takes."""
     return [math.prod(shape) // math.prod(leading) for shape in shapes]
+
+
+def positive(raw: Array) -> Array:
+    """A smooth map of the reals to positive numbers, 1 at 0, bounded away from 0 by its dtype."""
+    floor = jnp.finfo(raw.dtype).tiny ** 0.5
+    return jax.nn.softplus(raw + math.log(math.e - 1)) + floor
 
 
 def independent(distribution: distrax.Distribution, event_shape: Shape) -> distrax.Distribution:

@@ -1,17 +1,26 @@
 """Continuous relaxations of discrete families: binary concrete, and Gumbel-softmax."""
 
 import dataclasses
+import functools
 import math
-from typing import Any
 
 import distrax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flowvi.distributions import BinaryConcrete, OneHotConcrete, RelaxedDistribution
 from flowvi.families.discrete import BernoulliFamily, OneHotFamily
-from flowvi.families.family import Array, Params, Shape
+from flowvi.families.family import (
+    Array,
+    Context,
+    Params,
+    Shape,
+    replaced,
+    shown,
+)
 from flowvi.families.parametric import Parametric, independent
-from flowvi.params import Fixed, Origin
+from flowvi.params import Fixed
+from flowvi.supports import Support
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +54,13 @@ class Annealing:
         for name in ("start", "end", "num_steps"):
             _check_positive(name, getattr(self, name))
 
-    def __call__(self, step: Any) -> Array:
+    def __call__(self, step: ArrayLike) -> Array:
         """The temperature of a step."""
         done = jnp.minimum(jnp.asarray(step) / self.num_steps, 1.0)
         return self.start * (self.end / self.start) ** done
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Relaxed(Parametric):
     """A discrete family that is relaxed in training; see `relaxed`."""
 
@@ -59,10 +68,17 @@ class Relaxed(Parametric):
     temperature: float | Annealing
     reparameterized: bool = dataclasses.field(default=True, init=False)
 
+    def __repr__(self) -> str:
+        return shown("relaxed", self.family, repr(self.temperature))
+
     @property
-    def event_shape(self) -> Shape:  # type: ignore[override]
+    def event_shape(self) -> Shape:
         """That of the discrete family."""
         return self.family.event_shape
+
+    @functools.cached_property
+    def support(self) -> Support:
+        return self.family.support
 
     @property
     def arguments(self) -> dict[str, Shape]:
@@ -70,18 +86,17 @@ class Relaxed(Parametric):
         return self.family.arguments
 
     def init(self, key: Array) -> Params:
-        """{"origin"}, and the count of steps where the temperature falls."""
+        """{"step"}, the count of steps, where the temperature falls."""
         del key
         counted = isinstance(self.temperature, Annealing)
-        step = {"step": Fixed(jnp.zeros((), jnp.int32))} if counted else {}
-        return {**step, "origin": Origin(self)}
+        return {"step": Fixed(jnp.zeros((), jnp.int32))} if counted else {}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         """The discrete distribution."""
         return self.family.build(params, arguments)
 
     def train_distribution(
-        self, params: Params, key: Array, context: Any = None
+        self, params: Params, key: Array, context: Context = None
     ) -> tuple[distrax.Distribution, Params]:
         """The relaxed one at the temperature of this step, and the count of steps after it."""
         del key
@@ -91,19 +106,15 @@ class Relaxed(Parametric):
         if isinstance(self.temperature, Annealing):
             step = params["step"].value
             temperature = self.temperature(step)
-            new = {**params, "step": Fixed(step + 1)}
+            new = replaced(params, step=Fixed(step + 1))
         else:
             temperature = jnp.asarray(self.temperature)
         single = BinaryConcrete if isinstance(self.family, BernoulliFamily) else OneHotConcrete
         concrete = single(arguments["logits"], temperature)
         return RelaxedDistribution(independent(concrete, self.event_shape), discrete), new
 
-    def check_support(self, x: Any, name: str = "x") -> None:
-        """See `Family.check_support`."""
-        self.family.check_support(x, name)
 
-
-def _check_positive(name: str, value: Any) -> None:
+def _check_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"`{name}` must be a positive number; got {value!r}.")
     if not 0 < value < math.inf:

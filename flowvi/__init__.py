@@ -2,6 +2,7 @@
 
 from flowvi import diagnostics, networks, objectives, testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
+from flowvi.densities import Density, fit_density
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
@@ -31,10 +32,19 @@ from flowvi.families import (
     unconditional,
     whitened,
 )
+from flowvi.files import load, save
 from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
-from flowvi.training import FitResult, Plateau, TrainingDiverged, fit, fit_density, load, save
+from flowvi.training import (
+    FitResult,
+    Fitted,
+    Plateau,
+    Progress,
+    TrainingDiverged,
+    TrainingOptions,
+    fit,
+)
 from flowvi.vae import VAE, amortization_gap, exact_posterior, fit_rows, fit_vae, log_marginal
 
 __version__ = "0.1.0"
@@ -46,9 +56,11 @@ __all__ = [
     "VAE",
     "Annealing",
     "Chain",
+    "Density",
     "Estimate",
     "Family",
     "FitResult",
+    "Fitted",
     "Fixed",
     "FlowDistribution",
     "LULinear",
@@ -56,8 +68,10 @@ __all__ = [
     "Plateau",
     "Posterior",
     "PosteriorWarning",
+    "Progress",
     "Target",
     "TrainingDiverged",
+    "TrainingOptions",
     "amortization_gap",
     "bernoulli",
     "categorical",

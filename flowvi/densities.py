@@ -15,11 +15,11 @@ from jax.typing import ArrayLike
 from flowvi import checks, files
 from flowvi.compiling import compiled
 from flowvi.families import Family, Standardized, standardized
+from flowvi.families.family import check_key, check_params
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.params import Origin, PyTree
 from flowvi.supports import SupportLike
 from flowvi.training import Fitted, TrainingOptions, fit
-from flowvi.training.arguments import check_key
 from flowvi.training.order import rows_at, shuffled_rows
 from flowvi.training.sources import LazyRows, no_mask, parts
 
@@ -68,26 +68,15 @@ class Density(Fitted):
 
     def distribution(self, context: ArrayLike | None = None) -> distrax.Distribution:
         """The Distrax distribution, with the batch shape of the context."""
-        return self.family.distribution(self.params, _array(context))
+        return self.family.distribution(self.params, context)
 
     def log_prob(self, x: ArrayLike, context: ArrayLike | None = None) -> Array:
         """Log density in nats, of shape [...] for x of shape [..., *event_shape].
 
-        Numbers that single precision does not tell apart are told apart here, also where JAX has
-        no other: x is standardised first.
-
         Raises:
             ValueError: if `x` or `context` has the wrong shape.
         """
-        family = self.family
-        traced = any(isinstance(each, jax.core.Tracer) for each in (x, context))
-        if traced or not isinstance(family, Standardized):
-            return family.log_prob(self.params, _array(x), _array(context))
-        checks.trailing_shape("x", np.asarray(x), family.event_shape, f"{family!r}")
-        family.check_context(_array(context))
-        y, log_det, context = family.standardize(self.params, x, context)
-        inner = family.family.log_prob(self.params["family"], _jax(y), _jax(context))
-        return inner + _jax(log_det)
+        return self.family.log_prob(self.params, x, context)
 
     def sample(
         self,
@@ -96,11 +85,7 @@ class Density(Fitted):
         context: ArrayLike | None = None,
     ) -> np.ndarray:
         """Draws of shape [num_samples, *batch, *event_shape], a numpy array of the data's type."""
-        if not isinstance(self.family, Standardized):
-            draws = self.family.sample(self.params, key, num_samples, _array(context))
-            return np.asarray(draws)
-        y = self._standard(key, num_samples, context)[0]
-        return self.family.unstandardize(self.params, np.asarray(y)).astype(self.dtype)
+        return self.sample_and_log_prob(key, num_samples, context)[0]
 
     def sample_and_log_prob(
         self,
@@ -110,39 +95,22 @@ class Density(Fitted):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draws as `sample` gives them, and their log densities, for the price of the draws."""
         if not isinstance(self.family, Standardized):
-            both = self.family.sample_and_log_prob(self.params, key, num_samples, _array(context))
-            return np.asarray(both[0]), np.asarray(both[1])
-        y, log_prob = self._standard(key, num_samples, context)
-        x = self.family.unstandardize(self.params, np.asarray(y))
-        log_det = self.family.standardize(self.params, x)[1]
-        return x.astype(self.dtype), np.asarray(log_prob) + log_det.astype(log_prob.dtype)
-
-    def _standard(
-        self, key: Array, num_samples: int | tuple[int, ...], context: ArrayLike | None
-    ) -> tuple[Array, Array]:
-        """Draws of the inner family, before units and support, and their log densities."""
-        family = self.family
-        assert_context = _array(context)
-        family.check_context(assert_context)
-        if context is not None:
-            context = family.standardize_context(self.params, context)
-        return family.family.sample_and_log_prob(
-            self.params["family"], key, num_samples, _jax(context)
-        )
+            draws = self.family.sample_and_log_prob(self.params, key, num_samples, context)
+            return np.asarray(draws[0]), np.asarray(draws[1])
+        family, inner = self.family, self.params["family"]
+        family.check_context(context)
+        features = family.features(self.params, context)
+        y, log_prob = family.family.sample_and_log_prob(inner, key, num_samples, features)
+        # Units are put on in double precision, as they were taken off.
+        x = family.unstandardize(self.params, y)
+        log_det = family.standardize(self.params, x)[1]
+        return x.astype(self.dtype), np.asarray(log_prob + log_det.astype(log_prob.dtype))
 
     def plot(self, x: ArrayLike | None = None, **options: object) -> "Figure":
         """A picture: marginals and pairs of draws, over those of data `x`; see `fv.plotting`."""
         from flowvi import plotting
 
         return plotting.density(self, x, **options)
-
-
-def _array(value: ArrayLike | None) -> Array | np.ndarray | None:
-    return value if value is None or isinstance(value, jax.Array) else np.asarray(value)
-
-
-def _jax(value: ArrayLike | None) -> Array | None:
-    return None if value is None else jnp.asarray(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,17 +267,18 @@ def _start(own: Family, family: Family, params: PyTree, key: Array, split: "_Spl
     """The parameters to begin with, in the units of the training rows."""
     if params is None:
         params = _init(own, key)
+    elif _origin(params) == family != own:
+        inner = {name: params[name] for name in params if name != "origin"}
+        params = {**_init(own, key), "family": inner}
     else:
-        origin = params.get("origin") if isinstance(params, dict) else None
-        if isinstance(origin, Origin) and origin.family == own:
-            return params  # with units of their own
-        if not (isinstance(origin, Origin) and origin.family == family):
-            whose = origin.family if isinstance(origin, Origin) else "no family"
-            raise ValueError(f"`params` must be those of {own!r}; got those of {whose!r}.")
-        params = {**_init(own, key), "family": params}
-    if isinstance(own, Standardized):
-        params = own.place(params, *split.whole_training())
-    return params
+        check_params(own, params)
+        return params  # with units of their own
+    return own.place(params, *split.whole_training()) if isinstance(own, Standardized) else params
+
+
+def _origin(params: PyTree) -> Family | None:
+    origin = params.get("origin") if isinstance(params, dict) else None
+    return origin.family if isinstance(origin, Origin) else None
 
 
 @compiled()

@@ -207,10 +207,10 @@ class _Encoder:
     def encode(self, value: object, where: str) -> Json:
         """The JSON of a value, which is called `where` in messages and names of arrays."""
         match value:
-            case None | bool() | str():
-                return value
             case enum.Enum():
                 return self._object(value, {"value": value.value}, where)
+            case None | bool() | str():
+                return value
             case int() | float():
                 return {"kind": "number", "value": value}
             case Fixed():

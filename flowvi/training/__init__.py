@@ -15,3 +15,6 @@ __all__ = [
     "TrainingOptions",
     "fit",
 ]
+
+from flowvi.files import load, save  # noqa: E402,F401  (until the merge)
+Look = Progress

@@ -168,7 +168,7 @@ def fit(
         arguments.count("patience", patience),
         plateau,
     )
-    run = _Run(compiled, source, record, jax.random.split(key, 3), validation_data, started)
+    run = _Run(compiled, source, record, list(jax.random.split(key, 3)), validation_data, started)
     run.state = compiled.begin(params)
     with contextlib.ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
@@ -248,7 +248,7 @@ class _Run:
         compiled: program.Compiled,
         source: sources.Source,
         record: Record,
-        keys: Array,
+        keys: list[Array],
         validation_data: PyTree,
         started: float,
     ):

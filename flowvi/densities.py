@@ -14,8 +14,7 @@ from jax.typing import ArrayLike
 
 from flowvi import checks, files
 from flowvi.compiling import compiled
-from flowvi.families import Family, Standardized, standardized
-from flowvi.families.family import check_key, check_params
+from flowvi.families import Family, Standardized, check_key, check_params, standardized
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.params import Origin, PyTree
 from flowvi.supports import SupportLike
@@ -379,9 +378,7 @@ def check_x(family: Family, x: ArrayLike) -> np.ndarray:
     return _finite("x", x)
 
 
-def check_context(
-    family: Family, context: ArrayLike | None, x: np.ndarray
-) -> np.ndarray | None:
+def check_context(family: Family, context: ArrayLike | None, x: np.ndarray) -> np.ndarray | None:
     """`context` as a numpy array of shape [num_rows, *context_shape], or None.
 
     Raises:

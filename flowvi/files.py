@@ -43,7 +43,7 @@ FUNCTIONS = (jax.nn, jnp, jax.lax)
 
 
 def write(path: Path, about: Json, arrays: Arrays) -> None:
-    """Writes a description and arrays beside the place of a file, and renames that when it is whole.
+    """Writes a description and arrays beside a file's place, and renames that when it is whole.
 
     Raises:
         OSError: if the file cannot be written; one that was there before is as it was.
@@ -100,13 +100,24 @@ def read(path: Path) -> tuple[Json, Arrays]:
 
 
 def _read_array(
-    file: BinaryIO, base: int, size: int, name: str, dtype: str, shape: list[int], start: int, digest: str
+    file: BinaryIO,
+    base: int,
+    size: int,
+    name: str,
+    dtype: str,
+    shape: list[int],
+    start: int,
+    digest: str,
 ) -> np.ndarray:
     kind = np.dtype(dtype)
     count = 1
     for length in shape:  # Python's integers do not overflow
         count *= int(length)
-    if kind.kind in "OSUMm" or min([0, start, *shape]) < 0 or base + start + count * kind.itemsize > size:
+    if (
+        kind.kind in "OSUMm"
+        or min([0, start, *shape]) < 0
+        or base + start + count * kind.itemsize > size
+    ):
         raise ValueError(f"the array {name!r} does not fit into the file")
     file.seek(base + start)
     array = np.frombuffer(bytearray(file.read(count * kind.itemsize)), np.uint8).view(kind)
@@ -236,7 +247,9 @@ class _Encoder:
             return self._object(value, fields, where)
         if (name := _function_name(value)) is not None:
             return {"kind": "function", "name": name}
-        children = jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda node: node is not value)
+        children = jax.tree_util.tree_leaves_with_path(
+            value, is_leaf=lambda node: node is not value
+        )
         if not (len(children) == 1 and children[0][1] is value):
             # A container of another library: its children are written, its type is not.
             each = [
@@ -310,7 +323,9 @@ class _Decoder:
             case "dict":
                 return self._dict(node["items"], where, template)
             case "tuple" | "list" as kind:
-                parts = template if isinstance(template, tuple | list) else [None] * len(node["items"])
+                parts = (
+                    template if isinstance(template, tuple | list) else [None] * len(node["items"])
+                )
                 items = self._items(node["items"], where, parts)
                 return tuple(items) if kind == "tuple" else items
             case "array":
@@ -334,7 +349,9 @@ class _Decoder:
 
     def _dict(self, items: dict[str, Json], where: str, template: PyTree) -> dict[str, PyTree]:
         origins = {n: each for n, each in items.items() if _kind(each) == "origin"}
-        result = {name: self.decode(node, f"{where}[{name!r}]", None) for name, node in origins.items()}
+        result = {
+            name: self.decode(node, f"{where}[{name!r}]", None) for name, node in origins.items()
+        }
         if result:
             # Parameters of a family: these must be as those it makes.
             (origin,) = result.values()
@@ -461,7 +478,10 @@ def _function_name(value: object) -> str | None:
         if getattr(module, name, None) is value:
             return f"{module.__name__}:{name}"
     module_name = getattr(value, "__module__", None) or ""
-    if module_name.startswith("flowvi.") and getattr(sys.modules.get(module_name), name, None) is value:
+    if (
+        module_name.startswith("flowvi.")
+        and getattr(sys.modules.get(module_name), name, None) is value
+    ):
         return f"{module_name}:{name}"
     return None
 

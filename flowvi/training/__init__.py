@@ -17,4 +17,5 @@ __all__ = [
 ]
 
 from flowvi.files import load, save  # noqa: E402,F401  (until the merge)
+
 Look = Progress

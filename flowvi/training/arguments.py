@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from typing import TypedDict
 
-import jax
 import optax
 
 from flowvi import checks, files
+from flowvi.families import check_key  # noqa: F401  (until the merge)
 from flowvi.training.result import Progress
 from flowvi.training.step import LossFn
 from flowvi.training.stopping import NEVER, Plateau
 
-Array = jax.Array
 Callback = Callable[[Progress], bool | None]
 
 
@@ -53,20 +52,6 @@ class TrainingOptions(TypedDict, total=False):
     callback: Callback | None
 
 
-def check_key(key: object) -> None:
-    """Checks that `key` is one random key, of either kind.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    try:
-        jax.eval_shape(jax.random.fold_in, key, 0)  # remembered, as a lambda's would not be
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"`key` must be a random key, such as `jax.random.key(0)`; got {key!r}."
-        ) from None
-
-
 def check_functions(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -96,33 +81,22 @@ def check_functions(
             ) from None
 
 
-def check_validation(
-    loss_fn: LossFn,
-    validate: LossFn | None,
-    validation_data: object,
-    validate_every: int | None,
-    patience: int | None,
-) -> LossFn | None:
-    """The validation loss; None without validation.
+def check_validation(every: int | None, **given: object) -> None:
+    """Checks that arguments of the validation go together.
 
     Raises:
-        ValueError: if an argument of the validation is missing or superfluous.
+        ValueError: if one is missing or superfluous.
     """
-    given = {"validate": validate, "validation_data": validation_data, "patience": patience}
-    if validate_every is None:
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(
-                    f"`validate_every` must be a positive integer where `{name}` is given; got "
-                    "None."
-                )
-        return None
-    if validate is None and validation_data is None:
+    for name, value in given.items():
+        if every is None and value is not None:
+            raise ValueError(
+                f"`validate_every` must be a positive integer where `{name}` is given; got None."
+            )
+    if every is not None and given["validate"] is None and given["validation_data"] is None:
         raise ValueError(
             "`validate_every` must be None where neither `validate` nor `validation_data` is "
-            f"given; got {validate_every}."
+            f"given; got {every}."
         )
-    return loss_fn if validate is None else validate
 
 
 def count(name: str, value: int | None) -> int:
@@ -130,43 +104,28 @@ def count(name: str, value: int | None) -> int:
     return NEVER if value is None else checks.positive_int(name, value)
 
 
-def check_flag(name: str, value: bool) -> bool:
-    """Checks that a switch is on or off.
+def check_options(
+    progress: bool, resume: bool, plateau: Plateau | None, averaging: float | None
+) -> None:
+    """Checks options that are no counts.
 
     Raises:
-        TypeError: if it is anything else.
+        TypeError, ValueError: if one is not of its kind.
     """
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
-    return value
-
-
-def check_plateau(plateau: Plateau | None) -> None:
-    """Checks that `plateau` is a rule or None.
-
-    Raises:
-        TypeError: if it is not.
-    """
+    for name, flag in {"progress": progress, "resume": resume}.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"`{name}` must be True or False; got {flag!r}.")
     if plateau is not None and not isinstance(plateau, Plateau):
         raise TypeError(f"`plateau` must be an `fv.Plateau(...)` or None; got {plateau!r}.")
+    if averaging is None:
+        return
+    if isinstance(averaging, bool) or not isinstance(averaging, int | float):
+        raise TypeError(f"`averaging` must be a number between 0 and 1 or None; got {averaging!r}.")
+    if not 0 < averaging < 1:
+        raise ValueError(f"`averaging` must lie between 0 and 1; got {averaging}.")
 
 
-def check_averaging(decay: float | None) -> float | None:
-    """Checks that `decay` is one, or None.
-
-    Raises:
-        TypeError, ValueError: if it is not.
-    """
-    if decay is None:
-        return None
-    if isinstance(decay, bool) or not isinstance(decay, int | float):
-        raise TypeError(f"`averaging` must be a number between 0 and 1 or None; got {decay!r}.")
-    if not 0 < decay < 1:
-        raise ValueError(f"`averaging` must lie between 0 and 1; got {decay}.")
-    return float(decay)
-
-
-def check_checkpoints(
+def checkpoint_interval(
     directory: files.Path | None, every: int | None, resume: bool, num_steps: int
 ) -> int:
     """Steps between two checkpoints; by default a tenth of them all.
@@ -174,7 +133,6 @@ def check_checkpoints(
     Raises:
         TypeError, ValueError: if an argument of the checkpoints is wrong or superfluous.
     """
-    check_flag("resume", resume)
     if directory is None:
         for name, value in {"checkpoint_every": every, "resume": resume}.items():
             if value:
@@ -182,6 +140,4 @@ def check_checkpoints(
                     f"`checkpoint_dir` must be a directory where `{name}` is given; got None."
                 )
         return NEVER
-    if every is None:
-        return max(num_steps // 10, 1)
-    return checks.positive_int("checkpoint_every", every)
+    return max(num_steps // 10, 1) if every is None else count("checkpoint_every", every)

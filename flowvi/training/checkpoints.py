@@ -87,7 +87,7 @@ class Checkpoints:
         return (step // self._every + 1) * self._every
 
     def save(self, step: int, state: PyTree, history: History) -> None:
-        """Takes a copy of a state and begins to write it; one that cannot be written is warned of."""
+        """Copies a state and begins to write it; warns where that cannot be written."""
         if step == self._saved:
             return
         self._saved = step

@@ -12,8 +12,10 @@ import numpy as np
 import optax
 
 from flowvi import checks, files
+from flowvi.families import check_key
+from flowvi.optimizers import rowwise
 from flowvi.params import Origin, PyTree, partition
-from flowvi.training import arguments, program, rowwise, sources
+from flowvi.training import arguments, program, sources
 from flowvi.training.checkpoints import Checkpoints
 from flowvi.training.progress import Display
 from flowvi.training.record import Pace, Record
@@ -140,23 +142,24 @@ def fit(
         (True, 'max_steps')
     """
     started = time.perf_counter()
-    arguments.check_key(key)
+    check_key(key)
     arguments.check_functions(loss_fn, optimizer, validate, callback)
-    arguments.check_flag("progress", progress)
+    arguments.check_options(progress, resume, plateau, averaging)
     num_steps = checks.positive_int("num_steps", num_steps)
-    validate = arguments.check_validation(
-        loss_fn, validate, validation_data, validate_every, patience
+    arguments.check_validation(
+        validate_every, validate=validate, validation_data=validation_data, patience=patience
     )
-    arguments.check_plateau(plateau)
-    every = arguments.check_checkpoints(checkpoint_dir, checkpoint_every, resume, num_steps)
+    if validate_every is not None and validate is None:
+        validate = loss_fn
+    every = arguments.checkpoint_interval(checkpoint_dir, checkpoint_every, resume, num_steps)
     check_params(params)
-    validation_data = jax.tree.map(jnp.asarray, sources.as_arrays("validation_data", validation_data))
+    validation_data = jax.tree.map(
+        jnp.asarray, sources.as_arrays("validation_data", validation_data)
+    )
     num_rows = rowwise.check_tables(params)
     rowwise.check_optimizer(optimizer, params)
     source = sources.make(data, batch_size, check_finite=check_finite, rows_of_params=num_rows)
-    own = program.Program(
-        loss_fn, optimizer, validate, source.batched, arguments.check_averaging(averaging)
-    )
+    own = program.Program(loss_fn, optimizer, validate, source.batched, averaging)
     compiled = program.build(own)
     shapes = jax.eval_shape(compiled.begin, params)
     names = check_loss("loss_fn", compiled.loss_fn, shapes.params, key, source.batch)
@@ -339,7 +342,9 @@ class _Run:
         elif self._source.batched:
             batch = jax.tree.map(lambda leaf: leaf[last - chunk.first], batch)
         # The parameters are as they were, so the last bad step can be looked at closely.
-        cause = culprit(self._compiled.loss_fn, params, jax.random.fold_in(self.keys[0], last), batch)
+        cause = culprit(
+            self._compiled.loss_fn, params, jax.random.fold_in(self.keys[0], last), batch
+        )
         first = record.step - self.bad_in_row
         start = (
             " That is the very first step, so look at the starting parameters and the data."
@@ -443,7 +448,7 @@ def _call(
         validation=record.validation,
         best_step=record.best_step,
         steps_per_second=steps_per_second,
-        params=run.state.params,
+        running=run.state.params,
     )
     try:
         return StopReason.CALLBACK if callback(seen) else None

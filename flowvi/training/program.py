@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from flowvi.compiling import KEPT
+from flowvi.optimizers import averaged, learned, rowwise
 from flowvi.params import PyTree, partition
-from flowvi.training import averaging, rowwise
 from flowvi.training.step import LossFn, Metrics, train_step, unpack
 
 Array = jax.Array
@@ -67,7 +67,7 @@ class Program:
         """The optimizer row by row, together with the average where there is one."""
         optimizer = self.optimizer
         if self.averaging is not None:
-            optimizer = averaging.averaged(optimizer, self.averaging)
+            optimizer = averaged(optimizer, self.averaging)
         return rowwise.rowwise(optimizer)
 
 
@@ -180,12 +180,12 @@ def _run(
 def _judge(
     program: Program, params: PyTree, opt_state: PyTree, key: Array, data: PyTree
 ) -> tuple[Metrics, PyTree]:
-    learned = averaging.learned(opt_state, params)
+    judged = learned(opt_state, params)
     values: Metrics = {}
     if program.validate is not None:
-        loss, metrics, _ = unpack(program.validate(learned, key, data))
+        loss, metrics, _ = unpack(program.validate(judged, key, data))
         values = validation_values(loss, metrics)
-    return values, jax.tree.map(_own, learned)
+    return values, jax.tree.map(_own, judged)
 
 
 def validation_values(loss: Array, metrics: Metrics) -> Metrics:

@@ -88,7 +88,9 @@ class Record:
         if not self._validation:
             return
         for index, validated in enumerate(history["validation_step"]):
-            self.validated(int(validated), {name: history[name][index] for name in self._validation})
+            self.validated(
+                int(validated), {name: history[name][index] for name in self._validation}
+            )
 
     def add(self, step: int, num_bad_steps: int, history: History) -> None:
         """Takes in the steps of a chunk."""

@@ -117,6 +117,7 @@ class Fitted:
         files.save(path, self)
 
 
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Progress:
     """What a callback sees of a running fit, a few times a second.
 
@@ -129,36 +130,23 @@ class Progress:
         validation: the latest validation loss; None before the first.
         best_step: the step of the lowest validation loss; None before the first.
         steps_per_second: the rate since the last call, compilation included.
+        running: the running parameters, which the next steps take away; see `params`.
     """
 
-    def __init__(
-        self,
-        *,
-        step: int,
-        num_steps: int,
-        num_bad_steps: int,
-        loss: float,
-        metrics: dict[str, float],
-        validation: float | None,
-        best_step: int | None,
-        steps_per_second: float,
-        params: PyTree,
-    ):
-        self.step = step
-        self.num_steps = num_steps
-        self.num_bad_steps = num_bad_steps
-        self.loss = loss
-        self.metrics = metrics
-        self.validation = validation
-        self.best_step = best_step
-        self.steps_per_second = steps_per_second
-        self._params = params
+    step: int
+    num_steps: int
+    num_bad_steps: int
+    loss: float
+    metrics: dict[str, float]
+    validation: float | None
+    best_step: int | None
+    steps_per_second: float
+    running: PyTree
 
     @property
     def params(self) -> PyTree:
         """A copy of the current parameters, to be taken while the callback runs."""
-        # The loop gives its own buffers away to the next chunk of steps.
-        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self._params)
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self.running)
 
 
 class TrainingDiverged(RuntimeError):  # noqa: N818 (an event in the reader's words)

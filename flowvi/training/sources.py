@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
+from flowvi.optimizers import rowwise
 from flowvi.params import PyTree
-from flowvi.training import order, rowwise
+from flowvi.training import order
 from flowvi.training.stopping import NEVER
 
 Array = jax.Array
@@ -154,7 +155,9 @@ class HostRows(Rows):
         self._capacity = _capacity(self.batch)
 
     def sample(self, count: int) -> PyTree:
-        return self._lazy.take(np.arange(0, self._lazy.num_rows, max(self._lazy.num_rows // count, 1)))
+        return self._lazy.take(
+            np.arange(0, self._lazy.num_rows, max(self._lazy.num_rows // count, 1))
+        )
 
     def make(self, step: int) -> Chunk:
         rows = self._rows(step)
@@ -208,7 +211,9 @@ class Batches(Prefetched):
         self._note(shapes)
         batches: list[PyTree] = []
         capacity = _capacity(shapes)
-        while self._ahead is not None and _shapes(self._ahead) == shapes and len(batches) < capacity:
+        while (
+            self._ahead is not None and _shapes(self._ahead) == shapes and len(batches) < capacity
+        ):
             batches.append(self._ahead)
             self._ahead = self._draw()
 

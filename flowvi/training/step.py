@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flowvi.optimizers import rowwise
 from flowvi.params import PyTree, combine, partition
-from flowvi.training import rowwise
 
 Array = jax.Array
 Metrics = dict[str, Array]

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
+from flowvi.optimizers.rowwise import RowwiseState, together
 from flowvi.params import PyTree, combine, partition
-from flowvi.training.rowwise import RowwiseState, together
 
 
 class AveragedState(NamedTuple):

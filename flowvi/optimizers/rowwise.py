@@ -8,14 +8,14 @@ the row has been away.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flowvi.params import Fixed, PerRow, is_per_row, partition
+from flowvi.params import Fixed, PerRow, PyTree, is_per_row, partition
 
 Array = jax.Array
 
@@ -37,16 +37,16 @@ class RowwiseState(NamedTuple):
             such as the count of a schedule, is one for all rows.
     """
 
-    shared: Any
-    tables: tuple[Any, ...]
+    shared: PyTree
+    tables: tuple[PyTree, ...]
 
 
-def tables(tree: Any) -> list[PerRow]:
+def tables(tree: PyTree) -> list[PerRow]:
     """The `PerRow` nodes of a tree."""
     return [node for node in jax.tree.leaves(tree, is_leaf=is_per_row) if is_per_row(node)]
 
 
-def check_tables(params: Any) -> int | None:
+def check_tables(params: PyTree) -> int | None:
     """The number of rows that data may name: that of the shortest table; None without tables.
 
     Raises:
@@ -64,7 +64,7 @@ def check_tables(params: Any) -> int | None:
     return min(counts, default=None)
 
 
-def check_batch(name: str, batch: Any, num_rows: int) -> None:
+def check_batch(name: str, batch: PyTree, num_rows: int) -> None:
     """Checks that data, or a batch, say which rows of the tables they hold.
 
     Raises:
@@ -91,13 +91,13 @@ def check_batch(name: str, batch: Any, num_rows: int) -> None:
         )
 
 
-def _described(batch: Any) -> str:
+def _described(batch: PyTree) -> str:
     if isinstance(batch, dict):
         return f"a dict of {', '.join(map(str, batch)) or 'nothing'}"
     return f"{type(batch).__name__}"
 
 
-def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> None:
+def check_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> None:
     """Checks that an optimizer can see each row for itself, from shapes alone.
 
     Raises:
@@ -108,7 +108,7 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Non
     own = rowwise(optimizer)
     view = {ROW: jnp.zeros(1, jnp.int32)}
 
-    def step(params: Any) -> Any:
+    def step(params: PyTree) -> PyTree:
         state = own.init(params)
         params, state = picked((params, state), view)
         rows, _ = partition(params)
@@ -127,7 +127,7 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Non
         ) from error
 
 
-def picked(tree: Any, batch: Any) -> Any:
+def picked(tree: PyTree, batch: PyTree) -> PyTree:
     """A tree with the rows of the batch in place of all rows; itself where it has none.
 
     The rows are sorted. One that is twice in the batch is twice in the result, and is read and
@@ -137,7 +137,7 @@ def picked(tree: Any, batch: Any) -> Any:
         return tree
     rows = jnp.sort(jnp.ravel(batch[ROW]))
 
-    def pick(node: Any) -> Any:
+    def pick(node: PyTree) -> PyTree:
         if not is_per_row(node):
             return node
         value = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), node.value)
@@ -147,13 +147,13 @@ def picked(tree: Any, batch: Any) -> Any:
     return jax.tree.map(pick, tree, is_leaf=is_per_row)
 
 
-def put_back(whole: Any, view: Any, good: Array) -> Any:
+def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
     """`view`, with its rows written into those of `whole` if the step was good.
 
     What has no rows is that of `view` or of `whole`, as the step was good or not.
     """
 
-    def put(old: Any, new: Any) -> Any:
+    def put(old: PyTree, new: PyTree) -> PyTree:
         if not is_per_row(old):
             return jnp.where(good, new, old)
         rows = new.rows.value
@@ -170,7 +170,7 @@ def put_back(whole: Any, view: Any, good: Array) -> Any:
     return jax.tree.map(put, whole, view, is_leaf=is_per_row)
 
 
-def together(shared: Any, whole: Any) -> Any:
+def together(shared: PyTree, whole: PyTree) -> PyTree:
     """`shared`, from which tables are left out, with those of `whole`."""
     return jax.tree.map(
         lambda node, other: node if is_per_row(node) else other,
@@ -180,16 +180,16 @@ def together(shared: Any, whole: Any) -> Any:
     )
 
 
-def _without_tables(tree: Any) -> Any:
+def _without_tables(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda n: None if is_per_row(n) else n, tree, is_leaf=is_per_row)
 
 
-def _alone(tree: Any, index: int) -> Callable[[Any], Any]:
+def _alone(tree: PyTree, index: int) -> Callable[[PyTree], PyTree]:
     """What puts a value into the tree as its table number `index`; all else is left out."""
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_per_row)
     place = [i for i, node in enumerate(nodes) if is_per_row(node)][index]
 
-    def put(value: Any) -> Any:
+    def put(value: PyTree) -> PyTree:
         alone = [PerRow(value) if i == place else None for i in range(len(nodes))]
         return jax.tree.unflatten(structure, alone)
 
@@ -205,14 +205,14 @@ def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     """
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> PyTree:
         found = tables(params)
         if not found:
             return inner.init(params)
         states = [_begin(inner, _alone(params, i), each.value) for i, each in enumerate(found)]
         return RowwiseState(inner.init(_without_tables(params)), tuple(states))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree) -> PyTree:
         if not isinstance(state, RowwiseState):
             return inner.update(updates, state, params, **extra)
         own = dict(extra)
@@ -239,7 +239,9 @@ def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _begin(inner: Any, put: Callable[[Any], Any], value: Any) -> Any:
+def _begin(
+    inner: optax.GradientTransformationExtraArgs, put: Callable[[PyTree], PyTree], value: PyTree
+) -> PyTree:
     """The state of all rows of a table."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
     path = jax.tree_util.tree_leaves_with_path(put(one), is_leaf=is_per_row)[0][0]
@@ -253,12 +255,17 @@ def _begin(inner: Any, put: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _update(
-    inner: Any, put: Callable[[Any], Any], gradient: Any, state: Any, value: Any, extra: Any
-) -> tuple[Any, Any]:
+    inner: optax.GradientTransformationExtraArgs,
+    put: Callable[[PyTree], PyTree],
+    gradient: PyTree,
+    state: PyTree,
+    value: PyTree,
+    extra: PyTree,
+) -> tuple[PyTree, PyTree]:
     """(the updates of some rows of a table, their state after it)."""
     nodes, structure = _flat(state)
 
-    def of_row(gradient: Any, rows: list[Any], value: Any) -> Any:
+    def of_row(gradient: PyTree, rows: list[PyTree], value: PyTree) -> PyTree:
         own = dict(extra)
         if "grad" in extra:
             own["grad"] = put(gradient)
@@ -275,19 +282,19 @@ def _update(
     return moved, structure.unflatten(_merged(nodes, rows, rest))
 
 
-def _flat(state: Any) -> tuple[list[Any], Any]:
+def _flat(state: PyTree) -> tuple[list[PyTree], PyTree]:
     """(what belongs to rows as `PerRow` and what stands alone, the structure around it)."""
     return jax.tree.flatten(state, is_leaf=is_per_row)
 
 
-def _of_row(node: Any, values: Iterator[Any]) -> Any:
+def _of_row(node: PyTree, values: Iterator[PyTree]) -> PyTree:
     """What the optimizer itself would have in the place of a node of the state."""
     if not is_per_row(node):
         return node
     return next(values) if isinstance(node, Beside) else PerRow(next(values))
 
 
-def _apart(nodes: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
+def _apart(nodes: list[PyTree], parts: list[PyTree]) -> tuple[list[PyTree], list[PyTree]]:
     """(what belongs to a row, what stands alone) of the parts of an optimizer's own state."""
     rows = [
         part if isinstance(node, Beside) else part.value
@@ -298,7 +305,7 @@ def _apart(nodes: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
     return rows, rest
 
 
-def _merged(nodes: list[Any], rows: list[Any], rest: list[Any]) -> list[Any]:
+def _merged(nodes: list[PyTree], rows: list[PyTree], rest: list[PyTree]) -> list[PyTree]:
     """The nodes with these values."""
     of_rows, others = iter(rows), iter(rest)
     return [
@@ -306,7 +313,7 @@ def _merged(nodes: list[Any], rows: list[Any], rest: list[Any]) -> list[Any]:
     ]
 
 
-def _marked(node: Any, path: Any) -> Any:
+def _marked(node: PyTree, path: PyTree) -> PyTree:
     """The state of one row, in which `Beside` marks what stands beside moments of the row.
 
     Such as the count of Adam, by which it corrects them for their start. Moments have the structure
@@ -314,7 +321,7 @@ def _marked(node: Any, path: Any) -> Any:
     """
     if is_per_row(node) or node is None:
         return node
-    structure: Any
+    structure: PyTree
     children, structure = jax.tree.flatten(node, is_leaf=lambda n: n is not node)
     if len(children) == 1 and children[0] is node:
         return node
@@ -327,12 +334,12 @@ def _marked(node: Any, path: Any) -> Any:
     )
 
 
-def _is_moment(tree: Any, path: Any) -> bool:
+def _is_moment(tree: PyTree, path: PyTree) -> bool:
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_per_row)
     return any(is_per_row(leaf) and own == path for own, leaf in found)
 
 
-def _no_line(params: Any) -> Any:
+def _no_line(params: PyTree) -> PyTree:
     del params
     raise _LineSearch(
         "`optimizer` must not search along a line where there are parameters per row, whose steps "

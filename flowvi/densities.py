@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Unpack
 
 import distrax
@@ -19,7 +20,7 @@ from flowvi.objectives import NegativeLogLikelihood
 from flowvi.params import Origin, PyTree
 from flowvi.supports import SupportLike
 from flowvi.training import Fitted, TrainingOptions, fit
-from flowvi.training.order import rows_at, shuffled_rows
+from flowvi.training.order import Order
 from flowvi.training.sources import LazyRows, no_mask, parts
 
 if TYPE_CHECKING:
@@ -308,35 +309,32 @@ class _Split:
 
     def __init__(self, x: np.ndarray, context: np.ndarray | None, key: Array, num_held_out: int):
         self._data: Data = {"x": x} if context is None else {"x": x, "context": context}
-        self._key, self._num_held_out, self._num_rows = key, num_held_out, len(x)
+        self._held_out = np.sort(Order(key, len(x)).rows(0, num_held_out))
+        self._num_rows = len(x) - num_held_out
         self._mapped = any(isinstance(array, np.memmap) for array in self._data.values())
-        count = num_held_out if self._mapped else len(x)
-        self._order = rows_at(key, 0, count, len(x)) if count else np.zeros(0, np.int32)
 
     def _take(self, rows: np.ndarray) -> Data:
         return {name: np.asarray(array[rows]) for name, array in self._data.items()}
 
+    def _take_training(self, numbers: np.ndarray) -> Data:
+        """The rows of these numbers among those that are not held out."""
+        before = self._held_out - np.arange(len(self._held_out))
+        return self._take(numbers + np.searchsorted(before, numbers, side="right"))
+
     def held_out(self) -> Data:
         """The rows that are held out."""
-        return self._take(self._order[: self._num_held_out])
+        return self._take(self._held_out)
 
     def whole_training(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(x, context) from which units are taken; of a memory map all rows, as they lie there."""
-        data = self._data if self._mapped else self._take(self._order[self._num_held_out :])
+        data = self._data if self._mapped else self._take_training(np.arange(self._num_rows))
         return data["x"], data.get("context")
 
-    def training(self, standardize: "functools.partial[Data]") -> Data | LazyRows:
+    def training(self, standardize: Callable[[Data], Data]) -> Data | LazyRows:
         """The rows to train on, standardised; those of a memory map when they are needed."""
         if not self._mapped:
-            return standardize(self._take(self._order[self._num_held_out :]))
-
-        def take(numbers: np.ndarray) -> Data:
-            return standardize(self._take(self._shuffled(numbers + self._num_held_out)))
-
-        return LazyRows(take, self._num_rows - self._num_held_out)
-
-    def _shuffled(self, places: np.ndarray) -> np.ndarray:
-        return shuffled_rows(self._key, places, self._num_rows)
+            return standardize(self._take_training(np.arange(self._num_rows)))
+        return LazyRows(lambda rows: standardize(self._take_training(rows)), self._num_rows)
 
 
 # The same object for the same length, so that a second fit compiles nothing.

@@ -17,7 +17,7 @@ import numpy as np
 from flowvi import checks
 from flowvi.optimizers import rowwise
 from flowvi.params import PyTree
-from flowvi.training import order
+from flowvi.training.order import Order
 from flowvi.training.stopping import NEVER
 
 Array = jax.Array
@@ -103,7 +103,7 @@ class Prefetched(Source):
     """A source that makes its chunks on the host, one ahead of the device."""
 
     def begin(self, key: Array, step: int) -> None:
-        self._key = key
+        self._order = Order(key, self.num_rows or 1)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "flowvi-batches")
         self._chunk: Chunk | None = None
         self._next = self._thread.submit(self.make, step)
@@ -134,8 +134,7 @@ class Rows(Prefetched):
 
     def _rows(self, step: int) -> np.ndarray:
         size, count = self.batch_size or 1, self._capacity
-        rows = order.rows_at(self._key, step * size, count * size, self.num_rows or 1)
-        return rows.reshape(count, size)
+        return self._order.rows(step * size, count * size).reshape(count, size)
 
     def make(self, step: int) -> Chunk:
         return Chunk(self._data, jnp.asarray(self._rows(step)), step, step + self._capacity)

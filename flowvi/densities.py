@@ -15,13 +15,13 @@ from jax.typing import ArrayLike
 
 from flowvi import checks, files
 from flowvi.compiling import compiled
-from flowvi.families import Family, Standardized, check_key, check_params, standardized
+from flowvi.families import Family, Standardized, as_array, check_key, check_params, standardized
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.params import Origin, PyTree
 from flowvi.supports import SupportLike
 from flowvi.training import Fitted, TrainingOptions, fit
 from flowvi.training.order import Order
-from flowvi.training.sources import LazyRows, no_mask, parts
+from flowvi.training.sources import LazyRows, check_batch_size, check_finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +46,8 @@ VALIDATIONS, PATIENCE = 50, 15
 
 #: So few rows are warned of.
 FEW_ROWS = 20
+
+FIX = "Perhaps drop or fill in those rows?"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -194,7 +196,10 @@ def fit_density(
     own.check_support(rows)
     num_held_out = _num_held_out(validation_fraction, len(rows))
     num_rows = len(rows) - num_held_out
-    batch_size = _check_batch_size(options.get("batch_size"), num_rows)
+    batch_size = options.get("batch_size")
+    if batch_size is None:
+        batch_size = min(BATCH_SIZE, num_rows)
+    batch_size = check_batch_size(batch_size, num_rows) or num_rows
     if patience is not None:
         checks.positive_int("patience", patience)
     steps = options.get("num_steps")
@@ -373,7 +378,8 @@ def check_x(family: Family, x: ArrayLike) -> np.ndarray:
         )
     if x.shape[0] == 0:
         raise ValueError(f"`x` must have at least one row; got shape {x.shape}.")
-    return _finite("x", x)
+    check_finite("x", x, FIX)
+    return x
 
 
 def check_context(family: Family, context: ArrayLike | None, x: np.ndarray) -> np.ndarray | None:
@@ -394,37 +400,19 @@ def check_context(family: Family, context: ArrayLike | None, x: np.ndarray) -> n
             f"shape {context.shape}."
         )
     family.check_context(context[:1])
-    return _finite("context", context)
+    check_finite("context", context, FIX)
+    return context
 
 
 def _numbers(name: str, value: ArrayLike, integers: bool) -> np.ndarray:
-    no_mask(name, value)
+    array = as_array(name, value)
     # `np.asarray` would hide that it is mapped.
-    array = value if isinstance(value, np.memmap) else np.asarray(value)
+    array = array if isinstance(array, np.memmap) else np.asarray(array)
     whole = array.dtype.kind in "iub"
     if not (jnp.issubdtype(array.dtype, jnp.floating) or (whole and integers)):
         fix = f" Perhaps convert it with `{name}.astype(float)`?" if whole else ""
         kind = "numbers" if integers else "floating numbers"
         raise TypeError(f"`{name}` must hold {kind}; got dtype {array.dtype}.{fix}")
-    return array
-
-
-def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    """The array itself, with nothing but finite numbers."""
-    for part in parts(array):
-        values = np.asarray(array[part])
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            row, *column = map(int, bad[0])
-            where = f"row {part.start + row}"
-            if column:
-                where += f", column {column[0] if len(column) == 1 else tuple(column)}"
-            if len(bad) > 1:
-                where += f", and {len(bad) - 1} more"
-            raise ValueError(
-                f"`{name}` must be finite; got {values[tuple(bad[0])]} in {where}. Perhaps drop or "
-                "fill in those rows?"
-            )
     return array
 
 
@@ -434,15 +422,3 @@ def _num_held_out(fraction: float, num_rows: int) -> int:
     if not 0 <= fraction < 1:
         raise ValueError(f"`validation_fraction` must be at least 0 and below 1; got {fraction}.")
     return min(int(fraction * num_rows), MAX_HELD_OUT)
-
-
-def _check_batch_size(batch_size: int | None, num_rows: int) -> int:
-    if batch_size is None:
-        return min(BATCH_SIZE, num_rows)
-    batch_size = checks.positive_int("batch_size", batch_size)
-    if batch_size > num_rows:
-        raise ValueError(
-            f"`batch_size` must be at most the number of training rows, {num_rows}; got "
-            f"{batch_size}. Perhaps leave it out?"
-        )
-    return batch_size

@@ -18,7 +18,7 @@ from flowvi.families.discrete import (
     categorical,
     continuous_bernoulli,
 )
-from flowvi.families.family import Composed, Family, Wrapper, check_key, check_params
+from flowvi.families.family import Composed, Family, Wrapper, as_array, check_key, check_params
 from flowvi.families.flow import Flow, StandardNormal
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.from_distrax import FromDistrax, from_distrax
@@ -63,6 +63,7 @@ __all__ = [
     "Wrapper",
     "bernoulli",
     "categorical",
+    "as_array",
     "check_key",
     "check_params",
     "conditional",

@@ -16,6 +16,6 @@ __all__ = [
     "fit",
 ]
 
-from flowvi.files import load, save  # noqa: E402,F401  (until the merge)
+from flowvi.files import load, save  # noqa: F401  (until the merge)
 
 Look = Progress

@@ -158,7 +158,7 @@ def fit(
     )
     num_rows = rowwise.check_tables(params)
     rowwise.check_optimizer(optimizer, params)
-    source = sources.make(data, batch_size, check_finite=check_finite, rows_of_params=num_rows)
+    source = sources.make(data, batch_size, must_be_finite=check_finite, rows_of_params=num_rows)
     own = program.Program(loss_fn, optimizer, validate, source.batched, averaging)
     compiled = program.build(own)
     shapes = jax.eval_shape(compiled.begin, params)

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
+from flowvi.families import as_array
 from flowvi.optimizers import rowwise
 from flowvi.params import PyTree
+from flowvi.supports import chunks
 from flowvi.training.order import Order
 from flowvi.training.stopping import NEVER
 
@@ -24,9 +26,6 @@ Array = jax.Array
 
 #: Bytes of the batches, or of the numbers of rows, in a chunk, about; and its batches at most.
 CHUNK_BYTES, ROWS_BYTES, CHUNK_BATCHES = 8 * 2**20, 2**19, 4096
-
-#: Numbers that a check of host data looks at together, so that it needs no memory of their size.
-CHECK_SIZE = 2**20
 
 #: Shapes of batches that are taken without a word. Each one costs a compilation.
 FEW_SHAPES = 3
@@ -280,14 +279,14 @@ def _capacity(batch: PyTree) -> int:
 
 
 def make(
-    data: PyTree, batch_size: int | None, *, check_finite: bool, rows_of_params: int | None = None
+    data: PyTree, batch_size: int | None, *, must_be_finite: bool, rows_of_params: int | None
 ) -> Source:
     """The source of batches behind `data`, checked.
 
     Args:
         data: None, a pytree of arrays, `LazyRows`, or an iterable of batches that is no pytree.
         batch_size: rows of a batch, or None.
-        check_finite: whether all numbers must be finite; an iterable's are not looked at.
+        must_be_finite: whether all numbers must be; an iterable's are not looked at.
         rows_of_params: how many rows have parameters for themselves, which data then name; or None.
 
     Raises:
@@ -313,8 +312,13 @@ def make(
     batch_size = check_batch_size(batch_size, num_rows)
     if rows_of_params is not None:
         rowwise.check_batch("data", arrays, rows_of_params)
-    if check_finite:
-        _check_finite(arrays)
+    if must_be_finite:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+            fix = (
+                "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows "
+                "what to do with them?"
+            )
+            check_finite(f"data{jax.tree_util.keystr(path)}", leaf, fix)
     if batch_size is None:
         return Source(jax.tree.map(jnp.asarray, arrays))
     if any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(arrays)):
@@ -329,36 +333,15 @@ def _is_iterable(data: PyTree) -> bool:
     return is_leaf and isinstance(data, Iterable) and not hasattr(data, "__array__")
 
 
-def no_mask(name: str, value: object) -> None:
-    """Checks that an array masks no numbers, which would come back without their mask.
-
-    Raises:
-        ValueError: if it does; it names the first row.
-    """
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        row = int(np.argwhere(np.ma.getmaskarray(value))[0][0]) if value.ndim else 0
-        raise ValueError(
-            f"`{name}` must not mask any number; got a mask in row {row}. Perhaps drop such rows, "
-            "or fill them with `.filled(...)`?"
-        )
-
-
 def as_arrays(name: str, data: PyTree) -> PyTree:
-    """`data` with an array in the place of each leaf.
+    """`data` with an array of numbers in the place of each leaf.
 
     Raises:
-        TypeError: if a leaf does not hold numbers, or masks some of them.
+        TypeError, ValueError: if a leaf does not hold numbers, or masks some of them.
     """
-
-    def as_array(path: tuple, leaf: object) -> Array | np.ndarray:
-        where = name + jax.tree_util.keystr(path)
-        no_mask(where, leaf)
-        array = leaf if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf)
-        if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-            raise TypeError(f"`{where}` must hold numbers; got dtype {array.dtype}.")
-        return array
-
-    return jax.tree_util.tree_map_with_path(as_array, data)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: as_array(name + jax.tree_util.keystr(path), leaf), data
+    )
 
 
 def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
@@ -410,25 +393,25 @@ def check_batch_size(batch_size: int | None, num_rows: int | None) -> int | None
     return None if batch_size == num_rows else batch_size
 
 
-def parts(array: np.ndarray) -> Iterator[slice]:
-    """Slices of rows, each of a size that can be looked at together."""
-    step = max(CHECK_SIZE // max(int(np.prod(array.shape[1:])), 1), 1)
-    for start in range(0, array.shape[0], step):
-        yield slice(start, min(start + step, array.shape[0]))
+def check_finite(name: str, array: Array | np.ndarray, fix: str) -> None:
+    """Checks that all numbers are finite, a part of the rows at a time.
 
-
-def _check_finite(data: PyTree) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            continue
-        host = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
-        for part in parts(host):
-            values = np.asarray(host[part])
-            bad = np.argwhere(~np.isfinite(values))
-            if len(bad):
-                row = part.start + int(bad[0][0])
-                raise ValueError(
-                    f"`data{jax.tree_util.keystr(path)}` must be finite; got "
-                    f"{values[tuple(bad[0])]} in row {row}. Perhaps drop or fill in such rows, or "
-                    "pass `check_finite=False` if the loss knows what to do with them?"
-                )
+    Raises:
+        ValueError: naming the first one by row and column, how many more there are, and `fix`.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return
+    host = np.asarray(array) if isinstance(array, jax.Array) else array
+    for chunk in chunks(host):
+        values = np.asarray(host[chunk])
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, *column = map(int, bad[0])
+            where = f"row {chunk.start + row}"
+            if column:
+                where += f", column {column[0] if len(column) == 1 else tuple(column)}"
+            if len(bad) > 1:
+                where += f", and {len(bad) - 1} more"
+            raise ValueError(
+                f"`{name}` must be finite; got {values[tuple(bad[0])]} in {where}. {fix}"
+            )

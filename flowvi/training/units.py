@@ -1,4 +1,3 @@
-import numpy as np
 from flowvi.supports import as_support
 
 

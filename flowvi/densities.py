@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import distrax
 import jax
@@ -112,7 +112,7 @@ class Density(Fitted):
         """A picture: marginals and pairs of draws, over those of data `x`; see `fv.plotting`."""
         from flowvi import plotting
 
-        return plotting.density(self, x, **options)
+        return plotting.density(self, x, **options)  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,7 @@ def fit_density(
     inner, inner_params = own, params
     if isinstance(own, Standardized):
         inner, inner_params = own.family, params["family"]
-    validation = {}
+    validation: dict[str, Any] = {}
     if num_held_out:
         validation = {
             "validate": _Loss(NegativeLogLikelihood(inner, training=False)),
@@ -230,7 +230,7 @@ def fit_density(
             "patience": patience,
         }
     given = {name: value for name, value in options.items() if value is not None}
-    settings = {
+    settings: dict[str, Any] = {
         "optimizer": default_optimizer(steps),
         "averaging": options.get("averaging", AVERAGING),
         **given,

@@ -13,10 +13,10 @@ import optax
 
 from flowvi import checks, files
 from flowvi.families import check_key
+from flowvi.files import Checkpoints
 from flowvi.optimizers import rowwise
 from flowvi.params import Origin, PyTree, partition
 from flowvi.training import arguments, program, sources
-from flowvi.training.checkpoints import Checkpoints
 from flowvi.training.progress import Display
 from flowvi.training.record import Pace, Record
 from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
@@ -338,7 +338,8 @@ class _Run:
         last = record.step - 1
         batch = chunk.data
         if chunk.rows is not None:
-            batch = jax.tree.map(lambda leaf: leaf[chunk.rows[last - chunk.first]], batch)
+            rows = chunk.rows[last - chunk.first]
+            batch = jax.tree.map(lambda leaf: leaf[rows], batch)
         elif self._source.batched:
             batch = jax.tree.map(lambda leaf: leaf[last - chunk.first], batch)
         # The parameters are as they were, so the last bad step can be looked at closely.
@@ -431,7 +432,7 @@ def _digest(tree: PyTree) -> str:
 
 
 def _key_data(key: Array) -> Array:
-    is_typed = jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(key) if is_typed else key
 
 

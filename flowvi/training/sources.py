@@ -256,7 +256,7 @@ class Batches(Prefetched):
         )
         if self._ahead is not None:
             have, want = jax.tree.structure(arrays), jax.tree.structure(self._ahead)
-            if have != want:
+            if not bool(have == want):
                 raise ValueError(
                     f"`{name}` must have the structure of the one before, {want}; got {have}."
                 )

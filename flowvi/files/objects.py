@@ -1,151 +1,27 @@
-"""Files: what a fit returns, parameters and checkpoints, in one format that executes nothing.
-
-A file is a line that names the format, the length and the digest of a description in JSON, the
-description, and the bytes of all arrays, one behind the other. Each array has its place, type,
-shape and digest in the description. So a reader knows what is to come before it makes room for it,
-and notes whatever is not as it was written.
+"""Objects in files: what a fit returns, families, and trees of parameters.
 
 Objects are written by their fields: arrays, numbers, strings, containers, and frozen dataclasses of
 this package. What a file cannot hold, such as a network of another library or a log density, is
 described, and `load` takes it from what it is given.
 """
 
-import contextlib
 import dataclasses
 import enum
-import hashlib
-import json
 import os
-import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi.files.container import Arrays, Json, Path, damaged, digest_of, read, write
 from flowvi.params import Fixed, Origin, PerRow, PyTree
 
-MAGIC = b"flowvi file 1\n"
-
-Path = str | os.PathLike[str]
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Node = dict[str, Json]
-Arrays = dict[str, np.ndarray]
 
 #: Whose functions are written by their names.
 FUNCTIONS = (jax.nn, jnp, jax.lax)
-
-
-# ------------------------------------------------------------------------------------- container
-
-
-def write(path: Path, about: Json, arrays: Arrays) -> None:
-    """Writes a description and arrays beside a file's place, and renames that when it is whole.
-
-    Raises:
-        OSError: if the file cannot be written; one that was there before is as it was.
-    """
-    path = pathlib.Path(path)
-    table, start = [], 0
-    for name, array in arrays.items():
-        array = np.asarray(array, order="C")
-        table.append([name, array.dtype.name, list(array.shape), start, _digest(name, array)])
-        start += array.nbytes
-    header = json.dumps({"about": about, "arrays": table}).encode()
-    # A name that nobody can foresee, and a file that is not there yet: no link is followed.
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            digest = hashlib.sha256(header).digest()
-            file.write(MAGIC + len(header).to_bytes(8, "little") + digest + header)
-            for array in arrays.values():
-                file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
-
-
-def read(path: Path) -> tuple[Json, Arrays]:
-    """The description and the arrays of a file, as they were written.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is another program's, or damaged; the message names the array.
-    """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = len(MAGIC) + 40
-        head = file.read(start)
-        length = int.from_bytes(head[len(MAGIC) : len(MAGIC) + 8], "little")
-        if not head.startswith(MAGIC) or start + length > size:
-            raise _damaged(path, "it does not begin as such a file does")
-        header = file.read(length)
-        if hashlib.sha256(header).digest() != head[-32:]:
-            raise _damaged(path, "its description is not what was written")
-        try:
-            content = json.loads(header)
-            about, table = content["about"], content["arrays"]
-            arrays = {row[0]: _read_array(file, start + length, size, *row) for row in table}
-        except (TypeError, KeyError, IndexError, ValueError) as error:
-            raise _damaged(path, str(error)) from None
-    return about, arrays
-
-
-def _read_array(
-    file: BinaryIO,
-    base: int,
-    size: int,
-    name: str,
-    dtype: str,
-    shape: list[int],
-    start: int,
-    digest: str,
-) -> np.ndarray:
-    kind = np.dtype(dtype)
-    count = 1
-    for length in shape:  # Python's integers do not overflow
-        count *= int(length)
-    if (
-        kind.kind in "OSUMm"
-        or min([0, start, *shape]) < 0
-        or base + start + count * kind.itemsize > size
-    ):
-        raise ValueError(f"the array {name!r} does not fit into the file")
-    file.seek(base + start)
-    array = np.frombuffer(bytearray(file.read(count * kind.itemsize)), np.uint8).view(kind)
-    array = array.reshape(shape)
-    if _digest(name, array) != digest:
-        raise ValueError(f"the array {name!r} is not what was written")
-    return array
-
-
-def _digest(name: str, array: np.ndarray) -> str:
-    about = f"{name} {array.dtype.name} {array.shape}".encode()
-    return hashlib.sha256(about + array.tobytes()).hexdigest()
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"`path` must be a file that flowvi wrote; {os.fspath(path)!r} is damaged or another "
-        f"program's: {why}."
-    )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-# --------------------------------------------------------------------------------------- objects
 
 
 def save(path: Path, value: PyTree) -> None:
@@ -279,7 +155,7 @@ class _Encoder:
         if self.keep:
             self.arrays[where] = array
         else:
-            node["digest"] = _digest("", array)
+            node["digest"] = digest_of("", array)
         return node
 
 
@@ -308,7 +184,7 @@ class _Decoder:
         try:
             return self._decode(node, where, template)
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(self.path, f"{where}: {type(error).__name__} {error}") from None
+            raise damaged(self.path, f"{where}: {type(error).__name__} {error}") from None
 
     def _decode(self, node: Node, where: str, template: PyTree) -> PyTree:
         match node["kind"]:
@@ -343,7 +219,7 @@ class _Decoder:
             f"{'' if self.like is None else '; what was given has none that is configured alike'}."
         )
 
-    def _items(self, nodes: list[Json], where: str, parts: list[PyTree]) -> list[PyTree]:
+    def _items(self, nodes: list[Json], where: str, parts: PyTree) -> list[PyTree]:
         pairs = enumerate(zip(nodes, parts, strict=True))
         return [self.decode(node, f"{where}[{i}]", part) for i, (node, part) in pairs]
 
@@ -385,7 +261,7 @@ class _Decoder:
     def _array(self, node: Node, where: str) -> object:
         array, dtype = self.arrays[node["name"]], jnp.dtype(node["dtype"])
         if (array.dtype, list(array.shape)) != (dtype, node["shape"]):
-            raise _damaged(self.path, f"the array {where!r} is not of the type that is said")
+            raise damaged(self.path, f"the array {where!r} is not of the type that is said")
         if node["numpy"]:
             return array
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
@@ -404,7 +280,7 @@ class _Decoder:
         for part in name.split("."):
             kind = getattr(kind, part, None)
         if not (isinstance(kind, type) and _is_ours(kind)):
-            raise _damaged(self.path, f"{where} is of the unknown type {node['type']!r}")
+            raise damaged(self.path, f"{where} is of the unknown type {node['type']!r}")
         fields = node["fields"]
         if issubclass(kind, enum.Enum):
             return kind(fields["value"])
@@ -448,7 +324,7 @@ def _comparable(node: Json, arrays: Arrays) -> Json:
     if not isinstance(node, dict):
         return node
     if node.get("kind") == "array" and "digest" not in node:
-        node = {**node, "digest": _digest("", arrays[str(node["name"])])}
+        node = {**node, "digest": digest_of("", arrays[str(node["name"])])}
     drop = ("name", "numpy") if node.get("kind") == "array" else ()
     return {key: _comparable(each, arrays) for key, each in node.items() if key not in drop}
 
@@ -496,7 +372,7 @@ def _function(name: str) -> Callable[..., object]:
     return function
 
 
-def _described(leaf: object) -> str:
+def _described(leaf: PyTree) -> str:
     if leaf is None:
         return "absent"
     return f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi import files
+from flowvi.files import container
+from flowvi.files.container import Arrays, Json, Path
+from flowvi.files.objects import difference
 from flowvi.params import PyTree
-from flowvi.training.result import History
 
 try:
     import fcntl
@@ -25,6 +26,7 @@ except ImportError:  # not on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 Array = jax.Array
+History = dict[str, np.ndarray]
 
 #: Checkpoints that are kept: the last ones.
 KEPT = 3
@@ -39,16 +41,14 @@ class Checkpoints:
         directory: where they are; made if it is missing.
         every: steps between two of them.
         resume: whether to go on from those that are there.
-        configuration: what is being fitted, in words; see `files.difference`.
+        configuration: what is being fitted, in words; see `difference`.
 
     Raises:
         ValueError: if the directory cannot be written, belongs to a run that goes on, or holds
             checkpoints and `resume` is False.
     """
 
-    def __init__(
-        self, directory: files.Path, every: int, resume: bool, configuration: dict[str, str]
-    ):
+    def __init__(self, directory: Path, every: int, resume: bool, configuration: dict[str, str]):
         self._directory = pathlib.Path(directory).expanduser().absolute()
         self._every = every
         self._configuration = configuration
@@ -94,15 +94,15 @@ class Checkpoints:
         self._wait()
         arrays = {f"state{name}": np.array(leaf) for name, leaf in _named(jax.device_get(state))}
         arrays |= {f"history[{name!r}]": values for name, values in history.items()}
-        about: files.Json = {
+        about = {
             "checkpoint": step,
             "configuration": dict(self._configuration),
             "history": list(history),
         }
         self._written = self._thread.submit(self._write, step, about, arrays)
 
-    def _write(self, step: int, about: files.Json, arrays: files.Arrays) -> None:
-        files.write(self._path(step), about, arrays)
+    def _write(self, step: int, about: Json, arrays: Arrays) -> None:
+        container.write(self._path(step), about, arrays)
         for old in self._steps()[:-KEPT]:
             self._path(old).unlink(missing_ok=True)
 
@@ -133,7 +133,7 @@ class Checkpoints:
         for step in reversed(self._steps()):
             path = self._path(step)
             try:
-                about, arrays = files.read(path)
+                about, arrays = container.read(path)
             except (OSError, ValueError) as error:
                 reason = error
                 warnings.warn(
@@ -148,7 +148,7 @@ class Checkpoints:
                     f"`checkpoint_dir` must hold checkpoints; {str(path)!r} is another file of "
                     "flowvi."
                 )
-            different = files.difference(saved, self._configuration)
+            different = difference(saved, self._configuration)
             if different is not None:
                 raise ValueError(
                     f"`checkpoint_dir` must hold checkpoints of this very fit; in {str(path)!r} "
@@ -198,7 +198,7 @@ def _plain(leaf: Array) -> Array:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _restored(state: PyTree, arrays: files.Arrays) -> PyTree:
+def _restored(state: PyTree, arrays: Arrays) -> PyTree:
     """A state like `state` with these numbers, in buffers of its own."""
 
     def restored(path: tuple, like: Array) -> Array:

@@ -256,7 +256,7 @@ class Batches(Prefetched):
         )
         if self._ahead is not None:
             have, want = jax.tree.structure(arrays), jax.tree.structure(self._ahead)
-            if not bool(have == want):
+            if not bool(have == want):  # type: ignore[operator]
                 raise ValueError(
                     f"`{name}` must have the structure of the one before, {want}; got {have}."
                 )

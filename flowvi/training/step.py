@@ -223,7 +223,7 @@ def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: Py
 
 def _check_same(name: str, params: PyTree, new_params: PyTree) -> None:
     old, new = jax.tree.structure(params), jax.tree.structure(new_params)
-    if not bool(old == new):
+    if not bool(old == new):  # type: ignore[operator]
         raise ValueError(
             f"`{name}` must hand back parameters of the structure it was given, {old}; got {new}."
         )

@@ -58,11 +58,7 @@ def check_functions(
     validate: LossFn | None,
     callback: Callback | None,
 ) -> None:
-    """Checks that functions are functions, and hashable.
-
-    Raises:
-        TypeError: if they are not.
-    """
+    """Checks that functions are functions, and hashable."""
     for name, function in {"loss_fn": loss_fn, "validate": validate, "callback": callback}.items():
         if not (callable(function) or (function is None and name != "loss_fn")):
             raise TypeError(f"`{name}` must be a function; got {function!r}.")
@@ -82,11 +78,7 @@ def check_functions(
 
 
 def check_validation(every: int | None, **given: object) -> None:
-    """Checks that arguments of the validation go together.
-
-    Raises:
-        ValueError: if one is missing or superfluous.
-    """
+    """Checks that arguments of the validation go together."""
     for name, value in given.items():
         if every is None and value is not None:
             raise ValueError(
@@ -107,11 +99,7 @@ def count(name: str, value: int | None) -> int:
 def check_options(
     progress: bool, resume: bool, plateau: Plateau | None, averaging: float | None
 ) -> None:
-    """Checks options that are no counts.
-
-    Raises:
-        TypeError, ValueError: if one is not of its kind.
-    """
+    """Checks options that are no counts."""
     for name, flag in {"progress": progress, "resume": resume}.items():
         if not isinstance(flag, bool):
             raise TypeError(f"`{name}` must be True or False; got {flag!r}.")
@@ -128,11 +116,7 @@ def check_options(
 def checkpoint_interval(
     directory: files.Path | None, every: int | None, resume: bool, num_steps: int
 ) -> int:
-    """Steps between two checkpoints; by default a tenth of them all.
-
-    Raises:
-        TypeError, ValueError: if an argument of the checkpoints is wrong or superfluous.
-    """
+    """Steps between two checkpoints; by default a tenth of them all."""
     if directory is None:
         for name, value in {"checkpoint_every": every, "resume": resume}.items():
             if value:

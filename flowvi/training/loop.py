@@ -99,16 +99,10 @@ def fit(
         validate_every: steps between two validations; there is one after the last step too. With
             it, the result holds the parameters with the lowest validation loss.
         patience: end training when so many validations in a row brought no new best.
-        plateau: see `TrainingOptions`.
-        averaging: see there.
-        max_bad_steps: see there.
+        plateau, averaging, max_bad_steps, checkpoint_dir, checkpoint_every, resume, progress,
+            callback: see `TrainingOptions`.
         check_finite: whether to refuse data with NaN or infinity in them. Those of an iterable are
             not looked at.
-        checkpoint_dir: see `TrainingOptions`.
-        checkpoint_every: see there.
-        resume: see there.
-        progress: see there.
-        callback: see there.
         configuration: name -> value of what else a resumed run must have in common with the one
             that wrote the checkpoint, such as the settings that `loss_fn` does not show.
 

@@ -288,11 +288,6 @@ def make(
         batch_size: rows of a batch, or None.
         must_be_finite: whether all numbers must be; an iterable's are not looked at.
         rows_of_params: how many rows have parameters for themselves, which data then name; or None.
-
-    Raises:
-        TypeError: if a leaf does not hold numbers, or `batch_size` is not an integer.
-        ValueError: if rows and sizes do not go together, a number is not finite, or rows are not
-            named as they should be.
     """
     if data is None:
         check_batch_size(batch_size, None)
@@ -334,24 +329,14 @@ def _is_iterable(data: PyTree) -> bool:
 
 
 def as_arrays(name: str, data: PyTree) -> PyTree:
-    """`data` with an array of numbers in the place of each leaf.
-
-    Raises:
-        TypeError, ValueError: if a leaf does not hold numbers, or masks some of them.
-    """
+    """`data` with an array of numbers in the place of each leaf."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: as_array(name + jax.tree_util.keystr(path), leaf), data
     )
 
 
 def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
-    """`data` as arrays, and the number of their rows.
-
-    Raises:
-        TypeError: if a leaf does not hold numbers.
-        ValueError: if there is no leaf, a leaf has no axis or no rows, or leaves differ in their
-            number of rows.
-    """
+    """`data` as arrays, and the number of their rows, which all leaves share."""
     data = as_arrays(name, data)
     leaves = {
         name + jax.tree_util.keystr(path): leaf
@@ -374,12 +359,7 @@ def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
 
 
 def check_batch_size(batch_size: int | None, num_rows: int | None) -> int | None:
-    """`batch_size` as an int; None where every step sees all the data, or there is none.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is below 1, more than the rows, or there is no data.
-    """
+    """`batch_size` as an int; None where every step sees all the data, or there is none."""
     if batch_size is None:
         return None
     batch_size = checks.positive_int("batch_size", batch_size)
@@ -394,11 +374,7 @@ def check_batch_size(batch_size: int | None, num_rows: int | None) -> int | None
 
 
 def check_finite(name: str, array: Array | np.ndarray, fix: str) -> None:
-    """Checks that all numbers are finite, a part of the rows at a time.
-
-    Raises:
-        ValueError: naming the first one by row and column, how many more there are, and `fix`.
-    """
+    """Checks that all numbers are finite, a chunk of the rows at a time."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return
     host = np.asarray(array) if isinstance(array, jax.Array) else array

@@ -37,11 +37,7 @@ class Outcome(NamedTuple):
 
 
 def unpack(output: object) -> tuple[Array, Metrics, PyTree]:
-    """(loss, metrics, params) from any of the three forms of a loss; params may be None.
-
-    Raises:
-        TypeError: if it is none of the three.
-    """
+    """(loss, metrics, params) from any of the three forms of a loss; params may be None."""
     if not isinstance(output, tuple):
         return output, {}, None  # type: ignore[return-value]
     if len(output) not in (2, 3):
@@ -81,17 +77,9 @@ def train_step(
 ) -> Outcome:
     """Moves the trainable leaves down the gradient and takes over new `Fixed` leaves.
 
-    A step whose loss, gradient or new parameters are not finite changes nothing.
-
-    Args:
-        loss_fn: any of the three forms of a loss.
-        optimizer: a `rowwise` one. It sees the trainable leaves, with None in the place of `Fixed`
-            subtrees. It is told `value`, `grad` and `value_fn`, which line searches and plateau
-            rules ask for.
-        params: parameters.
-        opt_state: the optimizer's state.
-        key: for the loss.
-        batch: for the loss.
+    A step whose loss, gradient or new parameters are not finite changes nothing. The optimizer, a
+    `rowwise` one, sees None in the place of `Fixed` subtrees, and is told `value`, `grad` and
+    `value_fn`, which line searches and plateau rules ask for.
     """
     whole = params, opt_state
     params, opt_state = rowwise.picked(whole, batch)
@@ -162,12 +150,7 @@ def culprit(loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> str:
 
 
 def check_params(params: PyTree) -> None:
-    """Checks that there is something to train and that all of it can be trained.
-
-    Raises:
-        TypeError: if a leaf outside `Fixed` is not a floating array.
-        ValueError: if no leaf can be trained.
-    """
+    """Checks that there is something to train and that all of it can be trained."""
     leaves = jax.tree_util.tree_leaves_with_path(partition(params)[0])
     if not leaves:
         raise ValueError("`params` must have at least one leaf outside `Fixed`; got none.")
@@ -182,22 +165,10 @@ def check_params(params: PyTree) -> None:
 
 
 def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> list[str]:
-    """Checks what a loss returns, from shapes alone.
-
-    Args:
-        name: what to call the loss in a message.
-        loss_fn: any of the three forms.
-        params: parameters.
-        key: a random key.
-        batch: a batch, or its shapes.
-
-    Returns:
-        The names of the metrics.
+    """The names of the metrics of a loss, after a look at the shapes of what it returns.
 
     Raises:
-        TypeError: if the loss is not of one of the three forms, or not floating.
-        ValueError: if the loss or a metric is not a scalar, a metric's name is taken, or the
-            parameters it hands back differ in structure, shape or dtype.
+        TypeError, ValueError: if that is not one of the three forms of a loss.
     """
     loss, metrics, new_params = unpack(jax.eval_shape(loss_fn, params, key, batch))
     if getattr(loss, "shape", None) != ():

@@ -48,15 +48,15 @@ def main():
 
     family = fv.maf(1, context_size=1)
     options = {"num_steps": 200} if arguments.short else {}
-    result = fv.fit_density(family, y, context=x, key=jax.random.key(0), **options)
+    density = fv.fit_density(family, y, context=x, key=jax.random.key(0), **options)
 
-    flow = -float(np.mean(family.log_prob(result.params, y_test, x_test)))
+    flow = -float(np.mean(density.log_prob(y_test, x_test)))
     truth = -true_log_density(x_test, y_test).mean()
     print(f"test negative log-likelihood: flow {flow:.4f}, truth {truth:.4f} nats per row")
 
     for value in (1.0, 3.0, 5.0):
         context = np.array([value])
-        samples = np.asarray(family.sample(result.params, jax.random.key(1), 10_000, context))
+        samples = density.sample(jax.random.key(1), 10_000, context)
         upper = samples[samples > 0]
         print(
             f"x = {value}: share of the upper branch {len(upper) / len(samples):.3f} (0.5), "
@@ -66,12 +66,12 @@ def main():
 
     rows, columns = np.linspace(-4, 4, 300), np.linspace(0, 6, 300)
     events, contexts = np.meshgrid(rows, columns, indexing="ij")
-    density = np.exp(family.log_prob(result.params, events[..., None], contexts[..., None]))
+    values = np.exp(density.log_prob(events[..., None], contexts[..., None]))
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, sharey=True)
     panels[0].scatter(x[:4000], y[:4000], s=1.5, linewidths=0, color="black")
     extent = (0, 6, -4, 4)
     # The square root keeps the faint, broad parts of the density visible.
-    panels[1].imshow(density**0.5, origin="lower", extent=extent, cmap="magma_r", aspect="auto")
+    panels[1].imshow(values**0.5, origin="lower", extent=extent, cmap="magma_r", aspect="auto")
     for panel, title in zip(panels, ("data", "density p(y | x)"), strict=True):
         panel.set(title=title, xlabel="x", ylabel="y", xlim=extent[:2], ylim=extent[2:])
     figure.tight_layout()

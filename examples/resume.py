@@ -41,7 +41,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         where = pathlib.Path(args.dir or scratch)
         if args.dir is None:
-            half = fit(where / "run", callback=lambda look: look.step >= num_steps // 3)
+            half = fit(where / "run", callback=lambda progress: progress.step >= num_steps // 3)
             print(f"stopped after {half.num_steps} steps: {half.stop_reason}")
         result = fit(where / "run")
         print(f"went on to step {result.num_steps}: {result.stop_reason}")
@@ -51,9 +51,9 @@ def main():
         same = all(np.array_equal(a, b) for a, b in pairs)
         print(f"the same bits as an uninterrupted run: {same}")
 
-        fv.save(where / "moons.flowvi", result.params)
-        params = fv.load(where / "moons.flowvi", like=family)
-        print(f"mean log density of the loaded flow: {family.log_prob(params, x).mean():.4f}")
+        result.save(where / "moons.flowvi")
+        density = fv.load(where / "moons.flowvi")
+        print(f"mean log density of the loaded flow: {density.log_prob(x).mean():.4f}")
         try:
             fv.load(where / "moons.flowvi", like=fv.maf(2, num_layers=3, hidden_sizes=[32]))
         except ValueError as error:

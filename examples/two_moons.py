@@ -33,17 +33,17 @@ def true_log_density(x, num_angles=2000):
     return np.concatenate(log_density) - np.log(len(centers) * 2 * np.pi * NOISE**2)
 
 
-def draw(path, x, family, params):
+def draw(path, x, density):
     """Data, density and samples side by side."""
     low, high = x.min(0) - 0.3, x.max(0) + 0.3
     axes = [np.linspace(a, b, 300, dtype=np.float32) for a, b in zip(low, high, strict=True)]
     grid = np.stack(np.meshgrid(*axes), -1)
-    density = np.exp(family.log_prob(params, grid))
-    samples = family.sample(params, jax.random.key(1), 4000)
+    values = np.exp(density.log_prob(grid))
+    samples = density.sample(jax.random.key(1), 4000)
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), sharex=True, sharey=True)
     extent = (low[0], high[0], low[1], high[1])
     panels[0].scatter(*x[:4000].T, s=1.5, linewidths=0, color="black")
-    panels[1].imshow(density, origin="lower", extent=extent, cmap="magma_r", aspect="auto")
+    panels[1].imshow(values, origin="lower", extent=extent, cmap="magma_r", aspect="auto")
     panels[2].scatter(*samples.T, s=1.5, linewidths=0, color="black")
     for panel, title in zip(panels, ("data", "density", "samples"), strict=True):
         panel.set(title=title, xlim=extent[:2], ylim=extent[2:])
@@ -61,23 +61,22 @@ def main():
     x, _ = make_moons(10_000, noise=NOISE, random_state=1)
     x_test, _ = make_moons(20_000, noise=NOISE, random_state=99)
 
-    family = fv.maf(2)
     start = time.perf_counter()
     options = {"num_steps": 200} if arguments.short else {}
-    result = fv.fit_density(family, x, key=jax.random.key(0), **options)
+    density = fv.fit_density(fv.maf(2), x, key=jax.random.key(0), **options)
     seconds = time.perf_counter() - start
 
     # A change of units adds a constant to both densities; these units make runs comparable.
     log_units = np.log(x.std(0)).sum()
-    print(f"{result.num_steps} steps in {seconds:.1f} s, stopped by {result.stop_reason}")
+    print(f"{density.num_steps} steps in {seconds:.1f} s, stopped by {density.stop_reason}")
     print("negative log-likelihood in nats per point, of standardised data")
     print(f"{'':8}{'flow':>10}{'truth':>10}{'gap':>10}")
     for name, points in (("train", x), ("test", x_test)):
-        flow = -float(np.mean(family.log_prob(result.params, points))) - log_units
+        flow = -float(np.mean(density.log_prob(points))) - log_units
         truth = -true_log_density(points).mean() - log_units
         print(f"{name:8}{flow:10.4f}{truth:10.4f}{flow - truth:10.4f}")
 
-    draw(arguments.output, x, family, result.params)
+    draw(arguments.output, x, density)
     print(f"wrote {arguments.output}")
 
 

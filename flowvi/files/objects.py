@@ -74,7 +74,31 @@ def load(path: Path, *, like: object = None) -> PyTree:
         See `save`.
     """
     about, arrays = read(path)
+    _check_like(path, _comparable(about, arrays), like)
     return _Decoder(path, arrays, like).decode(about, "value", None)
+
+
+def _check_like(path: Path, about: Json, like: object) -> None:
+    """Checks that an object that was handed over is configured as one of its type in the file."""
+    if not (dataclasses.is_dataclass(like) and _is_ours(type(like))):
+        return
+    own = _comparable(_Encoder({}).encode(like, ""), {})
+    alike = [node for node in _nodes(about) if node.get("type") == own["type"]]
+    if own in alike:
+        return
+    where = f"{os.fspath(path)!r}"
+    if not alike:
+        raise ValueError(f"`like` must be of a type that {where} holds; got {like!r}.")
+    differs = difference(dict(_flat("like", alike[0])), dict(_flat("like", own)))
+    raise ValueError(f"`like` must be configured as what was saved in {where}, but {differs}.")
+
+
+def _nodes(node: Json) -> Iterator[Node]:
+    """All descriptions in a description."""
+    if isinstance(node, dict):
+        yield node
+    for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _nodes(each)
 
 
 @dataclasses.dataclass
@@ -287,11 +311,7 @@ class _Decoder:
         return kind(**{n: self.decode(each, f"{where}.{n}", None) for n, each in fields.items()})
 
     def _is_foreign(self, node: Json) -> bool:
-        if isinstance(node, list):
-            return any(map(self._is_foreign, node))
-        if not isinstance(node, dict):
-            return False
-        return node.get("kind") == "foreign" or any(map(self._is_foreign, node.values()))
+        return any(each.get("kind") == "foreign" for each in _nodes(node))
 
     def _of_like(self, node: Node) -> object | None:
         """The part of `like` whose description is that of a node."""

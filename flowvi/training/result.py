@@ -107,6 +107,16 @@ class Fitted:
         """Steps done, bad ones included."""
         return self.result.num_steps
 
+    @property
+    def num_bad_steps(self) -> int:
+        """Steps that were skipped."""
+        return self.result.num_bad_steps
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, compilation included."""
+        return self.result.seconds
+
     def save(self, path: files.Path) -> None:
         """Writes all of this to one file, from which `flowvi.load` makes it again.
 

@@ -33,13 +33,11 @@ class Dense:
 
     def whitening(self) -> dict[str, np.ndarray]:
         """The arguments of `flowvi.bijectors.Dense`."""
-        log_det = np.asarray(self.log_det)
-        return {
-            "loc": self.loc,
-            "matrix": self.matrix,
-            "inverse": self.inverse,
-            "log_det": log_det,
-        }
+        return {**vars(self), "log_det": np.asarray(self.log_det)}
+
+    def dense(self) -> "Dense":
+        """Itself."""
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ class LowRank:
 
     def whitening(self) -> dict[str, np.ndarray]:
         """The arguments of `flowvi.bijectors.LowRank`."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     def padded(self, rank: int) -> "LowRank":
         """The same with at least so many directions, those that are missing without effect."""
@@ -84,6 +82,9 @@ class LowRank:
         shrink = self.gain / (1 + self.gain)
         inverse = (eye - (self.basis * shrink) @ self.basis.T) / self.scale
         return Dense(self.loc, matrix, inverse)
+
+
+Normal = Dense | LowRank
 
 
 def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense | None:
@@ -103,6 +104,37 @@ def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense 
     low = max(PRECISIONS[0], resolution * np.abs(values).max())
     root = np.sqrt(np.clip(np.abs(values), low, PRECISIONS[1]))
     return Dense(loc, vectors / root, root[:, None] * vectors.T)
+
+
+def newton(
+    normal: Dense, gradient: np.ndarray, hessian: np.ndarray, weight: float, bound: float
+) -> Dense | None:
+    """A part of a variational Newton step; None where that is not finite.
+
+    In the coordinates in which q is standard normal, the best q near it has the precision
+    -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
+
+    Args:
+        normal: q.
+        gradient: its mean under q, of shape [D].
+        hessian: its mean under q, of shape [D, D].
+        weight: the part of the step.
+        bound: on the change of a precision.
+    """
+    inner = -normal.matrix.T @ hessian @ normal.matrix
+    if not np.isfinite(inner).all():
+        return None
+    values, vectors = np.linalg.eigh(0.5 * (inner + inner.T))
+    values = np.clip(np.abs(values), 1 / bound, bound)
+    shift = weight * vectors @ (vectors.T @ (normal.matrix.T @ gradient) / values)
+    shift *= min(1.0, 2 * np.sqrt(len(shift)) / max(float(np.linalg.norm(shift)), 1e-300))
+    root = values ** (0.5 * weight)
+    new = Dense(
+        normal.loc + normal.matrix @ shift,
+        (normal.matrix @ vectors) / root,
+        root[:, None] * (vectors.T @ normal.inverse),
+    )
+    return new if np.isfinite(new.matrix).all() and np.isfinite(new.loc).all() else None
 
 
 # What overflows, on a path through a steep place, is no candidate: both look at what they return.
@@ -148,7 +180,7 @@ def pathfinder(
     descent = scale * gradient
     step = descent + basis @ (((1 + gain) ** 2 - 1) * (basis.T @ descent))
     normal = LowRank(x - scale * step, scale, basis, gain)
-    return normal if all(np.isfinite(v).all() for v in normal.whitening().values()) else None
+    return normal if all(np.isfinite(leaf).all() for leaf in normal.whitening().values()) else None
 
 
 @np.errstate(all="ignore")

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.bijectors import Units
@@ -15,8 +15,18 @@ from flowvi.training.units import parse_support
 
 Array = jax.Array
 Shape = tuple[int, ...]
+Support = str | tuple[ArrayLike | None, ArrayLike | None] | None
+
+#: {name: (shape, support)}, as users write it.
+Parameters = Mapping[str, tuple[int | Sequence[int], Support]]
 
 _FORM = '{"tau": ((), "positive"), "theta": ((8,), "real"), "p": ((3,), (0, 1))}'
+
+
+def as_float(value: ArrayLike) -> Array:
+    """An array, or what numpy can make one of, in JAX's floating precision."""
+    is_array = isinstance(value, jax.Array)
+    return jnp.asarray(value if is_array else np.asarray(value), jnp.result_type(float))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Layout:
         """The length of the vector."""
         return len(self.lower)
 
-    def _units(self) -> Units | None:
+    def _map(self) -> Units | None:
         lower, upper = np.asarray(self.lower), np.asarray(self.upper)
         if not np.isfinite([lower, upper]).any():
             return None
@@ -59,56 +69,53 @@ class Layout:
 
     def split(self, vector: Array) -> dict[str, Array]:
         """Cuts vectors of shape [..., D] into {name: array of shape [..., *shape]}."""
-        parts, start = {}, 0
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            size = math.prod(shape)
-            parts[name] = vector[..., start : start + size].reshape(*vector.shape[:-1], *shape)
-            start += size
-        return parts
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = jnp.split(vector, ends[:-1], axis=-1)
+        return {
+            name: part.reshape(*vector.shape[:-1], *shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
 
     def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
         """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
-        units = self._units()
-        if units is None:
+        to_support = self._map()
+        if to_support is None:
             return self.split(u), jnp.zeros(u.shape[:-1], u.dtype)
-        theta, log_det = units.forward_and_log_det(u)
+        theta, log_det = to_support.forward_and_log_det(u)
         return self.split(theta), log_det
 
-    def constrain(self, u: Array) -> dict[str, Array]:
-        """The parameters at u of shape [..., D]."""
-        return self.constrain_and_log_det(u)[0]
-
-    def unconstrain(self, parameters: Mapping[str, Any]) -> Array:
+    def unconstrain(self, parameters: Mapping[str, ArrayLike]) -> Array:
         """The vectors, of shape [..., D], at parameters of shapes [..., *shape].
 
         Raises:
             ValueError: if a name is missing or unknown, or a shape is wrong.
         """
-        if set(parameters) != set(self.names):
+        if not isinstance(parameters, Mapping) or set(parameters) != set(self.names):
+            got = parameters if isinstance(parameters, Mapping) else [type(parameters).__name__]
             raise ValueError(
                 f"`parameters` must have the names {', '.join(self.names)}; got "
-                f"{', '.join(map(str, parameters))}."
+                f"{', '.join(map(str, got))}."
             )
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
-            value = jnp.asarray(parameters[name], jnp.result_type(float))
+            value = as_float(parameters[name])
             checks.trailing_shape(name, value, shape, "this target")
             parts.append(value.reshape(*value.shape[: value.ndim - len(shape)], -1))
         theta = jnp.concatenate(parts, -1)
-        units = self._units()
-        return theta if units is None else units.inverse(theta)
+        to_support = self._map()
+        return theta if to_support is None else to_support.inverse(theta)
 
     def labels(self) -> list[str]:
         """One label for each coordinate: "tau", "theta[0]", "theta[1]", "m[0,1]"."""
-        labels = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            for index in np.ndindex(*shape):
-                labels.append(f"{name}[{','.join(map(str, index))}]" if shape else name)
-        return labels
+        return [
+            f"{name}[{','.join(map(str, index))}]" if shape else name
+            for name, shape in zip(self.names, self.shapes, strict=True)
+            for index in np.ndindex(*shape)
+        ]
 
 
-def as_layout(parameters: Any) -> Layout:
-    """The layout behind {name: (shape, support)}.
+def as_layout(parameters: Parameters) -> Layout:
+    """The layout of {name: (shape, support)}.
 
     Args:
         parameters: a dict from names to pairs (shape, support); a support is "real", "positive" or
@@ -123,7 +130,7 @@ def as_layout(parameters: Any) -> Layout:
         )
     if not parameters:
         raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
-    names, shapes, lower, upper = [], [], [], []
+    shapes, lower, upper = [], [], []
     for name, pair in parameters.items():
         if not isinstance(name, str):
             raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
@@ -139,8 +146,7 @@ def as_layout(parameters: Any) -> Layout:
         except (TypeError, ValueError) as error:
             raise type(error)(f"In `parameters[{name!r}]`: {error}") from None
         low, high = (np.full(shape, -np.inf), np.full(shape, np.inf)) if bounds is None else bounds
-        names.append(name)
         shapes.append(shape)
         lower.extend(np.ravel(low).tolist())
         upper.extend(np.ravel(high).tolist())
-    return Layout(tuple(names), tuple(shapes), tuple(lower), tuple(upper))
+    return Layout(tuple(parameters), tuple(shapes), tuple(lower), tuple(upper))

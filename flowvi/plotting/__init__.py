@@ -1,4 +1,7 @@
-"""Pictures. Matplotlib is imported when one is drawn."""
+"""Pictures: matplotlib figures.
+
+Matplotlib is imported when one is drawn; where it is missing, an ImportError says what to install.
+"""
 
 from flowvi.plotting.curves import curves
 from flowvi.plotting.samples import density, marginals, pairs

@@ -46,12 +46,6 @@ def curves(fit: HasHistory) -> "Figure":
     Args:
         fit: what `fit`, `fit_density`, `fit_posterior` or `fit_vae` returned. Curves of training
             are averaged to 200 points; metrics beyond the third are left out.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        ImportError: if matplotlib is missing.
     """
     plt = pyplot()
     history = {name: np.asarray(values) for name, values in fit.history.items()}

@@ -151,11 +151,7 @@ def marginals(
         reference: an array [num_reference, number of labels drawn] of draws to compare with, or
             None; its outlines are drawn on top.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if a name is unknown.
     """
     plt = pyplot()
@@ -193,11 +189,7 @@ def pairs(
         reference: an array [num_reference, number of labels drawn] of draws to compare with, or
             None; they are drawn above the diagonal, and as outlines on it.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if a name is unknown.
     """
     labels, table = _posterior_columns(posterior, key, num_samples, names, MOST_PAIRS)
@@ -230,19 +222,8 @@ def density(
         num_samples: draws.
         most: columns to draw at most; a line says how many are left out.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if a name is unknown, or `x` or `columns` have another number of columns.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> flow = fv.full_rank(3)
-        >>> density(flow.distribution(flow.init(jax.random.key(0))))  # doctest: +SKIP
-        <Figure size 570x570 with 9 Axes>
     """
     table = _as_table(density.sample(jax.random.key(0) if key is None else key, num_samples))
     size = table.shape[1]

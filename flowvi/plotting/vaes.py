@@ -102,11 +102,7 @@ def prior_samples(
         image_shape: (height, width) or (height, width, 3); by default the event's own shape, and
             that of a square for a vector.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if an event is no image.
     """
     shape = _image_shape(vae, image_shape)
@@ -138,36 +134,19 @@ def reconstructions(
         num_columns: columns of the picture.
         image_shape: as in `prior_samples`.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if an event is no image, or `x` is of the wrong shape.
     """
-    plt = pyplot()
     shape = _image_shape(vae, image_shape)
     x = np.asarray(x, np.float32)
-    again = np.asarray(vae.reconstruct(params, key, x), np.float32)
-    pairs = [
-        np.concatenate([x[first : first + num_columns], again[first : first + num_columns]])
-        for first in range(0, len(x) - len(x) % num_columns or len(x), num_columns)
-    ]
     columns = min(num_columns, len(x))
-    canvases = [_mosaic(pair, shape, columns) for pair in pairs]
-    inches = 0.55 * columns
-    height = inches * canvases[0].shape[0] / canvases[0].shape[1]
-    figure, axes = plt.subplots(
-        len(canvases),
-        1,
-        figsize=(inches, len(canvases) * (height + 0.1) + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, canvas in zip(axes[:, 0], canvases, strict=True):
-        _draw(axis, canvas, _span(x))
-    axes[0, 0].set_title("observations, and their reconstructions below", fontsize=9)
-    return figure
+    num_rows = -(-len(x) // columns)
+    both = np.full((2, num_rows * columns, *shape), np.nan)
+    both[0, : len(x)] = x.reshape(-1, *shape)
+    both[1, : len(x)] = np.reshape(vae.reconstruct(params, key, x), (-1, *shape))
+    rows = both.reshape(2, num_rows, columns, *shape).swapaxes(0, 1)
+    title = "observations, and their reconstructions below"
+    return _show(_mosaic(rows, shape, columns), _span(x), 0.55 * columns, title)
 
 
 def latent_space(
@@ -182,16 +161,12 @@ def latent_space(
         x: observations, of shape [n, *event_shape].
         labels: of shape [n], or None.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if there are not two latent coordinates.
     """
     _check_plane(vae)
     plt = pyplot()
-    z = np.asarray(vae.encode(params, key, x)).reshape(len(x), 2)
+    z = np.asarray(vae.encode(params, key, x)).reshape(-1, 2)
     figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
     size = float(np.clip(2e4 / len(z), 2, 14))
     labels = None if labels is None else np.asarray(labels)
@@ -223,11 +198,7 @@ def manifold(
         size: images along each side.
         image_shape: as in `prior_samples`.
 
-    Returns:
-        The matplotlib figure.
-
     Raises:
-        ImportError: if matplotlib is missing.
         ValueError: if there are not two latent coordinates, or an event is no image.
     """
     _check_plane(vae)

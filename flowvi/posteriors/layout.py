@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.bijectors import Units
-from flowvi.training.units import parse_support
+from flowvi.supports import Interval, SupportLike, as_support, concatenated
 
 Array = jax.Array
 Shape = tuple[int, ...]
-Support = str | tuple[ArrayLike | None, ArrayLike | None] | None
 
 #: {name: (shape, support)}, as users write it.
-Parameters = Mapping[str, tuple[int | Sequence[int], Support]]
+Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]
 
 _FORM = '{"tau": ((), "positive"), "theta": ((8,), "real"), "p": ((3,), (0, 1))}'
 
@@ -33,39 +32,23 @@ def as_float(value: ArrayLike) -> Array:
 class Layout:
     """Where each named parameter stands in the vector, and what its support is.
 
-    The coordinate u of a parameter theta with support
-
-        real                theta = u
-        positive            theta = exp(u)
-        (low, infinity)     theta = low + exp(u)
-        (-infinity, high)   theta = high - exp(u)
-        (low, high)         theta = low + (high - low) sigmoid(u)
-
-    so log |d theta / du| is 0, u, u, u, log(high - low) + log sigmoid(u) + log sigmoid(-u).
+    `flowvi.supports.Interval` says which coordinate u a parameter theta has, and log |d theta / du|
+    is 0, u, u, or log(high - low) + log sigmoid(u) + log sigmoid(-u).
 
     Attributes:
         names: the parameters' names, in the order of the vector.
         shapes: their shapes.
-        lower: the lower bound of each coordinate of the vector.
-        upper: the upper bound of each.
+        support: that of all of them, one after the other.
     """
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
-    lower: tuple[float, ...]
-    upper: tuple[float, ...]
+    support: Interval
 
     @property
     def event_size(self) -> int:
         """The length of the vector."""
-        return len(self.lower)
-
-    def _map(self) -> Units | None:
-        lower, upper = np.asarray(self.lower), np.asarray(self.upper)
-        if not np.isfinite([lower, upper]).any():
-            return None
-        ones = jnp.ones(self.event_size)
-        return Units(0 * ones, ones, jnp.asarray(lower), jnp.asarray(upper))
+        return self.support.event_shape[0]
 
     def split(self, vector: Array) -> dict[str, Array]:
         """Cuts vectors of shape [..., D] into {name: array of shape [..., *shape]}."""
@@ -78,10 +61,10 @@ class Layout:
 
     def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
         """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
-        to_support = self._map()
-        if to_support is None:
+        bijector = self.support.bijector()
+        if bijector is None:
             return self.split(u), jnp.zeros(u.shape[:-1], u.dtype)
-        theta, log_det = to_support.forward_and_log_det(u)
+        theta, log_det = bijector.forward_and_log_det(u)
         return self.split(theta), log_det
 
     def unconstrain(self, parameters: Mapping[str, ArrayLike]) -> Array:
@@ -102,8 +85,8 @@ class Layout:
             checks.trailing_shape(name, value, shape, "this target")
             parts.append(value.reshape(*value.shape[: value.ndim - len(shape)], -1))
         theta = jnp.concatenate(parts, -1)
-        to_support = self._map()
-        return theta if to_support is None else to_support.inverse(theta)
+        bijector = self.support.bijector()
+        return theta if bijector is None else bijector.inverse(theta)
 
     def labels(self) -> list[str]:
         """One label for each coordinate: "tau", "theta[0]", "theta[1]", "m[0,1]"."""
@@ -130,7 +113,7 @@ def as_layout(parameters: Parameters) -> Layout:
         )
     if not parameters:
         raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
-    shapes, lower, upper = [], [], []
+    shapes, supports = [], []
     for name, pair in parameters.items():
         if not isinstance(name, str):
             raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
@@ -139,14 +122,13 @@ def as_layout(parameters: Parameters) -> Layout:
                 f"`parameters[{name!r}]` must be a pair (shape, support), as in {_FORM}; got "
                 f"{pair!r}."
             )
-        shape = (pair[0],) if isinstance(pair[0], int) else pair[0]
-        shape = checks.sizes(f"parameters[{name!r}][0]", shape)
+        shape = checks.shape(f"parameters[{name!r}][0]", pair[0])
         try:
-            bounds = parse_support(pair[1], shape)
+            support = as_support(pair[1], shape)
+            support.bijector()
         except (TypeError, ValueError) as error:
             raise type(error)(f"In `parameters[{name!r}]`: {error}") from None
-        low, high = (np.full(shape, -np.inf), np.full(shape, np.inf)) if bounds is None else bounds
         shapes.append(shape)
-        lower.extend(np.ravel(low).tolist())
-        upper.extend(np.ravel(high).tolist())
-    return Layout(tuple(parameters), tuple(shapes), tuple(lower), tuple(upper))
+        supports.append(support)
+    joint = concatenated(supports)
+    return Layout(tuple(parameters), tuple(shapes), cast(Interval, joint))

@@ -94,21 +94,29 @@ def diagnose(log_weights: ArrayLike) -> Diagnosis:
     weights = np.where(good, log_weights, -np.inf)
     evidence, smoothed = diagnostics.log_evidence(weights), diagnostics.psis(weights)
     gap = evidence.value - elbo.value
-    rules = {
-        f"Pareto k-hat is {smoothed.khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails "
-        "than the approximation, and importance sampling does not mend it.": smoothed.khat
-        > MAX_KHAT,
-        f"The effective sample size is {smoothed.ess:.3f} of the draws, below {MIN_ESS}.": (
-            smoothed.ess < MIN_ESS
+    khat, ess, error = smoothed.khat, smoothed.ess, evidence.standard_error
+    rules = (
+        (
+            khat > MAX_KHAT,
+            f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails than "
+            "the approximation, and importance sampling does not mend it.",
         ),
-        f"The standard error of the log evidence is {evidence.standard_error:.3f}, above "
-        f"{MAX_ERROR}.": not evidence.standard_error <= MAX_ERROR,
-        f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}.": gap
-        > MAX_GAP,
-        f"The log density is not finite at {lost:.2%} of the draws, which were left out.": lost > 0,
-    }
-    messages = tuple(message for message, broken in rules.items() if broken)
-    return Diagnosis(elbo, evidence, smoothed.khat, smoothed.ess, lost, messages)
+        (ess < MIN_ESS, f"The effective sample size is {ess:.3f} of the draws, below {MIN_ESS}."),
+        (
+            not error <= MAX_ERROR,
+            f"The standard error of the log evidence is {error:.3f}, above {MAX_ERROR}.",
+        ),
+        (
+            gap > MAX_GAP,
+            f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}.",
+        ),
+        (
+            lost > 0,
+            f"The log density is not finite at {lost:.2%} of the draws, which were left out.",
+        ),
+    )
+    messages = tuple(message for broken, message in rules if broken)
+    return Diagnosis(elbo, evidence, khat, ess, lost, messages)
 
 
 def warnings_of_fit(target: Target, start: Start, result: FitResult) -> Iterable[str]:

@@ -10,13 +10,7 @@ PRECISIONS = (1e-12, 1e18)
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """u = loc + matrix z.
-
-    Attributes:
-        loc: of shape [D].
-        matrix: of shape [D, D].
-        inverse: of `matrix`.
-    """
+    """u = loc + matrix z, with the inverse of the matrix."""
 
     loc: np.ndarray
     matrix: np.ndarray
@@ -24,7 +18,7 @@ class Dense:
 
     @property
     def log_det(self) -> float:
-        """log |det matrix|."""
+        """The log-determinant of the map."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
     def draw(self, z: np.ndarray) -> np.ndarray:
@@ -36,19 +30,14 @@ class Dense:
         return {**vars(self), "log_det": np.asarray(self.log_det)}
 
     def dense(self) -> "Dense":
-        """Itself."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """u = loc + scale * (z + basis (gain * (basis^T z))), with orthonormal columns of the basis.
+    """u = loc + scale * (z + basis (gain * (basis^T z))).
 
-    Attributes:
-        loc: of shape [D].
-        scale: of shape [D].
-        basis: of shape [D, R].
-        gain: of shape [R].
+    The columns of the basis, of shape [D, R], are orthonormal.
     """
 
     loc: np.ndarray
@@ -90,10 +79,7 @@ Normal = Dense | LowRank
 def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense | None:
     """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be.
 
-    Args:
-        loc: of shape [D].
-        precision: of shape [D, D], symmetric.
-        resolution: eigenvalues below this part of the largest are rounding, and are set to it.
+    Eigenvalues below `resolution` times the largest are rounding, and are set to it.
     """
     if not np.isfinite(precision).all():
         return None
@@ -116,8 +102,8 @@ def newton(
 
     Args:
         normal: q.
-        gradient: its mean under q, of shape [D].
-        hessian: its mean under q, of shape [D, D].
+        gradient: its mean under q.
+        hessian: its mean under q.
         weight: the part of the step.
         bound: on the change of a precision.
     """
@@ -146,7 +132,7 @@ def pathfinder(
     changes: np.ndarray,
     diagonal: np.ndarray,
 ) -> LowRank | None:
-    """The normal distribution that L-BFGS sees at a point; None if it sees none.
+    """The normal distribution that L-BFGS sees at a point x; None if it sees none.
 
     Its covariance is the compact form of the inverse Hessian's estimate,
 
@@ -157,7 +143,7 @@ def pathfinder(
 
     Args:
         x: the point, of shape [D].
-        gradient: of the function minimised, of shape [D].
+        gradient: of the function minimised.
         steps: the latest steps S^T, of shape [J, D]; J may be 0.
         changes: the changes Y^T of the gradient.
         diagonal: an estimate of the inverse Hessian's diagonal, of shape [D].
@@ -187,12 +173,7 @@ def pathfinder(
 def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of the inverse Hessian's diagonal along a path, and which steps were of use.
 
-    Args:
-        steps: of shape [T, D].
-        changes: of the gradient, of the same shape.
-
-    Returns:
-        ([T, D], [T] booleans): the estimate after each step.
+    Of T steps and changes of the gradient, of shape [T, D], they have the shapes [T, D] and [T].
 
     Source: Gilbert, Lemarechal, "Some Numerical Experiments with Variable-Storage Quasi-Newton
     Algorithms", 1989.

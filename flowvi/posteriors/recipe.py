@@ -16,12 +16,7 @@ from flowvi.families import Family, Flow, Whitened, iaf, mean_field, whitened
 from flowvi.families.normal import LocationTriangular
 from flowvi.objectives import ELBO
 from flowvi.params import PyTree, cast
-from flowvi.posteriors.diagnosis import (
-    Diagnosis,
-    diagnose,
-    warnings_of_fit,
-    warnings_of_modes,
-)
+from flowvi.posteriors.diagnosis import Diagnosis, diagnose, warnings_of_fit, warnings_of_modes
 from flowvi.posteriors.objectives import Tempered, WideELBO
 from flowvi.posteriors.posterior import Posterior, draws
 from flowvi.posteriors.search import ANY_HESSIAN
@@ -42,20 +37,14 @@ RANK = 20
 
 
 class Budget(NamedTuple):
-    """What a fit of so many coordinates does by default.
+    """What a fit of up to so many coordinates does by default.
 
-    Attributes:
-        largest: the number of coordinates up to which it holds.
-        num_steps: steps.
-        num_samples: draws of a step.
-        learning_rate: the largest one, of the default flow.
-        careful_rate: that of a family of the user's, whose networks may be of any kind, of a
-            tempered fit, which loses modes and tails at higher ones, and of a fit with little to
-            gain, which has little way to go.
-        width: that of the draws of the default flow; see `WideELBO`.
+    The careful learning rate is that of a family of the user's, whose networks may be of any kind,
+    of a tempered fit, which loses modes and tails at higher ones, and of a fit with little to gain.
+    The width is that of the draws of the default flow; see `WideELBO`.
     """
 
-    largest: float
+    most_coordinates: float
     num_steps: int
     num_samples: int
     learning_rate: float
@@ -158,30 +147,28 @@ def fit_posterior(
 
     1. L-BFGS runs from several points. Normal distributions along its paths are compared by ELBO,
        and where the target can be differentiated twice the best one is improved by variational
-       Newton steps: the start (`flowvi.posteriors.start`).
-    2. A flow that begins as the identity is put before that normal distribution's affine map, so
-       all targets look alike to it, and is fitted by path gradients of the ELBO, with many draws a
-       step and a step size that decays; it ends early where the ELBO stops improving. Up to 10
-       coordinates the draws come from a base 1.3 times as wide, so the tails are fitted with the
-       rest: the path gradient vanishes at q = p whatever the draws are. Where JAX is in double
-       precision, so is all of this but the flow's networks while they are fitted. Beyond
-       200 coordinates the flow is a map of each marginal after the affine map.
-    3. The start and the fit are compared by ELBO on the same draws, and the better one is taken. If
-       k-hat is above 0.3, its base is made wider by up to 4 % where that makes k-hat smaller for at
-       most 0.005 nats: importance weights grow without bound where q is too narrow.
+       Newton steps: the start.
+    2. A flow that begins as the identity, before that normal distribution's affine map, is fitted
+       by path gradients of the ELBO, with many draws a step and a step size that decays, until the
+       ELBO stops improving. Up to 10 coordinates the draws come from a base 1.3 times as wide, so
+       the tails are fitted with the rest. Where JAX is in double precision, so is all of this but
+       the flow's networks while they are fitted. Beyond 200 coordinates the flow is a map of each
+       marginal after the affine map.
+    3. The better one of start and fit, by ELBO on the same draws, is taken. If its k-hat is above
+       0.3, its base is made wider by up to 4 % where that makes k-hat smaller for at most 0.005
+       nats: importance weights grow without bound where q is too narrow.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
 
-    Importance weights are made from draws of the approximation itself. So they cannot see a mode
-    that it misses altogether: they look fine, and the log evidence is too small by the log of the
-    mass that was found. Up to 200 coordinates runs of L-BFGS, from near zero and from up to 40
-    standard deviations around the start, look for such modes, and a warning says so where one ends
-    in a mode of mass that the approximation leaves out; a mode that none of them ends in remains
-    unseen. Of a curved ridge hundreds of times as long as it is thick a fit may follow the middle
-    only: again the weights look fine, and the log evidence rises with more steps. And in high
-    dimension tails are lost slowly before any of these numbers moves. If there may be several
-    modes, fit again with `tempering=0.1`, and compare the log evidence.
+    Importance weights of the approximation's own draws cannot see a mode that it misses altogether:
+    they look fine, and the log evidence is too small by the log of the mass that was found. Up to
+    200 coordinates runs of L-BFGS, from near zero and from up to 40 standard deviations around the
+    start, search for such modes; a warning says so where one ends in a mode of mass that is left
+    out. Of a curved ridge hundreds of times as long as it is thick a fit may follow the middle
+    only: again the weights look fine, and the log evidence rises with more steps. In high dimension
+    tails are lost slowly before any of these numbers moves. If there may be several modes, fit
+    again with `tempering=0.1`, and compare the log evidence.
 
     Args:
         target: the target.
@@ -199,16 +186,12 @@ def fit_posterior(
             at which the fit starts. It rises to 1 in the first 0.3 of the steps; the forward KL
             divergence, beside the ELBO, sets the modes' weights right.
         options: those of `fit`, checkpoints among them. By default `num_steps` is 4000 for up to 10
-            coordinates, 2500 for up to 50, 1800 for up to 200 and 2000 beyond; with the default
-            flow, objective and optimizer 1000 where the start is as good as a fit: where its ELBO
-            lies within 0.05 nats of the log evidence, by its importance weights. `optimizer` is
+            coordinates, 2500 for up to 50, 1800 for up to 200 and 2000 beyond, and `optimizer` is
             Adam, with a learning rate that decays from 0.02 for up to 10 coordinates, from 0.05 for
-            up to 200, and from 0.005 beyond; with `tempering`, where `family` is given, and where
-            the start is as good as a fit, from 0.005, or 0.01 between 10 and 50. `batch_size` rows
-            are a subsample, where the target has a likelihood over rows.
-
-    Returns:
-        A `Posterior`.
+            up to 200, and from 0.005 beyond. With `tempering` or a `family` it is 0.005, or 0.01
+            between 10 and 50; so it is, with 1000 steps, where the ELBO of the default flow's start
+            lies within 0.05 nats of the log evidence. `batch_size` rows are a subsample, where the
+            target has a likelihood over rows.
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the log density is not floating.
@@ -241,7 +224,7 @@ def fit_posterior(
     _check_options(target, family, objective, tempering, options)
     target.check()
     size = target.event_size
-    budget = next(each for each in BUDGETS if size <= each.largest)
+    budget = next(each for each in BUDGETS if size <= each.most_coordinates)
     num_steps, optimizer = options.get("num_steps"), options.get("optimizer")
     steps = budget.num_steps if num_steps is None else checks.positive_int("num_steps", num_steps)
     if num_samples is None:
@@ -340,12 +323,11 @@ def _check_options(
         if family.event_shape != (size,):
             raise ValueError(
                 f"`family` must have event shape {(size,)}, that of the target's vector; got "
-                f"{family.event_shape} of {family!r}."
+                f"{family.event_shape}."
             )
         if family.context_shape is not None:
             raise ValueError(
-                f"`family` must take no context; got context shape {family.context_shape} of "
-                f"{family!r}."
+                f"`family` must take no context; got context shape {family.context_shape}."
             )
     if not (objective is None or callable(objective)):
         raise TypeError(

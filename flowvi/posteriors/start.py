@@ -79,8 +79,6 @@ def find(
     (Laplace). Where Hessians are at hand, variational Newton steps start from the best one of each
     run. The start is the narrowest of those whose ELBO is nearly the best.
 
-    Densities and their derivatives are compiled; the little linear algebra between them is not.
-
     Args:
         target: the target.
         key: a random key.
@@ -148,16 +146,7 @@ def find(
 def starting_points(
     target: Target, rng: np.random.Generator, start: Theta | None, num_paths: int = NUM_PATHS
 ) -> tuple[Array, int]:
-    """Points where the target has a density and a gradient, of shape [num_paths, D].
-
-    Args:
-        target: the target.
-        rng: random numbers.
-        start: points of the user's, in the user's space, or None.
-        num_paths: how many to return.
-
-    Returns:
-        (points, how many of those tried had a density).
+    """(points with a density and a gradient, how many of those tried had both).
 
     Raises:
         ValueError: if none has, or the density is the same at all of them.

@@ -94,9 +94,6 @@ class Target:
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
                 of which either may be None or infinite.
 
-        Raises:
-            TypeError, ValueError: if `parameters` are not of this kind.
-
         Example:
             >>> import jax.numpy as jnp
             >>> import flowvi as fv
@@ -132,9 +129,6 @@ class Target:
             event_size: the length of the parameters' vector; or
             parameters: the named parameters, as in `from_named`.
 
-        Raises:
-            TypeError, ValueError: if an argument is not of this kind.
-
         Example:
             >>> import jax.numpy as jnp
             >>> import flowvi as fv
@@ -165,11 +159,7 @@ class Target:
         return None if self.data is None else len(jax.tree.leaves(self.data)[0])
 
     def __call__(self, u: ArrayLike) -> Array:
-        """The log density at u of shape [..., D], of shape [...]. Compiled.
-
-        Raises:
-            ValueError: if the last axis of u is not D.
-        """
+        """The log density at u of shape [..., D], of shape [...]. Compiled."""
         return _evaluate(self, self._vectors("u", u), self.data)
 
     def at(self, u: Array, rows: PyTree) -> Array:
@@ -193,11 +183,7 @@ class Target:
     def log_joint(self, params: PyTree, key: Array, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D], of shape [...].
 
-        Args:
-            params: unused; a target has no parameters of its own.
-            key: unused.
-            z: vectors.
-            batch: rows of the data, or None where there are none.
+        A target has no parameters of its own; `batch` are rows of the data, or None.
         """
         del params, key
         return _vectorised(self, z, batch)
@@ -219,12 +205,7 @@ class Target:
         return self.layout.labels()
 
     def check(self) -> None:
-        """Checks what the log density returns, from shapes alone.
-
-        Raises:
-            TypeError: if it is not floating.
-            ValueError: if it is not a scalar.
-        """
+        """Checks, from shapes alone, that the log density returns a floating scalar."""
         u = jax.ShapeDtypeStruct((self.event_size,), jnp.result_type(float))
         jax.eval_shape(self.at, u, self.data)
 

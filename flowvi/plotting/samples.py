@@ -25,14 +25,10 @@ BINS, CURVE, GRID = 60, 400, 120
 SHARES = (0.99, 0.9, 0.7, 0.5, 0.3, 0.1)
 
 
-class Samples(Protocol):
-    """What can be drawn from: a density or a posterior."""
+class Density(Protocol):
+    """A fitted density or posterior."""
 
     def sample(self, key: Array, num_samples: int, /) -> Array | Mapping[str, Array]: ...
-
-
-class Density(Samples, Protocol):
-    """What has a log density, too."""
 
     def log_prob(self, x: ArrayLike, /) -> Array: ...
 
@@ -85,12 +81,7 @@ def _scatter(axis: "Axes", x: np.ndarray, y: np.ndarray, color: str) -> None:
 
 
 def _grid(
-    labels: Sequence[str],
-    table: np.ndarray,
-    other: np.ndarray | None,
-    *,
-    over: bool,
-    left_out: int = 0,
+    labels: Sequence[str], table: np.ndarray, other: np.ndarray | None, *, over: bool
 ) -> "Figure":
     """Marginals on the diagonal, pairs below it, and other pairs over them or else above it."""
     size = len(labels)
@@ -119,13 +110,11 @@ def _grid(
             axis.set_xlabel(labels[column])
         if column == 0 and row > 0:
             axis.set_ylabel(labels[row])
-    if left_out:
-        figure.suptitle(f"{left_out} more columns are left out", fontsize=9)
     return figure
 
 
 def _posterior_columns(
-    posterior: Samples, key: Array, num_samples: int, names: Sequence[str] | None, most: int
+    posterior: Density, key: Array, num_samples: int, names: Sequence[str] | None, most: int
 ) -> tuple[list[str], np.ndarray]:
     labels = posterior.target.labels()  # type: ignore[attr-defined]
     chosen = _choose(labels, names, most)
@@ -133,46 +122,8 @@ def _posterior_columns(
     return [labels[index] for index in chosen], table[:, chosen]
 
 
-def marginals(
-    posterior: Samples,
-    key: Array,
-    *,
-    names: Sequence[str] | None = None,
-    num_samples: int = 10_000,
-    reference: ArrayLike | None = None,
-) -> "Figure":
-    """Histograms of the marginal posteriors, in the user's names.
-
-    Args:
-        posterior: a `Posterior`.
-        key: a random key.
-        names: parameters to draw; by default the first 8 coordinates.
-        num_samples: draws.
-        reference: an array [num_reference, number of labels drawn] of draws to compare with, or
-            None; its outlines are drawn on top.
-
-    Raises:
-        ValueError: if a name is unknown.
-    """
-    plt = pyplot()
-    labels, table = _posterior_columns(posterior, key, num_samples, names, MOST)
-    other = None if reference is None else _as_table(reference)
-    width = min(len(labels), 4)
-    height = -(-len(labels) // width)
-    figure, axes = plt.subplots(
-        height, width, figsize=(2.6 * width, 2.0 * height), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(labels) :]:
-        axis.set_visible(False)
-    for index, (axis, label) in enumerate(zip(axes.flat, labels, strict=False)):
-        values = table[:, index]
-        _histograms(axis, _span(values), values, None if other is None else other[:, index])
-        axis.set_xlabel(label)
-    return figure
-
-
 def pairs(
-    posterior: Samples,
+    posterior: Density,
     key: Array,
     *,
     names: Sequence[str] | None = None,
@@ -195,6 +146,35 @@ def pairs(
     labels, table = _posterior_columns(posterior, key, num_samples, names, MOST_PAIRS)
     other = None if reference is None else _as_table(reference)[:num_samples]
     return _grid(labels, table, other, over=False)
+
+
+def marginals(
+    posterior: Density,
+    key: Array,
+    *,
+    names: Sequence[str] | None = None,
+    num_samples: int = 10_000,
+    reference: ArrayLike | None = None,
+) -> "Figure":
+    """Histograms of the marginal posteriors, in the user's names, by default of 8 coordinates.
+
+    The arguments are those of `pairs`; the outlines of the reference are drawn on top.
+    """
+    plt = pyplot()
+    labels, table = _posterior_columns(posterior, key, num_samples, names, MOST)
+    other = None if reference is None else _as_table(reference)
+    width = min(len(labels), 4)
+    height = -(-len(labels) // width)
+    figure, axes = plt.subplots(
+        height, width, figsize=(2.6 * width, 2.0 * height), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(labels) :]:
+        axis.set_visible(False)
+    for index, (axis, label) in enumerate(zip(axes.flat, labels, strict=False)):
+        values = table[:, index]
+        _histograms(axis, _span(values), values, None if other is None else other[:, index])
+        axis.set_xlabel(label)
+    return figure
 
 
 def density(
@@ -240,9 +220,11 @@ def density(
     if size == 2 and len(chosen) == 2:
         return _contours(density, columns, table, data)
     labels = [columns[index] for index in chosen]
-    left_out = size - len(chosen) if names is None else 0
     other = None if data is None else data[:, chosen]
-    return _grid(labels, table[:, chosen], other, over=True, left_out=left_out)
+    figure = _grid(labels, table[:, chosen], other, over=True)
+    if names is None and len(chosen) < size:
+        figure.suptitle(f"{size - len(chosen)} more columns are left out", fontsize=9)
+    return figure
 
 
 def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray | None) -> "Figure":

@@ -90,20 +90,10 @@ def prior_samples(
     means: bool = True,
     image_shape: Sequence[int] | None = None,
 ) -> "Figure":
-    """Images that the model makes up: z from the prior, and the mean of p(x | z).
+    """Images that a `VAE` makes up: z from the prior, and the mean of p(x | z), or a draw of it.
 
-    Args:
-        vae: a `VAE` over images.
-        params: its parameters.
-        key: a random key.
-        num_rows: rows of the picture.
-        num_columns: columns of the picture.
-        means: whether to show the mean of p(x | z), rather than a draw of it.
-        image_shape: (height, width) or (height, width, 3); by default the event's own shape, and
-            that of a square for a vector.
-
-    Raises:
-        ValueError: if an event is no image.
+    `image_shape` is (height, width) or (height, width, 3): by default the event's own shape, and
+    that of a square for a vector. Another one is refused with a ValueError, here and below.
     """
     shape = _image_shape(vae, image_shape)
     count = num_rows * num_columns
@@ -124,19 +114,7 @@ def reconstructions(
     num_columns: int = 12,
     image_shape: Sequence[int] | None = None,
 ) -> "Figure":
-    """Observations, each with the mean of p(x' | z) below it, z from q(z | x).
-
-    Args:
-        vae: a `VAE` over images.
-        params: its parameters.
-        key: a random key.
-        x: some observations, of shape [n, *event_shape].
-        num_columns: columns of the picture.
-        image_shape: as in `prior_samples`.
-
-    Raises:
-        ValueError: if an event is no image, or `x` is of the wrong shape.
-    """
+    """Observations of shape [n, *event_shape], and below each p(x | z)'s mean, z from q(z | x)."""
     shape = _image_shape(vae, image_shape)
     x = np.asarray(x, np.float32)
     columns = min(num_columns, len(x))
@@ -154,15 +132,8 @@ def latent_space(
 ) -> "Figure":
     """A draw of q(z | x) for each observation, in the plane, coloured by label.
 
-    Args:
-        vae: a `VAE` with two latent coordinates.
-        params: its parameters.
-        key: a random key.
-        x: observations, of shape [n, *event_shape].
-        labels: of shape [n], or None.
-
-    Raises:
-        ValueError: if there are not two latent coordinates.
+    Observations have shape [n, *event_shape] and labels [n]. A ValueError says where there are not
+    two latent coordinates.
     """
     _check_plane(vae)
     plt = pyplot()
@@ -190,16 +161,8 @@ def manifold(
     """The mean of p(x | z) over a grid of the latent plane, even in the prior's probability.
 
     The coordinates of the grid are the inverse normal CDF of (i + 1/2) / size, so that each image
-    stands for the same share of a standard normal prior.
-
-    Args:
-        vae: a `VAE` over images with two latent coordinates and a standard normal prior.
-        params: its parameters.
-        size: images along each side.
-        image_shape: as in `prior_samples`.
-
-    Raises:
-        ValueError: if there are not two latent coordinates, or an event is no image.
+    stands for the same share of a standard normal prior. A ValueError says where there are not two
+    latent coordinates.
     """
     _check_plane(vae)
     shape = _image_shape(vae, image_shape)

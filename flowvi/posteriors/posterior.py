@@ -151,14 +151,7 @@ class Posterior:
         num_samples: int = 4_000,
         reference: ArrayLike | None = None,
     ) -> "Figure":
-        """Marginals and pairs of parameters; see `flowvi.plotting.pairs`.
-
-        Args:
-            names: parameters to draw; by default the first 4 coordinates.
-            key: a random key; by default always the same one.
-            num_samples: draws.
-            reference: draws to compare with, of shape [num_reference, number of labels drawn].
-        """
+        """Marginals and pairs of parameters; see `flowvi.plotting.pairs`."""
         key = jax.random.key(0) if key is None else key
         return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
 
@@ -175,14 +168,7 @@ class Posterior:
         key: Array,
         family: Family,
     ) -> "Posterior":
-        """Reads a posterior that `save` wrote, and diagnoses it anew.
-
-        Args:
-            path: the file.
-            target: the target it was fitted to: a file holds no functions.
-            key: a random key, for the diagnosis.
-            family: `posterior.family` of the one that was saved.
-        """
+        """Reads a posterior of this target and family that `save` wrote, and diagnoses it anew."""
         params = load(path, like=family)
         weights = draws(family, target, params, key)[2]
         return cls(target, family, params, None, None, diagnose(weights))

@@ -1,6 +1,7 @@
 """Normal distributions along optimisation paths, and what they are worth."""
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -60,9 +61,7 @@ class Candidate(NamedTuple):
     place: tuple[int, int]
 
 
-def elbo_of(candidate: Candidate) -> float:
-    """The ELBO, by which candidates are sorted."""
-    return candidate.elbo
+elbo_of = operator.attrgetter("elbo")
 
 
 class Search:
@@ -77,9 +76,8 @@ class Search:
         self.density, self.data, self.rng = TemperedDensity(target, power), target.data, rng
         size = target.event_size
         self.cheap = size <= EVERY_HESSIAN
-        z = rng.standard_normal(
-            ((max(NUM_DRAWS, 3 * size) if self.cheap else NUM_DRAWS) // 2, size)
-        )
+        num_draws = max(NUM_DRAWS, 3 * size) if self.cheap else NUM_DRAWS
+        z = rng.standard_normal((num_draws // 2, size))
         if len(z) > size:
             z = np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T
         self.z = np.concatenate([z, -z])

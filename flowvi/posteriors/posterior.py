@@ -22,7 +22,7 @@ from flowvi.posteriors.target import Target, Theta
 from flowvi.training import FitResult, load, save
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from flowvi.plotting.curves import Figure
 
 Array = jax.Array
 

@@ -138,8 +138,10 @@ class Posterior:
     def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
         u, _, weights = self._draws(key, num_samples)
-        theta = jax.tree.leaves(self.constrain(u))
-        flat = np.concatenate([np.asarray(leaf, float).reshape(len(u), -1) for leaf in theta], 1)
+        theta = self.constrain(u)
+        # In the order of the labels; trees have the order of the alphabet.
+        leaves = theta.values() if isinstance(theta, dict) else [theta]
+        flat = np.concatenate([np.asarray(leaf, float).reshape(len(u), -1) for leaf in leaves], 1)
         smoothed = diagnostics.psis(_no_weight(weights))
         return Summary.of(self.target.labels(), flat, np.exp(smoothed.log_weights))
 

@@ -12,8 +12,7 @@ from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.normals import Normal
-from flowvi.posteriors.paths import Path
-from flowvi.posteriors.search import NUM_PATHS, Candidate, Search, elbo_of
+from flowvi.posteriors.search import NUM_PATHS, Candidate, Path, Search, elbo_of
 from flowvi.posteriors.target import Target, Theta
 
 Array = jax.Array

@@ -102,6 +102,8 @@ class TestPosterior:
         rate = np.exp(1 + 0.5**2 / 2)
         np.testing.assert_allclose(summary.mean, rate, rtol=0.05)
         np.testing.assert_allclose(summary.weighted_mean, rate, rtol=0.05)
+        sd = rate * np.sqrt(np.exp(0.5**2) - 1)
+        np.testing.assert_allclose(summary.sd, [sd, *[np.hypot(sd, 1)] * 2], rtol=0.05)
         lines = str(summary).splitlines()
         assert lines[0].split()[:5] == ["mean", "sd", "q05", "median", "q95"]
         assert lines[1].startswith("rate ")

@@ -9,8 +9,7 @@ import pytest
 
 import flowvi as fv
 from flowvi.posteriors import normals, start
-from flowvi.posteriors.paths import Path, lbfgs
-from flowvi.posteriors.search import NUM_PATHS, WIDTHS, Candidate
+from flowvi.posteriors.search import NUM_PATHS, WIDTHS, Candidate, Path, lbfgs
 
 KEY = jax.random.key(0)
 

@@ -156,7 +156,7 @@ def psis(log_weights: ArrayLike) -> PSIS:
 def _fit_pareto(excess: np.ndarray) -> tuple[float, float]:
     """(k, sigma) of a generalised Pareto distribution, k drawn to 0.5 by a weak prior.
 
-    The posterior mean under a prior that looks at the data, over a grid of the ratio k / sigma.
+    The posterior mean under a prior that depends on the data, over a grid of the ratio k / sigma.
     """
     count = excess.size
     excess = np.sort(excess)

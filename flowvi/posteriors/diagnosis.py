@@ -95,28 +95,19 @@ def diagnose(log_weights: ArrayLike) -> Diagnosis:
     evidence, smoothed = diagnostics.log_evidence(weights), diagnostics.psis(weights)
     gap = evidence.value - elbo.value
     khat, ess, error = smoothed.khat, smoothed.ess, evidence.standard_error
-    rules = (
-        (
-            khat > MAX_KHAT,
-            f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails than "
-            "the approximation, and importance sampling does not mend it.",
-        ),
-        (ess < MIN_ESS, f"The effective sample size is {ess:.3f} of the draws, below {MIN_ESS}."),
-        (
-            not error <= MAX_ERROR,
-            f"The standard error of the log evidence is {error:.3f}, above {MAX_ERROR}.",
-        ),
-        (
-            gap > MAX_GAP,
-            f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}.",
-        ),
-        (
-            lost > 0,
-            f"The log density is not finite at {lost:.2%} of the draws, which were left out.",
-        ),
+    messages = (
+        khat > MAX_KHAT
+        and f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails than "
+        "the approximation, and importance sampling does not mend it.",
+        ess < MIN_ESS and f"The effective sample size is {ess:.3f} of the draws, below {MIN_ESS}.",
+        not error <= MAX_ERROR
+        and f"The standard error of the log evidence is {error:.3f}, above {MAX_ERROR}.",
+        gap > MAX_GAP
+        and f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}.",
+        lost > 0
+        and f"The log density is not finite at {lost:.2%} of the draws, which were left out.",
     )
-    messages = tuple(message for broken, message in rules if broken)
-    return Diagnosis(elbo, evidence, khat, ess, lost, messages)
+    return Diagnosis(elbo, evidence, khat, ess, lost, tuple(each for each in messages if each))
 
 
 def warnings_of_fit(target: Target, start: Start, result: FitResult) -> Iterable[str]:
@@ -189,5 +180,5 @@ def count_rising_directions(target: Target, start: Start) -> int:
     values = np.asarray(target(points), np.float64)
     with np.errstate(invalid="ignore"):
         falls = values[1] - values[2] >= np.log(far / near)
-        gone = values[0] - values[2] > 4 * np.log(far)
-    return int((np.isfinite(values).all(0) & ~falls & ~gone).sum())
+        vanishes = values[0] - values[2] > 4 * np.log(far)
+    return int((np.isfinite(values).all(0) & ~falls & ~vanishes).sum())

@@ -123,7 +123,7 @@ def newton(
     return new if np.isfinite(new.matrix).all() and np.isfinite(new.loc).all() else None
 
 
-# What overflows, on a path through a steep place, is no candidate: both look at what they return.
+# What overflows, on a path through a steep place, is no candidate: both check what they return.
 @np.errstate(over="ignore", invalid="ignore")
 def pathfinder(
     x: np.ndarray,

@@ -214,7 +214,7 @@ class Search:
         return candidate
 
     def more_ends(self, ends: list[Candidate], normal: Normal) -> list[Candidate]:
-        """Candidates at the ends of more runs, which look for modes the first ones missed.
+        """Candidates at the ends of more runs, which search for modes the first ones missed.
 
         The first runs begin near zero and may all end in one mode: some begin many standard
         deviations away from it. Where ends differ, others begin between them and the start. Where

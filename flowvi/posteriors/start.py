@@ -49,7 +49,7 @@ class Start:
         num_finite: how many of the first points had a density.
         ends: for each run that led to one, draws of the normal distribution around its end, of
             shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
-            Runs that look for further modes are among them.
+            Runs that search for further modes are among them.
         end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 

@@ -163,12 +163,7 @@ class Posterior:
 
     @classmethod
     def load(
-        cls,
-        path: str | os.PathLike[str],
-        target: Target,
-        *,
-        key: Array,
-        family: Family,
+        cls, path: str | os.PathLike[str], target: Target, *, key: Array, family: Family
     ) -> "Posterior":
         """Reads a posterior of this target and family that `save` wrote, and diagnoses it anew."""
         params = load(path, like=family)

@@ -304,11 +304,7 @@ class _Judged(NamedTuple):
 
 
 def _check_options(
-    target: Target,
-    family: object,
-    objective: object,
-    tempering: object,
-    options: TrainingOptions,
+    target: Target, family: object, objective: object, tempering: object, options: TrainingOptions
 ) -> None:
     size = target.event_size
     unknown = [name for name in options if name not in TrainingOptions.__annotations__]

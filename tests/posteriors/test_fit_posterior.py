@@ -226,6 +226,19 @@ def test_an_easy_start_takes_few_steps(monkeypatch):
     assert options["plateau"] is recipe.PLATEAU
 
 
+@pytest.mark.slow
+@pytest.mark.compilations(120)
+def test_a_resumed_fit_is_one_that_was_never_interrupted(tmp_path, no_warning):
+    fit = functools.partial(quick, BANANA, family=fv.mean_field(2), num_steps=2_000)
+    whole = fit()
+    part = fit(checkpoint_dir=tmp_path, callback=lambda progress: True)
+    assert part.result.num_steps < whole.result.num_steps
+    again = fit(checkpoint_dir=tmp_path, resume=True)
+    assert again.diagnosis == whole.diagnosis
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    np.testing.assert_array_equal(again.result.history["loss"], whole.result.history["loss"])
+
+
 def test_diagnoses_of_weights():
     rng = np.random.default_rng(0)
     assert diagnose(0.1 * rng.normal(size=10_000)).messages == ()

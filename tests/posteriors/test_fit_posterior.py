@@ -147,7 +147,8 @@ def test_minibatches_in_single_precision_and_one_dimension():
         x,
         event_size=1,
     )
-    posterior = quick(target, num_steps=100, batch_size=128, num_samples=16)
+    options = {"num_steps": 100, "batch_size": 128, "num_samples": 16}
+    posterior = quick(target, family=fv.mean_field(1), **options)
     u = np.asarray(posterior.sample(KEY, 20_000))
     assert u.dtype == np.float32
     sd = 1 / np.sqrt(2_001)
@@ -361,9 +362,17 @@ def test_no_target():
 
 
 def test_default_family_is_the_identity():
-    family, x = default_family(3), np.random.default_rng(0).normal(size=(4, 3))
-    found = jax.jit(lambda key, x: family.distribution(family.init(key)).log_prob(x))(KEY, x)
-    np.testing.assert_allclose(found, -0.5 * (x**2).sum(-1) - 1.5 * LOG_2PI, rtol=1e-5)
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    one, three = default_family(1), default_family(3)
+
+    @jax.jit
+    def log_probs(key, x):
+        lone = one.distribution(one.init(key)).log_prob(x[:, :1])
+        return lone, three.distribution(three.init(key)).log_prob(x)
+
+    for size, found in zip((1, 3), log_probs(KEY, x), strict=True):
+        expected = np.sum(-0.5 * x[:, :size] ** 2 - 0.5 * LOG_2PI, -1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert default_family(201).event_shape == (201,)
 
 

@@ -2,12 +2,15 @@
 
 All of it is computed from draws of the approximation itself. So none of it sees a mode that the
 approximation misses altogether, and in high dimension tails are lost slowly before any of it moves.
+
+Log weights are log p(u) - log q(u) at draws u of q, of shape [num_samples]. A ValueError says where
+they are no vector, or NaN.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 #: Log weights that differ by less are equal.
 EQUAL = 1e-6
@@ -15,12 +18,7 @@ EQUAL = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo estimate.
-
-    Attributes:
-        value: the estimate.
-        standard_error: its standard error, by the spread of the draws.
-    """
+    """A Monte Carlo estimate, and its standard error by the spread of the draws."""
 
     value: float
     standard_error: float
@@ -49,52 +47,45 @@ class PSIS:
         )
 
 
-def _weights(log_weights: Any) -> np.ndarray:
+def _checked(log_weights: ArrayLike) -> np.ndarray:
     log_weights = np.asarray(log_weights, np.float64)
     if log_weights.ndim != 1 or log_weights.size < 2:
         raise ValueError(
             "`log_weights` must have shape [num_samples], with two draws at least; got shape "
             f"{log_weights.shape}."
         )
-    if np.isnan(log_weights).any():
+    num_nan = np.isnan(log_weights).sum()
+    if num_nan:
         raise ValueError(
-            f"`log_weights` must not be NaN; got {np.isnan(log_weights).sum()} of "
-            f"{log_weights.size} that are."
+            f"`log_weights` must not be NaN; got {num_nan} of {log_weights.size} that are."
         )
     return log_weights
 
 
-def elbo(log_weights: Any) -> Estimate:
+def elbo(log_weights: ArrayLike) -> Estimate:
     """The mean of log weights log p(u) - log q(u): the evidence lower bound, in nats.
-
-    Raises:
-        ValueError: if they are not a vector, or one is NaN.
 
     Example:
         >>> elbo([1.0, 3.0])
         Estimate(value=2.0, standard_error=1.0)
     """
-    log_weights = _weights(log_weights)
+    log_weights = _checked(log_weights)
     with np.errstate(invalid="ignore"):
         error = log_weights.std(ddof=1) / np.sqrt(log_weights.size)
     return Estimate(float(log_weights.mean()), float(error))
 
 
-def log_evidence(log_weights: Any) -> Estimate:
-    """The log of the mean weight: an estimate of log Z, in nats.
+def log_evidence(log_weights: ArrayLike) -> Estimate:
+    """The log of the mean weight: an estimate of log Z, in nats, as reliable as k-hat says.
 
-    Its standard error is sd(w) / (sqrt(n) mean(w)). It is as reliable as the largest weights are:
-    see k-hat.
-
-    Raises:
-        ValueError: if they are not a vector, or one is NaN.
+    Its standard error is sd(w) / (sqrt(n) mean(w)).
 
     Example:
         >>> import numpy as np
         >>> round(log_evidence(np.log([1.0, 3.0])).value, 4)  # log 2
         0.6931
     """
-    log_weights = _weights(log_weights)
+    log_weights = _checked(log_weights)
     top = log_weights.max()
     if not np.isfinite(top):
         return Estimate(float(top), float("inf"))
@@ -104,17 +95,14 @@ def log_evidence(log_weights: Any) -> Estimate:
     return Estimate(float(top + np.log(mean)), float(error))
 
 
-def effective_sample_size(log_weights: Any) -> float:
+def effective_sample_size(log_weights: ArrayLike) -> float:
     """(sum w)^2 / sum w^2, as a fraction of the draws.
-
-    Raises:
-        ValueError: if they are not a vector, or one is NaN.
 
     Example:
         >>> effective_sample_size([0.0, 0.0])
         1.0
     """
-    log_weights = _weights(log_weights)
+    log_weights = _checked(log_weights)
     top = log_weights.max()
     if not np.isfinite(top):
         return 0.0
@@ -122,17 +110,11 @@ def effective_sample_size(log_weights: Any) -> float:
     return float(weights.sum() ** 2 / (weights**2).sum() / weights.size)
 
 
-def psis(log_weights: Any) -> PSIS:
-    """Pareto-smoothed importance sampling.
+def psis(log_weights: ArrayLike) -> PSIS:
+    """Pareto-smoothed importance sampling, of weights that need not be normalised.
 
     The M = min(n / 5, 3 sqrt(n)) largest weights are replaced by the quantiles of a generalised
     Pareto distribution fitted to them, whose shape is k-hat.
-
-    Args:
-        log_weights: of shape [n], not normalised.
-
-    Raises:
-        ValueError: if they are not a vector, or one is NaN.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024; the
     fit is that of Zhang, Stephens, "A New and Efficient Estimation Method for the Generalized
@@ -145,7 +127,7 @@ def psis(log_weights: Any) -> PSIS:
         >>> psis(log_weights).khat < 0.7
         True
     """
-    log_weights = _weights(log_weights)
+    log_weights = _checked(log_weights)
     count = log_weights.size
     top = log_weights.max()
     if not np.isfinite(top):
@@ -174,7 +156,7 @@ def psis(log_weights: Any) -> PSIS:
 def _fit_pareto(excess: np.ndarray) -> tuple[float, float]:
     """(k, sigma) of a generalised Pareto distribution, k drawn to 0.5 by a weak prior.
 
-    The posterior mean under a prior that looks at the data, over a grid of the ratio k / sigma.
+    The posterior mean under a prior that depends on the data, over a grid of the ratio k / sigma.
     """
     count = excess.size
     excess = np.sort(excess)

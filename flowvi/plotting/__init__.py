@@ -1,16 +1,15 @@
-"""Pictures. Matplotlib is imported when one is drawn."""
+"""Pictures: matplotlib figures.
 
-from flowvi.plotting.posteriors import marginals, pairs
-from flowvi.plotting.vaes import (
-    curves,
-    latent_space,
-    manifold,
-    prior_samples,
-    reconstructions,
-)
+Matplotlib is imported when one is drawn; where it is missing, an ImportError says what to install.
+"""
+
+from flowvi.plotting.curves import curves
+from flowvi.plotting.samples import density, marginals, pairs
+from flowvi.plotting.vaes import latent_space, manifold, prior_samples, reconstructions
 
 __all__ = [
     "curves",
+    "density",
     "latent_space",
     "manifold",
     "marginals",

@@ -1,20 +1,27 @@
 """Pictures of latent-variable models, mostly of images."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
-from flowvi.plotting.tools import pyplot
+from flowvi.params import PyTree
+from flowvi.plotting.curves import pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Shape = tuple[int, ...]
 
-#: Points of a curve, to which the steps of a long fit are averaged.
-POINTS = 200
+#: A `flowvi.VAE`, whose room stands above this one.
+Model = Any
 
 
-def _image_shape(vae: Any, image_shape: Any) -> Shape:
+def _image_shape(vae: Model, image_shape: Sequence[int] | None) -> Shape:
     """(height, width) or (height, width, channels) of one x."""
     shape = tuple(vae.event_shape) if image_shape is None else tuple(image_shape)
     if image_shape is None and len(shape) == 1:
@@ -32,7 +39,7 @@ def _image_shape(vae: Any, image_shape: Any) -> Shape:
     return shape
 
 
-def _mosaic(images: Any, shape: Shape, num_columns: int, gap: int = 1) -> np.ndarray:
+def _mosaic(images: ArrayLike, shape: Shape, num_columns: int, gap: int = 1) -> np.ndarray:
     """Images side by side, row by row, in one array with gaps of NaN between them."""
     images = np.asarray(images, np.float32).reshape(-1, *shape)
     num_rows = -(-len(images) // num_columns)
@@ -44,13 +51,13 @@ def _mosaic(images: Any, shape: Shape, num_columns: int, gap: int = 1) -> np.nda
     return canvas
 
 
-def _span(images: Any) -> tuple[float, float]:
+def _span(images: ArrayLike) -> tuple[float, float]:
     """The range of grey: that of images in [0, 1] is all of it."""
     low, high = float(np.min(images)), float(np.max(images))
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high, low + 1e-6))
 
 
-def _show(canvas: np.ndarray, span: tuple[float, float], inches: float, title: str) -> Any:
+def _show(canvas: np.ndarray, span: tuple[float, float], inches: float, title: str) -> "Figure":
     """A figure of nothing but the canvas, in which one pixel is as wide as it is high."""
     plt = pyplot()
     height = inches * canvas.shape[0] / canvas.shape[1]
@@ -60,7 +67,7 @@ def _show(canvas: np.ndarray, span: tuple[float, float], inches: float, title: s
     return figure
 
 
-def _draw(axis: Any, canvas: np.ndarray, span: tuple[float, float], **options: Any) -> None:
+def _draw(axis: "Axes", canvas: np.ndarray, span: tuple[float, float], **options: Any) -> None:
     plt = pyplot()
     colours = plt.get_cmap("gray_r").with_extremes(bad="white")
     if canvas.ndim == 3:
@@ -74,33 +81,19 @@ def _draw(axis: Any, canvas: np.ndarray, span: tuple[float, float], **options: A
 
 
 def prior_samples(
-    vae: Any,
-    params: Any,
-    key: Any,
+    vae: Model,
+    params: PyTree,
+    key: jax.Array,
     *,
     num_rows: int = 6,
     num_columns: int = 12,
     means: bool = True,
-    image_shape: Any = None,
-) -> Any:
-    """Images that the model makes up: z from the prior, and the mean of p(x | z).
+    image_shape: Sequence[int] | None = None,
+) -> "Figure":
+    """Images that a `VAE` makes up: z from the prior, and the mean of p(x | z), or a draw of it.
 
-    Args:
-        vae: a `VAE` over images.
-        params: its parameters.
-        key: a random key.
-        num_rows: rows of the picture.
-        num_columns: columns of the picture.
-        means: whether to show the mean of p(x | z), rather than a draw of it.
-        image_shape: (height, width) or (height, width, 3); by default the event's own shape, and
-            that of a square for a vector.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if an event is no image.
+    `image_shape` is (height, width) or (height, width, 3): by default the event's own shape, and
+    that of a square for a vector. Another one is refused with a ValueError, here and below.
     """
     shape = _image_shape(vae, image_shape)
     count = num_rows * num_columns
@@ -113,76 +106,38 @@ def prior_samples(
 
 
 def reconstructions(
-    vae: Any,
-    params: Any,
-    key: Any,
-    x: Any,
+    vae: Model,
+    params: PyTree,
+    key: jax.Array,
+    x: ArrayLike,
     *,
     num_columns: int = 12,
-    image_shape: Any = None,
-) -> Any:
-    """Observations, each with the mean of p(x' | z) below it, z from q(z | x).
-
-    Args:
-        vae: a `VAE` over images.
-        params: its parameters.
-        key: a random key.
-        x: some observations, of shape [n, *event_shape].
-        num_columns: columns of the picture.
-        image_shape: as in `prior_samples`.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if an event is no image, or `x` is of the wrong shape.
-    """
-    plt = pyplot()
+    image_shape: Sequence[int] | None = None,
+) -> "Figure":
+    """Observations of shape [n, *event_shape], and below each p(x | z)'s mean, z from q(z | x)."""
     shape = _image_shape(vae, image_shape)
     x = np.asarray(x, np.float32)
-    again = np.asarray(vae.reconstruct(params, key, x), np.float32)
-    pairs = [
-        np.concatenate([x[first : first + num_columns], again[first : first + num_columns]])
-        for first in range(0, len(x) - len(x) % num_columns or len(x), num_columns)
-    ]
     columns = min(num_columns, len(x))
-    canvases = [_mosaic(pair, shape, columns) for pair in pairs]
-    inches = 0.55 * columns
-    height = inches * canvases[0].shape[0] / canvases[0].shape[1]
-    figure, axes = plt.subplots(
-        len(canvases),
-        1,
-        figsize=(inches, len(canvases) * (height + 0.1) + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, canvas in zip(axes[:, 0], canvases, strict=True):
-        _draw(axis, canvas, _span(x))
-    axes[0, 0].set_title("observations, and their reconstructions below", fontsize=9)
-    return figure
+    num_rows = -(-len(x) // columns)
+    both = np.full((2, num_rows * columns, *shape), np.nan)
+    both[0, : len(x)] = x.reshape(-1, *shape)
+    both[1, : len(x)] = np.reshape(vae.reconstruct(params, key, x), (-1, *shape))
+    rows = both.reshape(2, num_rows, columns, *shape).swapaxes(0, 1)
+    title = "observations, and their reconstructions below"
+    return _show(_mosaic(rows, shape, columns), _span(x), 0.55 * columns, title)
 
 
-def latent_space(vae: Any, params: Any, key: Any, x: Any, labels: Any = None) -> Any:
+def latent_space(
+    vae: Model, params: PyTree, key: jax.Array, x: ArrayLike, labels: ArrayLike | None = None
+) -> "Figure":
     """A draw of q(z | x) for each observation, in the plane, coloured by label.
 
-    Args:
-        vae: a `VAE` with two latent coordinates.
-        params: its parameters.
-        key: a random key.
-        x: observations, of shape [n, *event_shape].
-        labels: of shape [n], or None.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if there are not two latent coordinates.
+    Observations have shape [n, *event_shape] and labels [n]. A ValueError says where there are not
+    two latent coordinates.
     """
     _check_plane(vae)
     plt = pyplot()
-    z = np.asarray(vae.encode(params, key, x)).reshape(len(x), 2)
+    z = np.asarray(vae.encode(params, key, x)).reshape(-1, 2)
     figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
     size = float(np.clip(2e4 / len(z), 2, 14))
     labels = None if labels is None else np.asarray(labels)
@@ -200,24 +155,14 @@ def latent_space(vae: Any, params: Any, key: Any, x: Any, labels: Any = None) ->
     return figure
 
 
-def manifold(vae: Any, params: Any, *, size: int = 20, image_shape: Any = None) -> Any:
+def manifold(
+    vae: Model, params: PyTree, *, size: int = 20, image_shape: Sequence[int] | None = None
+) -> "Figure":
     """The mean of p(x | z) over a grid of the latent plane, even in the prior's probability.
 
     The coordinates of the grid are the inverse normal CDF of (i + 1/2) / size, so that each image
-    stands for the same share of a standard normal prior.
-
-    Args:
-        vae: a `VAE` over images with two latent coordinates and a standard normal prior.
-        params: its parameters.
-        size: images along each side.
-        image_shape: as in `prior_samples`.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        ImportError: if matplotlib is missing.
-        ValueError: if there are not two latent coordinates, or an event is no image.
+    stands for the same share of a standard normal prior. A ValueError says where there are not two
+    latent coordinates.
     """
     _check_plane(vae)
     shape = _image_shape(vae, image_shape)
@@ -241,73 +186,7 @@ def manifold(vae: Any, params: Any, *, size: int = 20, image_shape: Any = None) 
     return figure
 
 
-def curves(result: Any) -> Any:
-    """ELBO, distortion and rate of a fit, step by step: training, and development where there is.
-
-    Args:
-        result: what `fit_vae` returned. Training curves are averaged to 200 points.
-
-    Returns:
-        The matplotlib figure.
-
-    Raises:
-        ImportError: if matplotlib is missing.
-    """
-    plt = pyplot()
-    history = result.history
-    panels = [("loss", "validation", "ELBO", -1)]
-    panels += [
-        (name, f"validation_{name}", name, 1)
-        for name in ("distortion", "rate")
-        if name in history or f"validation_{name}" in history
-    ]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False, layout="constrained"
-    )
-    for axis, (training, development, title, sign) in zip(axes[0], panels, strict=True):
-        if training in history:
-            steps, means = _averaged(np.asarray(history[training]))
-            axis.plot(steps, sign * means, color="#9ab7d6", linewidth=1, label="training")
-        if development in history:
-            steps = history["validation_step"]
-            values = sign * np.asarray(history[development])
-            axis.plot(steps, values, color="#1f4e79", linewidth=1.5, label="development")
-        if development == "validation" and "validation_log_likelihood" in history:
-            values = history["validation_log_likelihood"]
-            axis.plot(
-                history["validation_step"],
-                values,
-                color="#1f4e79",
-                linestyle="dotted",
-                label="development, log p(x)",
-            )
-        _late_range(axis)
-        axis.set(xlabel="steps", title=f"{title} in nats")
-        axis.title.set_fontsize(10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _averaged(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, means) of equal stretches."""
-    width = max(len(values) // POINTS, 1)
-    whole = len(values) // width * width
-    means = np.nanmean(values[:whole].reshape(-1, width), axis=1)
-    return (np.arange(len(means)) + 0.5) * width, means
-
-
-def _late_range(axis: Any) -> None:
-    """Leaves out how bad it was at the very beginning, which would flatten all the rest."""
-    lines = [np.asarray(line.get_ydata(), float) for line in axis.get_lines()]
-    late = [line[len(line) // 20 :] for line in lines if len(line)]
-    values = np.concatenate([line[np.isfinite(line)] for line in late] or [np.zeros(1)])
-    low, high = float(values.min()), float(values.max())
-    margin = 0.06 * (high - low) or 1.0
-    axis.set_ylim(low - margin, high + margin)
-
-
-def _check_plane(vae: Any) -> None:
+def _check_plane(vae: Model) -> None:
     if math.prod(vae.latent_shape) != 2:
         raise ValueError(
             "`vae` must have two latent coordinates for a picture in the plane; got latent shape "

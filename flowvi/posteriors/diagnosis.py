@@ -1,17 +1,30 @@
-"""What a posterior says about itself."""
+"""What a posterior says about itself, and what it warns of."""
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from flowvi import diagnostics
 from flowvi.diagnostics import Estimate
+from flowvi.posteriors.start import Start
+from flowvi.posteriors.target import Target
+from flowvi.training import FitResult
 
 #: Beyond these a posterior warns.
 MAX_KHAT, MIN_ESS, MAX_ERROR, MAX_GAP = 0.7, 0.2, 0.05, 1.0
+
+#: Nats in the last twentieth of the steps that are no convergence.
+STILL_RISING = 0.5
+
+#: A mode is missing if weights around it are so many nats above the log evidence, and it has at
+#: least this part of the mass.
+LEFT_OUT, LEAST_MASS = 5.0, 3e-5
+
+#: Directions in which the density is followed outwards.
+MOST_DIRECTIONS = 32
 
 
 class PosteriorWarning(UserWarning):
@@ -43,66 +56,129 @@ class Diagnosis:
 
     def __str__(self) -> str:
         rows = [
-            f"ELBO          {self.elbo.value:12.4f} +- {self.elbo.standard_error:.4f}",
-            f"log evidence  {self.log_evidence.value:12.4f} "
-            f"+- {self.log_evidence.standard_error:.4f}",
+            f"{name:<13} {each.value:12.4f} +- {each.standard_error:.4f}"
+            for name, each in (("ELBO", self.elbo), ("log evidence", self.log_evidence))
+        ]
+        rows += [
             f"Pareto k-hat  {self.khat:12.3f}   (trust below {MAX_KHAT})",
             f"IS-ESS        {self.ess:12.3f}   (trust above {MIN_ESS})",
         ]
         return "\n".join([*rows, *(f"! {message}" for message in self.messages)])
 
+    def warn(self, more: Iterable[str], stacklevel: int) -> "Diagnosis":
+        """The diagnosis with more messages first, and one `PosteriorWarning` if there are any."""
+        messages = (*more, *self.messages)
+        if messages:
+            warnings.warn(
+                f"This posterior should not be trusted as it is. {' '.join(messages)}",
+                PosteriorWarning,
+                stacklevel=stacklevel + 1,
+            )
+        return dataclasses.replace(self, messages=messages)
 
-def diagnose(log_weights: Any, remarks: Sequence[str] = ()) -> Diagnosis:
+
+def diagnose(log_weights: ArrayLike) -> Diagnosis:
     """The diagnosis of log weights, of shape [num_samples].
 
     Args:
         log_weights: log p(u) - log q(u) at draws u of q; where not finite the draw has no weight.
-        remarks: what is known to be wrong already.
     """
     log_weights = np.asarray(log_weights, np.float64)
     good = np.isfinite(log_weights)
-    lost = 1 - good.mean()
-    messages = list(remarks)
+    lost = 1 - float(good.mean())
     if not good.any():
         nothing = Estimate(-np.inf, np.inf)
-        messages.append("The log density is finite at none of the draws.")
-        return Diagnosis(nothing, nothing, np.inf, 0.0, 1.0, tuple(messages))
+        message = "The log density is finite at none of the draws."
+        return Diagnosis(nothing, nothing, np.inf, 0.0, 1.0, (message,))
     elbo = diagnostics.elbo(log_weights[good])
     weights = np.where(good, log_weights, -np.inf)
-    evidence = diagnostics.log_evidence(weights)
-    smoothed = diagnostics.psis(weights)
-    if smoothed.khat > MAX_KHAT:
-        messages.append(
-            f"Pareto k-hat is {smoothed.khat:.2f}, above {MAX_KHAT}: the posterior has heavier "
-            "tails than the approximation, and importance sampling does not mend it."
-        )
-    if smoothed.ess < MIN_ESS:
-        messages.append(
-            f"The effective sample size is {smoothed.ess:.3f} of the draws, below {MIN_ESS}."
-        )
-    if not evidence.standard_error <= MAX_ERROR:
-        messages.append(
-            f"The standard error of the log evidence is {evidence.standard_error:.3f}, above "
-            f"{MAX_ERROR}."
-        )
+    evidence, smoothed = diagnostics.log_evidence(weights), diagnostics.psis(weights)
     gap = evidence.value - elbo.value
-    if gap > MAX_GAP:
-        messages.append(
-            f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}."
-        )
-    if lost > 0:
-        messages.append(
-            f"The log density is not finite at {lost:.2%} of the draws, which were left out."
-        )
-    return Diagnosis(elbo, evidence, smoothed.khat, smoothed.ess, float(lost), tuple(messages))
+    khat, ess, error = smoothed.khat, smoothed.ess, evidence.standard_error
+    messages = (
+        khat > MAX_KHAT
+        and f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails than "
+        "the approximation, and importance sampling does not mend it.",
+        ess < MIN_ESS and f"The effective sample size is {ess:.3f} of the draws, below {MIN_ESS}.",
+        not error <= MAX_ERROR
+        and f"The standard error of the log evidence is {error:.3f}, above {MAX_ERROR}.",
+        gap > MAX_GAP
+        and f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}.",
+        lost > 0
+        and f"The log density is not finite at {lost:.2%} of the draws, which were left out.",
+    )
+    return Diagnosis(elbo, evidence, khat, ess, lost, tuple(each for each in messages if each))
 
 
-def warn(diagnosis: Diagnosis, stacklevel: int) -> None:
-    """One `PosteriorWarning` with all the messages of a diagnosis, if there are any."""
-    if diagnosis.messages:
-        text = " ".join(diagnosis.messages)
-        warnings.warn(
-            f"This posterior should not be trusted as it is. {text}",
-            PosteriorWarning,
-            stacklevel=stacklevel + 1,
+def warnings_of_fit(target: Target, start: Start, result: FitResult) -> Iterable[str]:
+    """What the density does far out, and how the steps ended: importance weights see none of it."""
+    rising = count_rising_directions(target, start)
+    if rising:
+        yield (
+            f"The log density does not fall off in {rising} of the directions that were tried: it "
+            "may not be normalisable."
         )
+    losses = result.history["loss"]
+    part = len(losses) // 20
+    late, before = losses[len(losses) - part :], losses[-2 * part : -part]
+    late, before = late[np.isfinite(late)], before[np.isfinite(before)]
+    if min(len(late), len(before)) > 1:
+        gain = float(np.mean(before) - np.mean(late))
+        noise = float(np.std(late)) / np.sqrt(len(late))
+        if gain > max(STILL_RISING, 5 * noise):
+            yield (
+                f"The ELBO still rose by {gain:.2g} nats in the last twentieth of the steps. "
+                "Perhaps allow more with `num_steps`?"
+            )
+    if result.num_bad_steps > 0.1 * result.num_steps:
+        yield (
+            f"{result.num_bad_steps} of {result.num_steps} steps were skipped, because the loss or "
+            "its gradient was not finite."
+        )
+
+
+def warnings_of_modes(
+    log_p: np.ndarray, log_q: np.ndarray, start: Start, log_evidence: float
+) -> Iterable[str]:
+    """Modes that runs of the optimiser ended in, and that the posterior leaves out.
+
+    Args:
+        log_p: the target's log density at `start.ends`, of shape [number, draws].
+        log_q: the posterior's there.
+        start: what the search for a start found.
+        log_evidence: by importance weights.
+    """
+    excess = log_p - log_q
+    excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - log_evidence
+    mass = start.end_elbos - log_evidence
+    lost = (excess > LEFT_OUT) & (mass > np.log(LEAST_MASS))
+    if lost.any():
+        yield (
+            f"{lost.sum()} of {len(lost)} runs of the optimiser ended where the posterior has next "
+            f"to no density, around modes of up to {np.exp(mass[lost].max()):.1g} times the mass "
+            "that it found: modes are missing. Perhaps fit with `tempering=0.1`?"
+        )
+
+
+def count_rising_directions(target: Target, start: Start) -> int:
+    """How many directions there are along which the density does not fall off as 1 / distance.
+
+    The widest directions of the start are tried, both ways, a hundred and ten thousand of its
+    standard deviations away. Where the density of a line falls more slowly than that, and has not
+    fallen to nothing before, it has no integral.
+    """
+    whitening = start.whitening
+    if "matrix" in whitening:
+        columns = whitening["matrix"].T
+    else:
+        gain = 1 + whitening["gain"][:, None]
+        columns = whitening["scale"] * whitening["basis"].T * gain
+    widest = np.argsort(-np.linalg.norm(columns, axis=-1))[:MOST_DIRECTIONS]
+    steps = np.concatenate([columns[widest], -columns[widest]])
+    near, far = 1e2, 1e4
+    points = whitening["loc"] + np.array([0, near, far])[:, None, None] * steps
+    values = np.asarray(target(points), np.float64)
+    with np.errstate(invalid="ignore"):
+        falls = values[1] - values[2] >= np.log(far / near)
+        vanishes = values[0] - values[2] > 4 * np.log(far)
+    return int((np.isfinite(values).all(0) & ~falls & ~vanishes).sum())

@@ -10,13 +10,7 @@ PRECISIONS = (1e-12, 1e18)
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """u = loc + matrix z.
-
-    Attributes:
-        loc: of shape [D].
-        matrix: of shape [D, D].
-        inverse: of `matrix`.
-    """
+    """u = loc + matrix z, with the inverse of the matrix."""
 
     loc: np.ndarray
     matrix: np.ndarray
@@ -24,7 +18,7 @@ class Dense:
 
     @property
     def log_det(self) -> float:
-        """log |det matrix|."""
+        """The log-determinant of the map."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
     def draw(self, z: np.ndarray) -> np.ndarray:
@@ -33,24 +27,17 @@ class Dense:
 
     def whitening(self) -> dict[str, np.ndarray]:
         """The arguments of `flowvi.bijectors.Dense`."""
-        log_det = np.asarray(self.log_det)
-        return {
-            "loc": self.loc,
-            "matrix": self.matrix,
-            "inverse": self.inverse,
-            "log_det": log_det,
-        }
+        return {**vars(self), "log_det": np.asarray(self.log_det)}
+
+    def dense(self) -> "Dense":
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """u = loc + scale * (z + basis (gain * (basis^T z))), with orthonormal columns of the basis.
+    """u = loc + scale * (z + basis (gain * (basis^T z))).
 
-    Attributes:
-        loc: of shape [D].
-        scale: of shape [D].
-        basis: of shape [D, R].
-        gain: of shape [R].
+    The columns of the basis, of shape [D, R], are orthonormal.
     """
 
     loc: np.ndarray
@@ -69,7 +56,7 @@ class LowRank:
 
     def whitening(self) -> dict[str, np.ndarray]:
         """The arguments of `flowvi.bijectors.LowRank`."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     def padded(self, rank: int) -> "LowRank":
         """The same with at least so many directions, those that are missing without effect."""
@@ -86,13 +73,13 @@ class LowRank:
         return Dense(self.loc, matrix, inverse)
 
 
+Normal = Dense | LowRank
+
+
 def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense | None:
     """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be.
 
-    Args:
-        loc: of shape [D].
-        precision: of shape [D, D], symmetric.
-        resolution: eigenvalues below this part of the largest are rounding, and are set to it.
+    Eigenvalues below `resolution` times the largest are rounding, and are set to it.
     """
     if not np.isfinite(precision).all():
         return None
@@ -105,7 +92,38 @@ def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense 
     return Dense(loc, vectors / root, root[:, None] * vectors.T)
 
 
-# What overflows, on a path through a steep place, is no candidate: both look at what they return.
+def newton(
+    normal: Dense, gradient: np.ndarray, hessian: np.ndarray, weight: float, bound: float
+) -> Dense | None:
+    """A part of a variational Newton step; None where that is not finite.
+
+    In the coordinates in which q is standard normal, the best q near it has the precision
+    -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
+
+    Args:
+        normal: q.
+        gradient: its mean under q.
+        hessian: its mean under q.
+        weight: the part of the step.
+        bound: on the change of a precision.
+    """
+    inner = -normal.matrix.T @ hessian @ normal.matrix
+    if not np.isfinite(inner).all():
+        return None
+    values, vectors = np.linalg.eigh(0.5 * (inner + inner.T))
+    values = np.clip(np.abs(values), 1 / bound, bound)
+    shift = weight * vectors @ (vectors.T @ (normal.matrix.T @ gradient) / values)
+    shift *= min(1.0, 2 * np.sqrt(len(shift)) / max(float(np.linalg.norm(shift)), 1e-300))
+    root = values ** (0.5 * weight)
+    new = Dense(
+        normal.loc + normal.matrix @ shift,
+        (normal.matrix @ vectors) / root,
+        root[:, None] * (vectors.T @ normal.inverse),
+    )
+    return new if np.isfinite(new.matrix).all() and np.isfinite(new.loc).all() else None
+
+
+# What overflows, on a path through a steep place, is no candidate: both check what they return.
 @np.errstate(over="ignore", invalid="ignore")
 def pathfinder(
     x: np.ndarray,
@@ -114,7 +132,7 @@ def pathfinder(
     changes: np.ndarray,
     diagonal: np.ndarray,
 ) -> LowRank | None:
-    """The normal distribution that L-BFGS sees at a point; None if it sees none.
+    """The normal distribution that L-BFGS sees at a point x; None if it sees none.
 
     Its covariance is the compact form of the inverse Hessian's estimate,
 
@@ -125,7 +143,7 @@ def pathfinder(
 
     Args:
         x: the point, of shape [D].
-        gradient: of the function minimised, of shape [D].
+        gradient: of the function minimised.
         steps: the latest steps S^T, of shape [J, D]; J may be 0.
         changes: the changes Y^T of the gradient.
         diagonal: an estimate of the inverse Hessian's diagonal, of shape [D].
@@ -148,19 +166,14 @@ def pathfinder(
     descent = scale * gradient
     step = descent + basis @ (((1 + gain) ** 2 - 1) * (basis.T @ descent))
     normal = LowRank(x - scale * step, scale, basis, gain)
-    return normal if all(np.isfinite(v).all() for v in normal.whitening().values()) else None
+    return normal if all(np.isfinite(leaf).all() for leaf in normal.whitening().values()) else None
 
 
 @np.errstate(all="ignore")
 def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Estimates of the inverse Hessian's diagonal along a path, and which steps were of use.
 
-    Args:
-        steps: of shape [T, D].
-        changes: of the gradient, of the same shape.
-
-    Returns:
-        ([T, D], [T] booleans): the estimate after each step.
+    Of T steps and changes of the gradient, of shape [T, D], they have the shapes [T, D] and [T].
 
     Source: Gilbert, Lemarechal, "Some Numerical Experiments with Variable-Storage Quasi-Newton
     Algorithms", 1989.

@@ -1,21 +1,28 @@
 """A fitted posterior: draws in the user's names, densities, and what to make of them."""
 
 import dataclasses
-from typing import Any
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from flowvi import checks, diagnostics
+from flowvi import checks, diagnostics, plotting
 from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
-from flowvi.posteriors.defaults import placed_family
+from flowvi.params import PyTree
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
+from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.start import Start
-from flowvi.posteriors.target import Target
+from flowvi.posteriors.target import Target, Theta
 from flowvi.training import FitResult, load, save
+
+if TYPE_CHECKING:
+    from flowvi.plotting.curves import Figure
 
 Array = jax.Array
 
@@ -42,7 +49,7 @@ class Posterior:
 
     target: Target
     family: Family
-    params: Any
+    params: PyTree
     result: FitResult | None
     start: Start | None
     diagnosis: Diagnosis
@@ -56,25 +63,25 @@ class Posterior:
             f"num_warnings={len(self.diagnosis.messages)})"
         )
 
-    def sample(self, key: Array, num_samples: int) -> Any:
+    def sample(self, key: Array, num_samples: int) -> Theta:
         """Draws in the user's own space and names.
 
         Returns:
             {name: array of shape [num_samples, *shape]}, or an array [num_samples, D] where the
             target is over a vector.
         """
-        return self.constrain(self.sample_and_log_prob(key, num_samples)[0])
+        return self.constrain(self._draws(key, num_samples)[0])
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[Array, Array]:
         """Draws u of shape [num_samples, D], unconstrained, and log q(u) of shape [num_samples]."""
         u, log_q, _ = self._draws(key, num_samples)
         return jnp.asarray(u), jnp.asarray(log_q)
 
-    def log_prob(self, u: Any) -> Array:
+    def log_prob(self, u: ArrayLike) -> Array:
         """log q(u) of shape [...], for unconstrained u of shape [..., D]."""
-        return self.family.log_prob(self.params, jnp.asarray(u, jnp.result_type(float)))
+        return self.family.log_prob(self.params, as_float(u))
 
-    def constrain(self, u: Any) -> Any:
+    def constrain(self, u: ArrayLike) -> Theta:
         """The user's parameters at u of shape [..., D]: {name: array}, or u itself."""
         return self.target.constrain(u)
 
@@ -83,12 +90,16 @@ class Posterior:
         return self._draws(key, num_samples)[2]
 
     def elbo(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
-        """The evidence lower bound E_q [log p(u) - log q(u)], in nats."""
-        return diagnostics.elbo(self._sure_weights(key, num_samples))
+        """The evidence lower bound E_q [log p(u) - log q(u)], in nats.
+
+        Raises:
+            ValueError: if the target's log density is NaN at a draw.
+        """
+        return diagnostics.elbo(self.log_weights(key, num_samples))
 
     def log_evidence(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
         """The log of the normalising constant, in nats, by importance sampling from q."""
-        return diagnostics.log_evidence(self._zero_weights(key, num_samples))
+        return diagnostics.log_evidence(_no_weight(self.log_weights(key, num_samples)))
 
     def psis(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> PSIS:
         """Pareto-smoothed importance weights of draws of q: k-hat, ESS, log weights.
@@ -96,9 +107,9 @@ class Posterior:
         `sample_and_log_prob` and `sample` with the same key and number give the draws they belong
         to.
         """
-        return diagnostics.psis(self._zero_weights(key, num_samples))
+        return diagnostics.psis(_no_weight(self.log_weights(key, num_samples)))
 
-    def resample(self, key: Array, num_samples: int, *, num_proposals: int | None = None) -> Any:
+    def resample(self, key: Array, num_samples: int, *, num_proposals: int | None = None) -> Theta:
         """Draws corrected by importance resampling, in the user's own space and names.
 
         Draws of q are drawn again, with replacement, by their smoothed weights. That mends what
@@ -115,11 +126,10 @@ class Posterior:
         u, _, weights = self._draws(draw_key, checks.positive_int("num_proposals", count))
         smoothed = diagnostics.psis(_no_weight(weights)).log_weights
         # One stratum for each draw: less noise than independent choices.
-        offset = np.asarray(jax.random.uniform(choice_key, (num_samples,)), np.float64)
-        places = (np.arange(num_samples) + offset) / num_samples
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
+        places = (np.arange(num_samples) + rng.random(num_samples)) / num_samples
         index = np.searchsorted(np.cumsum(np.exp(smoothed)), places).clip(0, len(u) - 1)
-        order = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
-        return self.constrain(jnp.asarray(u[order.permutation(index)]))
+        return self.constrain(u[rng.permutation(index)])
 
     def diagnose(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Diagnosis:
         """The diagnosis of fresh draws."""
@@ -128,52 +138,37 @@ class Posterior:
     def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
         u, _, weights = self._draws(key, num_samples)
-        values = self.constrain(jnp.asarray(u))
-        flat = _flatten(values, len(u))
+        theta = self.constrain(u)
+        # In the order of the labels; trees have the order of the alphabet.
+        leaves = theta.values() if isinstance(theta, dict) else [theta]
+        flat = np.concatenate([np.asarray(leaf, float).reshape(len(u), -1) for leaf in leaves], 1)
         smoothed = diagnostics.psis(_no_weight(weights))
         return Summary.of(self.target.labels(), flat, np.exp(smoothed.log_weights))
 
-    def save(self, path: Any) -> None:
-        """Writes the parameters to a file; see `flowvi.save`.
+    def plot(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        key: Array | None = None,
+        num_samples: int = 4_000,
+        reference: ArrayLike | None = None,
+    ) -> "Figure":
+        """Marginals and pairs of parameters; see `flowvi.plotting.pairs`."""
+        key = jax.random.key(0) if key is None else key
+        return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
 
-        Raises:
-            OSError: if the file cannot be written.
-        """
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the parameters to a file; see `flowvi.save`."""
         save(path, self.params)
 
     @classmethod
     def load(
-        cls, path: Any, target: Target, *, key: Array, family: Family | None = None
+        cls, path: str | os.PathLike[str], target: Target, *, key: Array, family: Family
     ) -> "Posterior":
-        """Reads a posterior that `save` wrote, and diagnoses it anew.
-
-        Args:
-            path: the file.
-            target: the target it was fitted to: a file holds no functions.
-            key: a random key, for the diagnosis.
-            family: what was given to `fit_posterior`, or `posterior.family`; by default the default
-                family.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, or of another family; the message says what differs.
-        """
-        placed = placed_family(target.event_size, family)
-        params = load(path, like=placed)
-        weights = draws(placed, target, params, key, NUM_DIAGNOSIS)[2]
-        return cls(target, placed, params, None, None, diagnose(weights))
-
-    def _sure_weights(self, key: Array, num_samples: int) -> np.ndarray:
-        weights = self.log_weights(key, num_samples)
-        if np.isnan(weights).any():
-            raise ValueError(
-                "`target` must have a log density that is not NaN at draws of the posterior; got "
-                f"NaN at {np.isnan(weights).sum()} of {num_samples}."
-            )
-        return weights
-
-    def _zero_weights(self, key: Array, num_samples: int) -> np.ndarray:
-        return _no_weight(self.log_weights(key, num_samples))
+        """Reads a posterior of this target and family that `save` wrote, and diagnoses it anew."""
+        params = load(path, like=family)
+        weights = draws(family, target, params, key)[2]
+        return cls(target, family, params, None, None, diagnose(weights))
 
     def _draws(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         num_samples = checks.positive_int("num_samples", num_samples)
@@ -209,18 +204,13 @@ class Summary:
         return cls(labels, values.mean(0), values.std(0), q05, median, q95, mean, sd)
 
     def __str__(self) -> str:
-        names = ("mean", "sd", "q05", "median", "q95", "weighted_mean", "weighted_sd")
+        names = [field.name for field in dataclasses.fields(self)[1:]]
         width = max(10, *(len(label) for label in self.labels))
         rows = [" " * width + "".join(f"{name.replace('_', ' '):>15}" for name in names)]
-        for index, label in enumerate(self.labels):
-            cells = (f"{getattr(self, name)[index]:15.4g}" for name in names)
-            rows.append(f"{label:<{width}}" + "".join(cells))
+        columns = [getattr(self, name) for name in names]
+        for label, *cells in zip(self.labels, *columns, strict=True):
+            rows.append(f"{label:<{width}}" + "".join(f"{cell:15.4g}" for cell in cells))
         return "\n".join(rows)
-
-
-def _flatten(values: Any, count: int) -> np.ndarray:
-    leaves = values.values() if isinstance(values, dict) else [values]
-    return np.concatenate([np.asarray(leaf, np.float64).reshape(count, -1) for leaf in leaves], 1)
 
 
 def _no_weight(log_weights: np.ndarray) -> np.ndarray:
@@ -229,7 +219,7 @@ def _no_weight(log_weights: np.ndarray) -> np.ndarray:
 
 
 def draws(
-    family: Family, target: Target, params: Any, key: Array, num_samples: int
+    family: Family, target: Target, params: PyTree, key: Array, num_samples: int = NUM_DIAGNOSIS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(u, log q, log p - log q) of draws of q, in double precision where JAX has it.
 
@@ -245,7 +235,7 @@ def draws(
 
 @compiled(2)
 def _chunk(
-    family: Family, target: Target, params: Any, key: Array, data: Any
+    family: Family, target: Target, params: PyTree, key: Array, data: PyTree
 ) -> tuple[Array, Array, Array]:
     u, log_q = family.distribution(params).sample_and_log_prob(seed=key, sample_shape=CHUNK)
     return u, log_q, target.log_joint({}, key, u, data)

@@ -1,50 +1,36 @@
 """Where a fit starts: the best of many normal distributions along optimisation paths."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from flowvi.compiling import compiled
+from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
-from flowvi.posteriors.candidates import (
-    EVERY_HESSIAN,
-    Candidate,
-    Judge,
-    TemperedDensity,
-    elbo_of,
-    even_draws,
-    laplaces,
-    pathfinders,
-    refine,
-)
-from flowvi.posteriors.paths import Path, lbfgs
-from flowvi.posteriors.target import Target
+from flowvi.posteriors.layout import as_float
+from flowvi.posteriors.normals import Normal
+from flowvi.posteriors.search import NUM_PATHS, Candidate, Path, Search, elbo_of
+from flowvi.posteriors.target import Target, Theta
 
 Array = jax.Array
 
-#: Runs of L-BFGS, their steps, and the points of each run that become candidates.
-NUM_PATHS, NUM_STEPS, NUM_POINTS = 6, 300, 10
+#: Points of each run that become candidates.
+NUM_POINTS = 10
 
-#: Draws around the end of a run, to look whether a posterior has anything there.
+#: Draws around the end of a run, to see whether a posterior has anything there.
 NUM_END_DRAWS = 32
 
 #: Nats of the ELBO within which the narrowest candidate is taken. A flow that has to widen finds
 #: narrow places that one which has to shrink leaves out.
 SAME_ELBO = 1.0
 
-#: Standard deviations of the start that further runs begin away from it, in each direction.
-WIDTHS = (3.0, 5.0, 8.0, 12.0, 20.0, 40.0)
-
-#: Nats of the ELBO by which normal distributions at the ends of two runs differ where the ends do.
-SAME_MODE = 0.1
-
-#: Scales around zero at which starting points are looked for; zero itself comes first.
+#: Scales around zero at which starting points are tried; zero itself comes first.
 SCALES = (1.0, 0.1, 1.0, 3.0, 1.0, 10.0, 0.3)
 
-#: Distance from zero beyond which a run that still rises has gone.
+#: Distance from zero beyond which a run that still rises has diverged.
 FAR = 1e8
 
 
@@ -63,7 +49,7 @@ class Start:
         num_finite: how many of the first points had a density.
         ends: for each run that led to one, draws of the normal distribution around its end, of
             shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
-            Runs that look for further modes are among them.
+            Runs that search for further modes are among them.
         end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 
@@ -79,7 +65,11 @@ class Start:
 
 
 def find(
-    target: Target, key: Array, start: Any = None, power: float = 1.0, rank: int | None = None
+    target: Target,
+    key: Array,
+    start: Theta | None = None,
+    power: float = 1.0,
+    rank: int | None = None,
 ) -> Start:
     """The best normal distribution that optimisation paths lead to, by ELBO.
 
@@ -87,8 +77,6 @@ def find(
     Hessian that the run itself estimates (Pathfinder), and the Hessian at the point, made positive
     (Laplace). Where Hessians are at hand, variational Newton steps start from the best one of each
     run. The start is the narrowest of those whose ELBO is nearly the best.
-
-    Densities and their derivatives are compiled; the little linear algebra between them is not.
 
     Args:
         target: the target.
@@ -107,27 +95,24 @@ def find(
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     points, num_finite = starting_points(target, rng, start)
-    density = TemperedDensity(target, power)
-    paths = jax.device_get(_paths(density, points, target.data))
+    search = Search(target, power, rng)
+    paths = search.paths(points)
     _check_bounded(paths)
-    size = target.event_size
-    judge = Judge(density, even_draws(rng, size))
     indices = [_indices(int(length)) for length in paths.length]
-    places = [(p, i) for p, path in enumerate(indices) for i in path]
-    candidates = judge.all(pathfinders(paths, indices), places, "pathfinder")
+    places = [(path, index) for path, chosen in enumerate(indices) for index in chosen]
+    candidates = search.pathfinders(paths, indices, places)
     ends: list[Candidate] = []
     if rank is None and has_hessian(target):
-        if size > EVERY_HESSIAN:
-            top = _top(paths)
+        if not search.cheap:
+            top = int(np.argmin(_finite_or_infinity(paths.value[:, -1])))
             places = [(top, int(paths.length[top]))]
-        x = np.stack([paths.x[place] for place in places])
-        around = judge.all(laplaces(density, x), places, "laplace")
-        if size <= EVERY_HESSIAN and power == 1:
+        around = search.laplaces(np.stack([paths.x[place] for place in places]), places)
+        if search.cheap and power == 1:
             ends = [each for each in around if each.place[1] == indices[each.place[0]][-1]]
         candidates += around
         # The best candidate of all may lead to a lesser optimum.
-        first = _best_of_paths(candidates)[: NUM_PATHS if size <= EVERY_HESSIAN else 1]
-        candidates = [refine(density, each, judge, rng) for each in first]
+        first = _best_of_paths(candidates)[: NUM_PATHS if search.cheap else 1]
+        candidates = [search.refine(each) for each in first]
     if not candidates:
         raise ValueError(
             "`target` must have a density around the points that optimisation leads to; got none "
@@ -135,40 +120,32 @@ def find(
             "unbounded, or its support full of holes. Perhaps give supports with "
             "`fv.Target.from_named`?"
         )
-    values = np.where(np.isfinite(paths.value), paths.value, np.inf)
+    values = _finite_or_infinity(paths.value)
     place = np.unravel_index(np.argmin(values), values.shape)
     best = max(candidates, key=elbo_of)
     # A flattened density is to be covered, and only refined candidates are near an optimum each.
-    scored = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
-    dtype = jnp.result_type(float)
+    chosen = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
     if ends:
-        ends += _more_ends(density, ends, scored.normal, judge, rng)
+        ends += search.more_ends(ends, chosen.normal)
+    draws = [end.normal.draw(search.z[:NUM_END_DRAWS]) for end in ends]
+    whitening = _whitening(chosen.normal, rank)
     return Start(
-        whitening=_whitening(scored.normal, rank),
-        best=_whitening(best.normal, rank),
-        elbo=scored.elbo,
-        origin=scored.origin,
-        mode=paths.x[place],
+        whitening=whitening,
+        best=whitening if best is chosen else _whitening(best.normal, rank),
+        elbo=chosen.elbo,
+        origin=chosen.origin,
+        mode=np.asarray(paths.x)[place],
         mode_value=-float(values[place]) / power,
         num_finite=num_finite,
-        ends=np.array([end.normal.draw(judge.z[:NUM_END_DRAWS]) for end in ends], dtype),
+        ends=np.array(draws, jnp.result_type(float)),
         end_elbos=np.array([end.elbo for end in ends]),
     )
 
 
 def starting_points(
-    target: Target, rng: np.random.Generator, start: Any, num_paths: int = NUM_PATHS
+    target: Target, rng: np.random.Generator, start: Theta | None, num_paths: int = NUM_PATHS
 ) -> tuple[Array, int]:
-    """Points where the target has a density and a gradient, of shape [num_paths, D].
-
-    Args:
-        target: the target.
-        rng: random numbers.
-        start: points of the user's, in the user's space, or None.
-        num_paths: how many to return.
-
-    Returns:
-        (points, how many of those tried had a density).
+    """(points with a density and a gradient, how many of those tried had both).
 
     Raises:
         ValueError: if none has, or the density is the same at all of them.
@@ -176,9 +153,9 @@ def starting_points(
     if start is None:
         scales = np.r_[0.0, np.tile(SCALES, 9)]
         noise = rng.standard_normal((len(scales), target.event_size))
-        points = jnp.asarray(noise * scales[:, None], jnp.result_type(float))
+        points = as_float(noise * scales[:, None])
     else:
-        points = jnp.atleast_2d(target.unconstrain(start))
+        points = target.unconstrain(start).reshape(-1, target.event_size)
     values, norms = map(np.asarray, _probe(target, points, target.data))
     finite = np.isfinite(values) & np.isfinite(norms)
     if not finite.any():
@@ -199,12 +176,6 @@ def starting_points(
     return points[chosen], int(finite.sum())
 
 
-@compiled()
-def _probe(target: Target, points: Array, data: Any) -> tuple[Array, Array]:
-    values, gradients = vectorise.over(jax.value_and_grad(target.at), points, data)
-    return values, jnp.sum(jnp.abs(gradients), -1)
-
-
 def has_hessian(target: Target) -> bool:
     """Whether the target can be differentiated twice, by forward over reverse."""
     u = jax.ShapeDtypeStruct((target.event_size,), jnp.result_type(float))
@@ -216,26 +187,20 @@ def has_hessian(target: Target) -> bool:
 
 
 @compiled()
-def _paths(density: TemperedDensity, points: Array, data: Any) -> Path:
-    def path(u: Array, data: Any) -> Path:
-        return lbfgs(lambda u: -density(u, data), u, NUM_STEPS)
-
-    return vectorise.over(path, points, data)
+def _probe(target: Target, points: Array, data: PyTree) -> tuple[Array, Array]:
+    values, gradients = vectorise.over(jax.value_and_grad(target.at), points, data)
+    return values, jnp.sum(jnp.abs(gradients), -1)
 
 
 def _check_bounded(paths: Path) -> None:
-    """Checks that no run went far away and would still gain by going twice as far.
-
-    Raises:
-        ValueError: if one did.
-    """
+    """Raises a ValueError if a run went far away and would still gain by going twice as far."""
     x, gradient = paths.x[:, -1], paths.gradient[:, -1]
     distance = np.abs(x).max(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         gain = -(x * gradient).sum(-1)
-    gone = (distance > FAR) & ~(gain < 1)
-    if gone.any():
-        index = int(np.argmax(gone))
+    diverged = (distance > FAR) & ~(gain < 1)
+    if diverged.any():
+        index = int(np.argmax(diverged))
         raise ValueError(
             "`target` must be bounded above and fall off; got a log density of "
             f"{-paths.value[index, -1]:.3g} at a point {distance[index]:.1g} away from zero, where "
@@ -249,10 +214,8 @@ def _indices(length: int) -> list[int]:
     return sorted(set(np.ceil(length * share**2).astype(int).tolist())) if length else [0]
 
 
-def _top(paths: Path) -> int:
-    """The path that ends highest."""
-    ends = paths.value[:, -1]
-    return int(np.argmin(np.where(np.isfinite(ends), ends, np.inf)))
+def _finite_or_infinity(values: ArrayLike) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.inf)
 
 
 def _narrowest_of_good(candidates: list[Candidate]) -> Candidate:
@@ -260,14 +223,6 @@ def _narrowest_of_good(candidates: list[Candidate]) -> Candidate:
     least = max(map(elbo_of, candidates)) - SAME_ELBO
     good = [each for each in candidates if each.elbo >= least]
     return min(good, key=lambda each: each.normal.log_det)
-
-
-def _whitening(normal: normals.Dense | normals.LowRank, rank: int | None) -> dict[str, np.ndarray]:
-    """The arguments of the affine map, in the form that belongs to this rank."""
-    if isinstance(normal, normals.LowRank):
-        normal = normal.dense() if rank is None else normal.padded(rank)
-    dtype = jnp.result_type(float)
-    return {name: leaf.astype(dtype) for name, leaf in normal.whitening().items()}
 
 
 def _best_of_paths(candidates: list[Candidate]) -> list[Candidate]:
@@ -278,29 +233,9 @@ def _best_of_paths(candidates: list[Candidate]) -> list[Candidate]:
     return list(best.values())
 
 
-def _more_ends(
-    density: TemperedDensity,
-    ends: list[Candidate],
-    normal: normals.Dense | normals.LowRank,
-    judge: Judge,
-    rng: np.random.Generator,
-) -> list[Candidate]:
-    """Normal distributions at the ends of more runs, which look for modes the first ones missed.
-
-    The first runs begin near zero and may all end in one mode: some begin many standard deviations
-    away from it. Where ends differ, others begin between them and the start. Where coordinates have
-    modes of their own there are very many together, and one that a run ends in by chance may have
-    next to no mass: a point that takes half of its coordinates from the start leads to one of more.
-    """
-    z = rng.standard_normal((len(WIDTHS), len(normal.loc))) * np.array(WIDTHS)[:, None]
-    points = [normal.draw(z), normal.draw(-z)]
-    if np.ptp([each.elbo for each in ends]) > SAME_MODE:
-        others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(normal.loc)))
-        points.append(np.where(rng.random(others.shape) < 0.5, others, normal.loc))
-    found = []
-    for each in points:
-        # As many at once as before: the program is there.
-        start = jnp.asarray(each, jnp.result_type(float))
-        x = np.asarray(_paths(density, start, density.target.data).x[:, -1])
-        found += judge.all(laplaces(density, x), [(0, 0)] * len(x), "laplace")
-    return found
+def _whitening(normal: Normal, rank: int | None) -> dict[str, np.ndarray]:
+    """The arguments of the affine map, in the form that belongs to this rank."""
+    if isinstance(normal, normals.LowRank):
+        normal = normal.dense() if rank is None else normal.padded(rank)
+    dtype = jnp.result_type(float)
+    return {name: leaf.astype(dtype) for name, leaf in normal.whitening().items()}

@@ -2,17 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
+from flowvi.params import PyTree
 from flowvi.posteriors import vectorise
-from flowvi.posteriors.supports import Layout, as_layout
+from flowvi.posteriors.layout import Layout, Parameters, as_float, as_layout
 
 Array = jax.Array
+
+#: Parameters in the user's space: an array, or {name: array}.
+Theta = PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,19 +28,19 @@ class Target:
     Its precision is that of JAX: double where `jax_enable_x64` is set.
 
     Args:
-        log_density: u of shape [event_size] -> scalar. It is differentiated and vectorised.
+        log_density: parameters -> scalar. They are u of shape [event_size], or where there is a
+            layout {name: array}, inside their supports. It is differentiated and vectorised. Where
+            there is a likelihood over rows, it is the log prior.
         event_size: D, the length of u.
 
     Attributes:
         layout: the named parameters that u stands for; None where it stands for itself.
-        log_prior: where there is a likelihood over rows: parameters -> scalar.
-        log_likelihood: the same: (parameters, rows) -> one log density for each row.
+        log_likelihood: (parameters, rows) -> the log density of each row.
         data: the rows: a pytree of arrays with a common leading axis.
-        num_rows: their number.
 
     Raises:
-        TypeError: if `log_density` is no function.
-        ValueError: if `event_size` is not a positive integer.
+        TypeError: if `log_density` is no function, or `layout` no layout.
+        ValueError: if `event_size` is not a positive integer, or not that of the layout.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,25 +50,41 @@ class Target:
         -1.0
     """
 
-    log_density: Callable[[Array], Array]
+    log_density: Callable[[Theta], Array]
     event_size: int
-    layout: Layout | None = dataclasses.field(default=None, kw_only=True)
-    log_prior: Callable[[Any], Array] | None = dataclasses.field(default=None, kw_only=True)
-    log_likelihood: Callable[[Any, Any], Array] | None = dataclasses.field(
-        default=None, kw_only=True
-    )
-    data: Any = dataclasses.field(default=None, kw_only=True, repr=False)
-    num_rows: int | None = dataclasses.field(default=None, kw_only=True)
+    _: dataclasses.KW_ONLY
+    layout: Layout | None = None
+    log_likelihood: Callable[[Theta, PyTree], Array] | None = None
+    data: PyTree = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "event_size", checks.positive_int("event_size", self.event_size))
-        for name in ("log_density", "log_prior", "log_likelihood"):
-            function = getattr(self, name)
-            if not (callable(function) or (function is None and name != "log_density")):
-                raise TypeError(f"`{name}` must be a function; got {function!r}.")
+        size = checks.positive_int("event_size", self.event_size)
+        name = "log_density" if self.log_likelihood is None else "log_prior"
+        _check_function(name, self.log_density)
+        if self.log_likelihood is not None:
+            _check_function("log_likelihood", self.log_likelihood)
+        if self.layout is not None:
+            if not isinstance(self.layout, Layout):
+                raise TypeError(
+                    f"`layout` must be None or a layout; got {self.layout!r}. Perhaps make the "
+                    "target with `fv.Target.from_named`?"
+                )
+            if self.layout.event_size != size:
+                raise ValueError(
+                    f"`event_size` must be that of the layout, {self.layout.event_size}; got "
+                    f"{size}."
+                )
+        object.__setattr__(self, "event_size", size)
+        if (self.data is None) != (self.log_likelihood is None):
+            raise ValueError(
+                "`data` must be given together with `log_likelihood`; got one of them. Perhaps "
+                "make the target with `fv.Target.from_likelihood`?"
+            )
+        if self.data is not None:
+            object.__setattr__(self, "data", _as_rows(self.data))
 
     @classmethod
-    def from_named(cls, log_density: Callable[[Any], Array], parameters: Any) -> "Target":
+    def from_named(cls, log_density: Callable[[Theta], Array], parameters: Parameters) -> "Target":
         """A target over named parameters with supports.
 
         Args:
@@ -73,9 +94,6 @@ class Target:
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
                 of which either may be None or infinite.
 
-        Raises:
-            TypeError, ValueError: if `parameters` are not of this kind.
-
         Example:
             >>> import jax.numpy as jnp
             >>> import flowvi as fv
@@ -84,25 +102,17 @@ class Target:
             -1.0
         """
         layout = as_layout(parameters)
-        _check_function("log_density", log_density)
-
-        def of_vector(u: Array) -> Array:
-            theta, log_det = layout.constrain_and_log_det(u)
-            value = log_density(theta)
-            _check_scalar("log_density", value)
-            return value + log_det
-
-        return cls(of_vector, layout.event_size, layout=layout)
+        return cls(log_density, layout.event_size, layout=layout)
 
     @classmethod
     def from_likelihood(
         cls,
-        log_prior: Callable[[Any], Array],
-        log_likelihood: Callable[[Any, Any], Array],
-        data: Any,
+        log_prior: Callable[[Theta], Array],
+        log_likelihood: Callable[[Theta, PyTree], Array],
+        data: PyTree,
         event_size: int | None = None,
         *,
-        parameters: Any = None,
+        parameters: Parameters | None = None,
     ) -> "Target":
         """A target made of a prior and a likelihood over rows, which may be subsampled.
 
@@ -119,9 +129,6 @@ class Target:
             event_size: the length of the parameters' vector; or
             parameters: the named parameters, as in `from_named`.
 
-        Raises:
-            TypeError, ValueError: if an argument is not of this kind.
-
         Example:
             >>> import jax.numpy as jnp
             >>> import flowvi as fv
@@ -134,49 +141,35 @@ class Target:
             >>> float(target(jnp.zeros(2))), target.num_rows
             (-100.0, 100)
         """
-        _check_function("log_prior", log_prior)
-        _check_function("log_likelihood", log_likelihood)
         if (event_size is None) == (parameters is None):
             raise ValueError(
                 "`event_size` must be given, or else `parameters`; got "
                 f"{'neither' if event_size is None else 'both'}. Perhaps `event_size=2` for a "
                 "vector of two?"
             )
+        _check_function("log_likelihood", log_likelihood)
         layout = None if parameters is None else as_layout(parameters)
         size = event_size if layout is None else layout.event_size
-        data, num_rows = _check_rows(data)
+        data = _as_rows(data)
+        return cls(log_prior, size, layout=layout, log_likelihood=log_likelihood, data=data)  # type: ignore[arg-type]
 
-        def of_vector(u: Array) -> Array:
-            return target.at(u, data)
+    @property
+    def num_rows(self) -> int | None:
+        """The number of rows of the data; None where there are none."""
+        return None if self.data is None else len(jax.tree.leaves(self.data)[0])
 
-        target = cls(
-            of_vector,
-            checks.positive_int("event_size", size),
-            layout=layout,
-            log_prior=log_prior,
-            log_likelihood=log_likelihood,
-            data=data,
-            num_rows=num_rows,
-        )
-        return target
+    def __call__(self, u: ArrayLike) -> Array:
+        """The log density at u of shape [..., D], of shape [...]. Compiled."""
+        return _evaluate(self, self._vectors("u", u), self.data)
 
-    def __call__(self, u: Any) -> Array:
-        """The log density at u of shape [..., D], of shape [...]. Compiled.
-
-        Raises:
-            ValueError: if the last axis of u is not D.
-        """
-        u = jnp.asarray(u, jnp.result_type(float))
-        checks.trailing_shape("u", u, (self.event_size,), "this target")
-        return _evaluate(self, u, self.data)
-
-    def at(self, u: Array, rows: Any) -> Array:
+    def at(self, u: Array, rows: PyTree) -> Array:
         """The log density at one vector, its likelihood estimated from some of the rows."""
-        if self.log_likelihood is None or self.log_prior is None:
-            return self.log_density(u)
-        theta, log_det = (u, 0.0) if self.layout is None else self.layout.constrain_and_log_det(u)
-        prior = self.log_prior(theta)
-        _check_scalar("log_prior", prior)
+        theta, log_det = self._constrain(u)
+        value = self.log_density(theta)
+        if self.log_likelihood is None:
+            _check_scalar("log_density", value)
+            return value + log_det
+        _check_scalar("log_prior", value)
         terms = self.log_likelihood(theta, rows)
         num_rows = jax.tree.leaves(rows)[0].shape[0]
         if jnp.shape(terms) != (num_rows,):
@@ -185,33 +178,25 @@ class Target:
                 f"{(num_rows,)}; got shape {jnp.shape(terms)}. Perhaps sum over the last axis of "
                 "the data alone?"
             )
-        return prior + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
+        return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
 
-    def log_joint(self, params: Any, key: Array, z: Array, batch: Any) -> Array:
+    def log_joint(self, params: PyTree, key: Array, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D], of shape [...].
 
-        Args:
-            params: unused; a target has no parameters of its own.
-            key: unused.
-            z: vectors.
-            batch: rows of the data, or None where there are none.
+        A target has no parameters of its own; `batch` are rows of the data, or None.
         """
         del params, key
         return _vectorised(self, z, batch)
 
-    def constrain(self, u: Any) -> Any:
+    def constrain(self, u: ArrayLike) -> Theta:
         """The user's parameters at u of shape [..., D]: {name: array}, or u itself."""
-        u = jnp.asarray(u)
-        checks.trailing_shape("u", u, (self.event_size,), "this target")
-        return u if self.layout is None else self.layout.constrain(u)
+        return self._constrain(self._vectors("u", u))[0]
 
-    def unconstrain(self, parameters: Any) -> Array:
+    def unconstrain(self, parameters: Theta) -> Array:
         """The inverse of `constrain`."""
         if self.layout is not None:
             return self.layout.unconstrain(parameters)
-        u = jnp.asarray(parameters, jnp.result_type(float))
-        checks.trailing_shape("parameters", u, (self.event_size,), "this target")
-        return u
+        return self._vectors("parameters", parameters)
 
     def labels(self) -> list[str]:
         """One label for each coordinate of the vector, in the user's names."""
@@ -220,49 +205,55 @@ class Target:
         return self.layout.labels()
 
     def check(self) -> None:
-        """Checks what the log density returns, from shapes alone.
-
-        Raises:
-            TypeError: if it is not floating.
-            ValueError: if it is not a scalar.
-        """
+        """Checks, from shapes alone, that the log density returns a floating scalar."""
         u = jax.ShapeDtypeStruct((self.event_size,), jnp.result_type(float))
-        _check_scalar("log_density", jax.eval_shape(self.at, u, self.data))
+        jax.eval_shape(self.at, u, self.data)
+
+    def _vectors(self, name: str, u: ArrayLike) -> Array:
+        u = as_float(u)
+        checks.trailing_shape(name, u, (self.event_size,), "this target")
+        return u
+
+    def _constrain(self, u: Array) -> tuple[Theta, Array | float]:
+        return (u, 0.0) if self.layout is None else self.layout.constrain_and_log_det(u)
 
 
-def _vectorised(target: Target, u: Array, rows: Any) -> Array:
+def _vectorised(target: Target, u: Array, rows: PyTree) -> Array:
     flat = u.reshape(-1, target.event_size)
     return vectorise.over(target.at, flat, rows).reshape(u.shape[:-1])
 
 
 @compiled()
-def _evaluate(target: Target, u: Array, rows: Any) -> Array:
+def _evaluate(target: Target, u: Array, rows: PyTree) -> Array:
     return _vectorised(target, u, rows)
 
 
-def _check_function(name: str, function: Any) -> None:
+def _check_function(name: str, function: object) -> None:
     if not callable(function):
         raise TypeError(f"`{name}` must be a function; got {function!r}.")
 
 
-def _check_rows(data: Any) -> tuple[Any, int]:
-    """(data as JAX's arrays, number of rows)."""
+def _as_rows(data: PyTree) -> PyTree:
+    """Data as JAX's arrays. A list of numbers, or of lists of them, is one array."""
+    if isinstance(data, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
+        data = np.asarray(data)
+    data = jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), data
+    )
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
-    if not shapes or any(len(shape) == 0 for shape in shapes):
-        raise ValueError(
-            "`data` must be arrays whose leading axis is the row; got shapes "
-            f"{', '.join(map(str, shapes)) or 'none'}."
-        )
+    got = ", ".join(map(str, shapes)) or "none"
+    if not shapes or () in shapes:
+        raise ValueError(f"`data` must be arrays whose leading axis is the row; got shapes {got}.")
     counts = {shape[0] for shape in shapes}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(
             "`data` must have the same number of rows, at least one, in all arrays; got shapes "
-            f"{', '.join(map(str, shapes))}."
+            f"{got}."
         )
-    return jax.tree.map(jnp.asarray, data), counts.pop()
+    return jax.tree.map(jnp.asarray, data)
 
 
-def _check_scalar(name: str, value: Any) -> None:
+def _check_scalar(name: str, value: object) -> None:
     shape = getattr(value, "shape", () if isinstance(value, int | float) else None)
     if shape != ():
         got = type(value).__name__ if shape is None else f"shape {shape}"
@@ -270,7 +261,6 @@ def _check_scalar(name: str, value: Any) -> None:
             f"`{name}` must return a scalar for one vector of parameters; got {got}. Perhaps sum "
             "the terms?"
         )
-    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-        raise TypeError(
-            f"`{name}` must return a floating number; got dtype {jnp.result_type(value)}."
-        )
+    dtype = jnp.result_type(value)  # type: ignore[arg-type]
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`{name}` must return a floating number; got dtype {dtype}.")

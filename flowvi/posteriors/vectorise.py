@@ -9,11 +9,14 @@ do not cut at all.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
+from flowvi.params import PyTree
+
 Array = jax.Array
+T = TypeVar("T")
 
 #: Versions of JAX that cut, and the multiplications from which on they do.
 CUTS, MOST_WORK = ((0, 10), (0, 12)), 200_000
@@ -27,7 +30,7 @@ LAPACK = frozenset(
 )
 
 
-def over(function: Callable[[Array, Any], Any], u: Array, rows: Any) -> Any:
+def over(function: Callable[[Array, PyTree], T], u: Array, rows: PyTree) -> T:
     """function(u_i, rows) for each u_i along the leading axis of u, stacked."""
     one = jax.ShapeDtypeStruct(u.shape[1:], u.dtype)
     work = largest_call(function, one, rows) if _cuts() else 0
@@ -38,7 +41,7 @@ def over(function: Callable[[Array, Any], Any], u: Array, rows: Any) -> Any:
     return jax.lax.map(lambda each: function(each, rows), u, batch_size=size if size > 1 else None)
 
 
-def largest_call(function: Callable[..., Any], *args: Any) -> int:
+def largest_call(function: Callable[..., PyTree], *args: PyTree) -> int:
     """Multiplications of the largest call of LAPACK in a function; 0 if it makes none.
 
     Args:
@@ -67,5 +70,5 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                 yield from _equations(getattr(inner, "jaxpr", inner))
 
 
-def _is_program(value: Any) -> bool:
+def _is_program(value: object) -> bool:
     return hasattr(value, "eqns")

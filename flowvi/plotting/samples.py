@@ -1,0 +1,263 @@
+"""Pictures of densities and posteriors: marginals and pairs of their columns."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowvi.plotting.curves import DARK, LIGHT, pyplot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = jax.Array
+
+#: Columns of marginals in one picture, and of pairs, unless asked for.
+MOST, MOST_PAIRS = 8, 4
+
+#: Bins of a histogram, points of a curve and, along each side, of a density in the plane.
+BINS, CURVE, GRID = 60, 400, 120
+
+#: Shares of the probability that the contours of a density in the plane hold.
+SHARES = (0.99, 0.9, 0.7, 0.5, 0.3, 0.1)
+
+
+class Density(Protocol):
+    """A fitted density or posterior."""
+
+    def sample(self, key: Array, num_samples: int, /) -> Array | Mapping[str, Array]: ...
+
+    def log_prob(self, x: ArrayLike, /) -> Array: ...
+
+
+def _as_table(values: ArrayLike | Mapping[str, ArrayLike]) -> np.ndarray:
+    """Numbers of shape [rows, columns]."""
+    leaves = list(values.values()) if isinstance(values, Mapping) else [values]
+    return np.concatenate([np.asarray(x, float).reshape(len(np.asarray(x)), -1) for x in leaves], 1)
+
+
+def _choose(labels: Sequence[str], names: Sequence[str] | None, most: int) -> list[int]:
+    """The columns of some names: all that are called so, or are elements of what is."""
+    if names is None:
+        return list(range(min(most, len(labels))))
+    chosen: list[int] = []
+    for name in names:
+        found = [i for i, label in enumerate(labels) if f"{label}[".startswith(f"{name}[")]
+        if not found:
+            raise ValueError(
+                f"`names` must be among {', '.join(labels[:MOST])}, ...; got {name!r}."
+            )
+        chosen += found
+    return chosen
+
+
+def _span(column: np.ndarray) -> tuple[float, float]:
+    """Where nearly all values are: a heavy tail would squeeze the rest into one bin."""
+    low, high = np.quantile(column[np.isfinite(column)], [0.002, 0.998])
+    margin = 0.04 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _histograms(
+    axis: "Axes", span: tuple[float, float], values: np.ndarray, other: np.ndarray | None
+) -> None:
+    """A histogram, and the outline of another one."""
+    fewest = min(len(each) for each in (values, other) if each is not None)
+    bins = int(np.clip(1.5 * np.sqrt(fewest), 10, BINS))
+    options: dict[str, Any] = {"bins": bins, "range": span, "density": True}
+    axis.hist(values, color=LIGHT, **options)
+    if other is not None:
+        axis.hist(other, histtype="step", color="black", linewidth=0.8, **options)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.set(xlim=span, yticks=[])
+
+
+def _scatter(axis: "Axes", x: np.ndarray, y: np.ndarray, color: str) -> None:
+    size = float(np.clip(8e3 / len(x), 1.5, 4))
+    axis.scatter(x, y, s=size, linewidths=0, color=color, alpha=0.7, rasterized=True)
+
+
+def _grid(
+    labels: Sequence[str], table: np.ndarray, other: np.ndarray | None, *, over: bool
+) -> "Figure":
+    """Marginals on the diagonal, pairs below it, and other pairs over them or else above it."""
+    size = len(labels)
+    inches = max(1.9 * size, 3.0)
+    figure, axes = pyplot().subplots(
+        size, size, figsize=(inches, inches), squeeze=False, layout="constrained"
+    )
+    both = table if other is None else np.concatenate([table, other])
+    spans = [_span(column) for column in both.T]
+    for row, column in np.ndindex(size, size):
+        axis = axes[row, column]
+        x, y = table[:, column], table[:, row]
+        if row == column:
+            _histograms(axis, spans[row], y, None if other is None else other[:, row])
+        elif column > row and (over or other is None):
+            axis.set_visible(False)
+        else:
+            if row > column:
+                _scatter(axis, x, y, LIGHT if over and other is not None else DARK)
+            if other is not None and (over or column > row):
+                _scatter(axis, other[:, column], other[:, row], "black")
+            axis.set(xlim=spans[column], ylim=spans[row])
+        axis.tick_params(labelsize=7)
+        axis.label_outer()
+        if row == size - 1:
+            axis.set_xlabel(labels[column])
+        if column == 0 and row > 0:
+            axis.set_ylabel(labels[row])
+    return figure
+
+
+def _posterior_columns(
+    posterior: Density, key: Array, num_samples: int, names: Sequence[str] | None, most: int
+) -> tuple[list[str], np.ndarray]:
+    labels = posterior.target.labels()  # type: ignore[attr-defined]
+    chosen = _choose(labels, names, most)
+    table = _as_table(posterior.sample(key, num_samples))
+    return [labels[index] for index in chosen], table[:, chosen]
+
+
+def pairs(
+    posterior: Density,
+    key: Array,
+    *,
+    names: Sequence[str] | None = None,
+    num_samples: int = 4_000,
+    reference: ArrayLike | None = None,
+) -> "Figure":
+    """Scatter plots of pairs of parameters, with the marginals on the diagonal.
+
+    Args:
+        posterior: a `Posterior`.
+        key: a random key.
+        names: parameters to draw; by default the first 4 coordinates.
+        num_samples: draws.
+        reference: an array [num_reference, number of labels drawn] of draws to compare with, or
+            None; they are drawn above the diagonal, and as outlines on it.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    labels, table = _posterior_columns(posterior, key, num_samples, names, MOST_PAIRS)
+    other = None if reference is None else _as_table(reference)[:num_samples]
+    return _grid(labels, table, other, over=False)
+
+
+def marginals(
+    posterior: Density,
+    key: Array,
+    *,
+    names: Sequence[str] | None = None,
+    num_samples: int = 10_000,
+    reference: ArrayLike | None = None,
+) -> "Figure":
+    """Histograms of the marginal posteriors, in the user's names, by default of 8 coordinates.
+
+    The arguments are those of `pairs`; the outlines of the reference are drawn on top.
+    """
+    plt = pyplot()
+    labels, table = _posterior_columns(posterior, key, num_samples, names, MOST)
+    other = None if reference is None else _as_table(reference)
+    width = min(len(labels), 4)
+    height = -(-len(labels) // width)
+    figure, axes = plt.subplots(
+        height, width, figsize=(2.6 * width, 2.0 * height), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(labels) :]:
+        axis.set_visible(False)
+    for index, (axis, label) in enumerate(zip(axes.flat, labels, strict=False)):
+        values = table[:, index]
+        _histograms(axis, _span(values), values, None if other is None else other[:, index])
+        axis.set_xlabel(label)
+    return figure
+
+
+def density(
+    density: Density,
+    x: ArrayLike | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    key: Array | None = None,
+    num_samples: int = 4_000,
+    most: int = 6,
+) -> "Figure":
+    """A fitted density, and the data where they are given.
+
+    One column is drawn as the density over a histogram of the data, two as contours that hold 99,
+    90, 70, 50, 30 and 10 % of the probability, with the data over them. More than two are drawn as
+    draws: marginals on the diagonal and pairs below it, data in black over draws in blue.
+
+    Args:
+        density: what has `sample(key, num_samples)` and `log_prob(x)`.
+        x: data of shape [n, D], or None; 4000 rows of them are drawn.
+        columns: the names of all columns; by default x0, x1, ...
+        names: those to draw; by default the first ones.
+        key: a random key; by default always the same one.
+        num_samples: draws.
+        most: columns to draw at most; a line says how many are left out.
+
+    Raises:
+        ValueError: if a name is unknown, or `x` or `columns` have another number of columns.
+    """
+    table = _as_table(density.sample(jax.random.key(0) if key is None else key, num_samples))
+    size = table.shape[1]
+    columns = [f"x{index}" for index in range(size)] if columns is None else list(columns)
+    data = None if x is None else _as_table(x)
+    for name, count in (("columns", len(columns)), ("x", size if data is None else data.shape[1])):
+        if count != size:
+            raise ValueError(f"`{name}` must have {size} columns, as the density; got {count}.")
+    if data is not None and len(data) > num_samples:
+        data = data[np.random.default_rng(0).choice(len(data), num_samples, replace=False)]
+    chosen = _choose(columns, names, most)[:most]
+    if size == 1:
+        return _curve(density, columns[0], table, data)
+    if size == 2 and len(chosen) == 2:
+        return _contours(density, columns, table, data)
+    labels = [columns[index] for index in chosen]
+    other = None if data is None else data[:, chosen]
+    figure = _grid(labels, table[:, chosen], other, over=True)
+    if names is None and len(chosen) < size:
+        figure.suptitle(f"{size - len(chosen)} more columns are left out", fontsize=9)
+    return figure
+
+
+def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray | None) -> "Figure":
+    figure, axis = pyplot().subplots(figsize=(4.6, 3.0), layout="constrained")
+    span = _span(table if data is None else np.concatenate([table, data]))
+    if data is not None:
+        _histograms(axis, span, data[:, 0], None)
+    line = np.linspace(*span, CURVE)
+    # Outside of the support of a density there is none.
+    values = np.nan_to_num(np.exp(np.asarray(density.log_prob(line[:, None]), float)))
+    axis.plot(line, values, color=DARK, linewidth=1.5)
+    axis.set(xlim=span, ylim=(0, None), xlabel=label, yticks=[])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def _contours(
+    density: Density, labels: Sequence[str], table: np.ndarray, data: np.ndarray | None
+) -> "Figure":
+    figure, axis = pyplot().subplots(figsize=(4.6, 4.2), layout="constrained")
+    spans = [_span(c) for c in (table if data is None else np.concatenate([table, data])).T]
+    first, second = np.meshgrid(*(np.linspace(*span, GRID) for span in spans))
+    points = np.stack([first, second], -1).reshape(-1, 2)
+    values = np.asarray(density.log_prob(points), float).reshape(GRID, GRID)
+    values = np.exp(np.where(np.isnan(values), -np.inf, values))
+    # The level above which a share of the probability lies, by the draws.
+    at_draws = np.exp(np.asarray(density.log_prob(table), float))
+    levels = np.unique(np.nanquantile(at_draws, [1 - share for share in SHARES]))
+    axis.contourf(
+        first, second, values, [*levels, max(values.max(), levels[-1]) * 1.01], cmap="Blues"
+    )
+    if data is not None:
+        _scatter(axis, data[:, 0], data[:, 1], "black")
+    axis.set(xlim=spans[0], ylim=spans[1], xlabel=labels[0], ylabel=labels[1])
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -12,14 +12,14 @@ them in order, and keeps their states in params["control"].
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi.networks import Network
-from flowvi.params import Fixed
+from flowvi.params import Fixed, PyTree
 
 Array = jax.Array
 
@@ -28,24 +28,30 @@ class Draws(NamedTuple):
     """What a control variate may look at.
 
     Attributes:
-        distribution: q, held fixed.
+        distribution: q, to whose parameters no gradient flows.
         context: the context of q, or None.
-        evaluate: z of shape [*batch, *event] -> the learning signal there, of shape [*batch].
+        signal_at: z of shape [*batch, *event] -> the learning signal there, of shape [*batch].
     """
 
     distribution: distrax.Distribution
     context: Array | None
-    evaluate: Callable[[Array], Array]
+    signal_at: Callable[[Array], Array]
 
 
 class ControlVariate(Protocol):
     """What `ScoreFunction` asks of a control variate: hashable."""
 
-    def init(self, key: Array) -> Any:
+    def init(self, key: Array) -> PyTree:
         """Fresh state."""
 
-    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
         """(new signal, new state, loss) for a signal of shape [num_samples, *batch]."""
+
+
+class _Stateless:
+    def init(self, key: Array) -> PyTree:
+        del key
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +64,11 @@ class _Running:
         if not 0 < self.decay < 1:
             raise ValueError(f"`decay` must be between 0 and 1; got {self.decay!r}.")
 
-    def init(self, key: Array) -> Any:
-        """No past."""
+    def init(self, key: Array) -> PyTree:
         del key
         return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
 
-    def _add(self, state: Any, value: Array) -> Any:
+    def _add(self, state: Fixed, value: Array) -> Fixed:
         """The state after one more step."""
         old = state.value
         value = jax.lax.stop_gradient(value).astype(old["mean"].dtype)
@@ -74,7 +79,7 @@ class _Running:
             }
         )
 
-    def _current(self, state: Any, otherwise: Array) -> Array:
+    def _current(self, state: Fixed, otherwise: Array) -> Array:
         """The average so far, or another number before there is one."""
         mean, weight = state.value["mean"], state.value["weight"]
         return jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), otherwise)
@@ -90,8 +95,7 @@ class RunningMean(_Running):
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
     """
 
-    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
-        """See `ControlVariate.apply`."""
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
         del draws
         mean = self._current(state, jnp.zeros(()))
         return signal - mean, self._add(state, jnp.mean(signal)), jnp.zeros(())
@@ -109,33 +113,22 @@ class RunningScale(_Running):
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
     """
 
-    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
-        """See `ControlVariate.apply`."""
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
         del draws
         scale = jnp.sqrt(jnp.maximum(self._current(state, jnp.ones(())), 1))
         return signal / scale, self._add(state, jnp.var(signal)), jnp.zeros(())
 
 
 @dataclasses.dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOut(_Stateless):
     """Subtracts from the signal of a draw the mean of those of the row's other draws.
 
-    It needs two draws of each row at least, and has no state.
+    It needs two draws of each row at least.
 
     Source: Kool, van Hoof, Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019.
     """
 
-    def init(self, key: Array) -> Any:
-        """No state."""
-        del key
-        return ()
-
-    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
-        """See `ControlVariate.apply`.
-
-        Raises:
-            ValueError: if there is one draw only.
-        """
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
         del draws
         count = signal.shape[0]
         if count < 2:
@@ -148,31 +141,21 @@ class LeaveOneOut:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfCritic:
-    """Subtracts the signal at the mode of q, which is one more evaluation for each row.
+class SelfCritic(_Stateless):
+    """Subtracts the signal at the mode of q, which q must know: one more evaluation for each row.
 
     Source: Rennie, Marcheret, Mroueh, Ross, Goel, "Self-Critical Sequence Training for Image
     Captioning", 2017.
     """
 
-    def init(self, key: Array) -> Any:
-        """No state."""
-        del key
-        return ()
-
-    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
-        """See `ControlVariate.apply`.
-
-        Raises:
-            NotImplementedError: if q does not know its mode.
-        """
-        critic = jax.lax.stop_gradient(draws.evaluate(draws.distribution.mode()))
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
+        critic = jax.lax.stop_gradient(draws.signal_at(draws.distribution.mode()))
         return signal - critic, state, jnp.zeros(())
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedBaseline:
-    """Subtracts a network's prediction of the signal from the context, fitted by least squares.
+    """Subtracts what a network predicts of the signal from q's context, fitted by least squares.
 
     Attributes:
         network: a network from a context to one number, of shape [..., 1], such as
@@ -183,16 +166,10 @@ class LearnedBaseline:
 
     network: Network
 
-    def init(self, key: Array) -> Any:
-        """The network's parameters, which the optimizer moves."""
+    def init(self, key: Array) -> PyTree:
         return self.network.init(key)
 
-    def apply(self, state: Any, signal: Array, draws: Draws) -> tuple[Array, Any, Array]:
-        """See `ControlVariate.apply`.
-
-        Raises:
-            ValueError: if q takes no context.
-        """
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
         if draws.context is None:
             raise ValueError(
                 "`context` must be given for `LearnedBaseline`; got None. Perhaps use "

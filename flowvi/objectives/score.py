@@ -1,14 +1,22 @@
 """The score function: gradients where draws carry none."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flowvi import distributions
 from flowvi.objectives.controls import ControlVariate, Draws, LeaveOneOut
-from flowvi.objectives.variational import Variational, evaluate, finish, with_gradient
+from flowvi.objectives.variational import (
+    Approximation,
+    Batch,
+    Output,
+    Params,
+    Variational,
+    density_and_state,
+    finish,
+    with_gradient,
+)
 
 Array = jax.Array
 
@@ -42,10 +50,8 @@ class ScoreFunction(Variational):
     Computation Graphs", 2015.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):
-        ...     return -0.5 * jnp.sum(z**2, -1)
+        >>> import jax, flowvi as fv
+        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
         >>> loss_fn = fv.objectives.ScoreFunction(fv.mean_field(2), log_joint, num_samples=8)
         >>> loss, metrics, params = loss_fn(
         ...     loss_fn.init(jax.random.key(0)), jax.random.key(1), None
@@ -68,20 +74,18 @@ class ScoreFunction(Variational):
 
     @property
     def _moves(self) -> bool:
-        """Whether what can move does."""
         return not self.family.reparameterized if self.path is None else self.path
 
     @property
     def _has_score(self) -> bool:
         return not (self._moves and self.family.reparameterized)
 
-    def init(self, key: Array) -> dict[str, Any]:
-        """Fresh parameters of q and of the control variates: {"posterior": ..., "control": ...}."""
+    def init(self, key: Array) -> Params:
         key, *keys = jax.random.split(key, 1 + len(self.controls))
         control = tuple(c.init(k) for c, k in zip(self.controls, keys, strict=True))
         return {**super().init(key), "control": control}
 
-    def _draws(self, q: Any, key: Array) -> tuple[Array, Array]:
+    def _draws(self, q: Approximation, key: Array) -> tuple[Array, Array]:
         """Draws, and the log probability whose gradient is the score."""
         if self._moves:
             shape, flag = (self.num_samples,), self.family.reparameterized
@@ -90,14 +94,13 @@ class ScoreFunction(Variational):
         z = jax.lax.stop_gradient(q.frozen.sample(seed=key, sample_shape=self.num_samples))
         return z, q.distribution.log_prob(z)
 
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, metrics ("baseline_loss"), and parameters."""
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
         z, log_choice = self._draws(q, draw_key)
         # The score of the point itself has mean zero, so it is left out.
         log_q = q.frozen.log_prob(z)
-        log_joint, new_joint = evaluate(self.log_joint, params, model_key, z, batch)
+        log_joint, new_joint = density_and_state(self.log_joint, params, model_key, z, batch)
         raw = jax.lax.stop_gradient(log_joint - log_q)
         good = jnp.isfinite(raw) if self.skip_nonfinite else jnp.ones(raw.shape, bool)
         count = jnp.maximum(jnp.sum(good), 1)
@@ -106,7 +109,8 @@ class ScoreFunction(Variational):
         signal = jnp.where(good, raw, middle)
 
         def signal_at(z: Array) -> Array:
-            log_joint, _ = evaluate(self.log_joint, params, model_key, z[None], batch)
+            again = jax.random.clone(model_key)
+            log_joint, _ = density_and_state(self.log_joint, params, again, z[None], batch)
             return (log_joint - q.frozen.log_prob(z[None]))[0]
 
         draws = Draws(q.frozen, q.context, signal_at)

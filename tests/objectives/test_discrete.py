@@ -305,7 +305,7 @@ MIXED = {
     "joint": (CODED, 2),
 }
 #: Two Gaussians, of which one has a hole in the middle of the other's place.
-GRID = np.linspace(-30.0, 30.0, 20_001, dtype=np.float32)
+GRID = np.linspace(-30.0, 30.0, 4_001, dtype=np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

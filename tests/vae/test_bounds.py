@@ -71,14 +71,12 @@ def test_chunks_do_not_matter(method):
         return np.asarray(getattr(vae, method)(params, KEY, x, 21, **options))
 
     whole = found(x)
-    np.testing.assert_allclose(found(x, chunk_size=200), whole, rtol=1e-5)
-    if method == "evaluate":
-        # Draws belong to their row and number: neither smaller chunks nor fewer rows change them.
-        np.testing.assert_allclose(found(x, chunk_size=3), whole, rtol=1e-5)
-        np.testing.assert_allclose(found(x[:2]), whole[:, :2], rtol=1e-5)
-        assert abs(whole[0] - np.asarray(vae.elbo(params, jax.random.key(1), x, 21))).max() > 1e-3
+    # Draws belong to their row and number: neither smaller chunks nor fewer rows change them.
+    np.testing.assert_allclose(found(x, chunk_size=3), whole, rtol=1e-5)
     batch = found(x[:6].reshape(2, 3, 3, 4))
-    np.testing.assert_allclose(batch.reshape(*batch.shape[:-2], 6), found(x[:6]), rtol=1e-5)
+    np.testing.assert_allclose(batch.reshape(*batch.shape[:-2], 6), whole[..., :6], rtol=1e-5)
+    if method == "evaluate":
+        assert abs(whole[0] - np.asarray(vae.elbo(params, jax.random.key(1), x, 21))).max() > 1e-3
 
 
 def test_memory_does_not_grow_with_the_number_of_draws():
@@ -141,7 +139,7 @@ def test_draws_that_share_their_latent():
     bias = params["posterior"]["network"]["layers"][0]["b"]
     bias += np.array([0.0, 0.0, 9.0, 0.0, 9.0], np.float32)
     data = truth.rows(3)
-    held = np.asarray(vae.sample_given(params, KEY, data, (6,), hold_latent=True))
+    held = np.asarray(vae.sample_given(params, KEY, data, (6,), share_latent=True))
     anew = np.asarray(vae.sample_given(params, KEY, data, (6,)))
     assert held.shape == anew.shape == (6, 3, 5)
     assert held.std(0).max() < 0.01 < 0.1 < anew.std(0).min()

@@ -108,8 +108,7 @@ class Enumeration(Variational):
 def count_choices(family: Family) -> int | None:
     """The number of choices behind a draw of a family; None if there is no end of them."""
     return _of_distribution(
-        family,
-        lambda q: distributions.num_choices(q, reparameterized=family.reparameterized),
+        family, lambda q: distributions.num_choices(q, reparameterized=family.reparameterized)
     )
 
 

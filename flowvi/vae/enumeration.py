@@ -37,7 +37,7 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
 
         log p(x) = log sum_z p(z) p(x | z)
 
-    It is what every bound is to be held against. The decoder is evaluated at each value once for
+    It is what every bound is to be compared with. The decoder is evaluated at each value once for
     all rows, or for as many as fit into memory.
 
     Args:
@@ -49,8 +49,7 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
         An array of shape [*batch], in nats.
 
     Raises:
-        ValueError: if the prior is not discrete, it has more than 65,536 values, or x has the wrong
-            shape.
+        ValueError: if the prior is not discrete, or has more than 65,536 values.
 
     Example:
         >>> import jax
@@ -76,16 +75,7 @@ def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
 
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
-    Args:
-        vae: a model whose prior is discrete.
-        params: its parameters.
-        x: of shape [*batch, *event_shape].
-
-    Returns:
-        An `ExactPosterior`, of z of shape [C, *latent_shape] and log_prob of shape [C, *batch].
-
-    Raises:
-        ValueError: as `log_marginal`.
+    Args and errors are those of `log_marginal`.
 
     Example:
         >>> import jax, jax.numpy as jnp

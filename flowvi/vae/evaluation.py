@@ -86,6 +86,13 @@ def no_weights(shape: Shape, dtype: jnp.dtype) -> WeightSum:
     return WeightSum(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype))
 
 
+class Chunks(NamedTuple):
+    """Draws of a row, and evaluations of the decoder, that are in memory together."""
+
+    draws: int
+    size: int = CHUNK
+
+
 def row_keys(key: Array, num_rows: int) -> Array:
     """A key for each row."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rows))
@@ -96,11 +103,9 @@ def draw_keys(row_key: Array, first: Array, count: int) -> Array:
     return jax.vmap(functools.partial(jax.random.fold_in, row_key))(first + jnp.arange(count))
 
 
-def over_rows(
-    function: Callable[..., PyTree], rows: tuple[Array, ...], draws: int, chunk_size: int = CHUNK
-) -> PyTree:
-    """`function` of each row, as many rows together as chunk_size evaluations of `draws` allow."""
-    together = max(1, min(len(rows[0]), chunk_size // draws))
+def over_rows(function: Callable[..., PyTree], rows: tuple[Array, ...], chunks: Chunks) -> PyTree:
+    """`function` of each row, as many rows together as chunks allow."""
+    together = max(1, min(len(rows[0]), chunks.size // chunks.draws))
     return jax.lax.map(lambda row: function(*row), rows, batch_size=together)
 
 
@@ -123,7 +128,7 @@ def closed_rate(vae: "VAE", params: Params, q: distrax.Distribution, kl: str) ->
         return None
 
 
-@compiled(static_argnums=(6, 7, 8))
+@compiled(static_argnums=(6, 7))
 def evaluate(
     vae: "VAE",
     params: Params,
@@ -131,15 +136,15 @@ def evaluate(
     x: Array,
     context: Array,
     num_samples: Array | np.int32,
-    draws: int,
+    chunks: Chunks,
     kl: KLRule,
-    chunk_size: int,
 ) -> Evaluation:
     """The evaluation of rows x of shape [N, *event]: arrays of shape [N].
 
-    `num_samples` is traced, so that one program serves any number; `draws` of each row are in
-    memory together. The context is that of the posterior: x itself, or the row's number.
+    `num_samples` is traced, so that one program serves any number. The context is that of the
+    posterior: x itself, or the row's number.
     """
+    draws = chunks.draws
 
     def of_row(key: Array, x: Array, context: Array) -> Evaluation:
         q = vae.posterior.distribution(params["posterior"], context)
@@ -167,10 +172,10 @@ def evaluate(
             log_likelihood=weights.log_mean(num_samples),
         )
 
-    return over_rows(of_row, (row_keys(key, len(x)), x, context), draws, chunk_size)
+    return over_rows(of_row, (row_keys(key, len(x)), x, context), chunks)
 
 
-@compiled(static_argnums=(5, 6, 7))
+@compiled(static_argnums=(5, 6))
 def log_weights(
     vae: "VAE",
     params: Params,
@@ -178,10 +183,10 @@ def log_weights(
     x: Array,
     context: Array,
     num_samples: int,
-    draws: int,
-    chunk_size: int,
+    chunks: Chunks,
 ) -> Array:
     """log p(x, z_k) - log q(z_k | x) of shape [K, N], at the draws that `evaluate` takes."""
+    draws = chunks.draws
 
     def of_row(key: Array, x: Array, context: Array) -> Array:
         q = vae.posterior.distribution(params["posterior"], context)
@@ -194,20 +199,15 @@ def log_weights(
         indices = jnp.arange(-(-num_samples // draws))
         return jax.lax.map(chunk, indices).reshape(-1)[:num_samples]
 
-    return over_rows(of_row, (row_keys(key, len(x)), x, context), draws, chunk_size).T
+    return over_rows(of_row, (row_keys(key, len(x)), x, context), chunks).T
 
 
-@compiled(static_argnums=(5, 6))
+@compiled(static_argnums=(5,))
 def prior_bound(
-    vae: "VAE",
-    params: Params,
-    key: Array,
-    x: Array,
-    num_samples: Array | np.int32,
-    draws: int,
-    chunk_size: int,
+    vae: "VAE", params: Params, key: Array, x: Array, num_samples: Array | np.int32, chunks: Chunks
 ) -> Array:
     """log (1/K sum_k p(x | z_k)) of shape [N], with draws of the prior that all rows share."""
+    draws = chunks.draws
     prior = vae.prior.distribution(params["prior"])
 
     def of_rows(x: Array) -> Array:
@@ -224,7 +224,7 @@ def prior_bound(
         weights = jax.lax.fori_loop(0, -(-num_samples // draws), chunk, start)
         return weights.log_mean(num_samples)
 
-    return over_blocks(of_rows, x, max(1, chunk_size // draws))
+    return over_blocks(of_rows, x, max(1, chunks.size // draws))
 
 
 def over_blocks(function: Callable[[Array], Array], x: Array, size: int) -> Array:

@@ -104,8 +104,7 @@ def fit_vae(
     Raises:
         TypeError: if an argument is of the wrong kind.
         ValueError: if shapes disagree, data are outside of the likelihood's support or not finite,
-            weights are negative, or there are more rows than posteriors; before anything is
-            trained.
+            weights are negative, or there are more rows than posteriors.
         TrainingDiverged: as in `fit`.
 
     Example:

@@ -18,10 +18,11 @@ from flowvi.objectives.variational import Batch, DensityAndState
 from flowvi.params import Origin
 from flowvi.training.arguments import check_key
 from flowvi.vae import evaluation
-from flowvi.vae.evaluation import CHUNK, DRAWS, Evaluation, KLRule, Params
+from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation, KLRule, Params
 
 Array = jax.Array
 Shape = tuple[int, ...]
+Data = ArrayLike
 
 #: The keys of a model's parameters.
 NAMES = ("prior", "likelihood", "posterior")
@@ -33,10 +34,10 @@ PATHWISE = (ELBO, IWELBO, Renyi, CUBO)
 MOST_DRAWS = 2**31 - 1
 
 
-class EvaluationOptions(TypedDict, total=False):
+class Options(TypedDict, total=False):
     """The options of `VAE.evaluate`."""
 
-    rows: ArrayLike | None
+    rows: Data | None
     kl: KLRule
     chunk_size: int
 
@@ -60,8 +61,7 @@ class VAE:
         posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
 
     Raises:
-        TypeError: if one of them is no family.
-        ValueError: if their shapes disagree, or a family's context is missing or superfluous.
+        TypeError, ValueError: if one of them is no family, or their shapes or contexts disagree.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed, "Variational
     Inference with Normalizing Flows", 2015.
@@ -153,27 +153,14 @@ class VAE:
 
         `ELBO` and `IWELBO` train all of the model. `ForwardKL` gives prior and likelihood no
         gradient, and `CUBO` is an upper bound of log p(x), which they would lower: both are for a
-        posterior whose model is frozen, by `optax.multi_transform` with
-        `optax.set_to_zero()`.
+        posterior of a frozen model, by `optax.multi_transform` with `optax.set_to_zero()`.
 
         Returns:
             The objective, a loss whose `init` makes what stands beside the model's parameters.
 
         Raises:
             TypeError: if it is no objective.
-            ValueError: if the objective needs draws that carry gradients, and the posterior's carry
-                none.
-
-        Example:
-            >>> import flowvi as fv
-            >>> from flowvi.networks import MLP
-            >>> vae = fv.VAE(
-            ...     prior=fv.standard_normal(2),
-            ...     likelihood=fv.conditional(fv.bernoulli(64), MLP(2, (32,), 64)),
-            ...     posterior=fv.conditional(fv.gaussian(2), MLP(64, (32,), 4)),
-            ... )
-            >>> vae.loss(fv.objectives.IWELBO, num_samples=8).num_samples
-            8
+            ValueError: if it needs draws that carry gradients, and the posterior's carry none.
         """
         if not (isinstance(objective, type) and issubclass(objective, Variational)):
             raise TypeError(
@@ -190,28 +177,24 @@ class VAE:
         context = row_of if self.is_unamortized else x_of
         return objective(self.posterior, joint, context=context, **options)
 
-    def log_joint(self, params: Params, x: ArrayLike, z: ArrayLike) -> Array:
+    def log_joint(self, params: Params, x: Data, z: Data) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
 
         Args:
             params: the parameters.
             x: of shape [..., *event_shape].
             z: of shape [..., *latent_shape]; the leading axes of both broadcast.
-
-        Raises:
-            ValueError: if a shape is wrong.
         """
-        found = self.check_x(x), self._z(z)
-        return evaluation.log_joint(self, self._own(params), *found)
+        return evaluation.log_joint(self, self._own(params), self.check_x(x), self._z(z))
 
     def evaluate(
         self,
         params: Params,
         key: Array,
-        x: ArrayLike,
+        x: Data,
         num_samples: int = 1,
         *,
-        rows: ArrayLike | None = None,
+        rows: Data | None = None,
         kl: KLRule = "auto",
         chunk_size: int = CHUNK,
     ) -> Evaluation:
@@ -236,7 +219,6 @@ class VAE:
 
         Raises:
             ValueError: if a shape or an option is wrong, or a row has no posterior.
-            TypeError: if `rows` are no integers.
             NotImplementedError: if `kl` is "analytic" and there is no closed form.
 
         Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Alemi,
@@ -244,51 +226,27 @@ class VAE:
         """
         if kl not in get_args(KLRule):
             raise ValueError(f"`kl` must be one of {', '.join(get_args(KLRule))}; got {kl!r}.")
-        num_samples, draws, chunk_size = _counts(num_samples, chunk_size)
+        chunks = _chunks(num_samples, chunk_size)
         x, context, batch_shape = self._rows(x, rows)
-        found = evaluation.evaluate(
-            self,
-            self._own(params, key),
-            key,
-            x,
-            context,
-            np.int32(num_samples),
-            draws,
-            kl,
-            chunk_size,
-        )
+        own, count = self._own(params, key), np.int32(num_samples)
+        found = evaluation.evaluate(self, own, key, x, context, count, chunks, kl)
         return Evaluation(*(each.reshape(batch_shape) for each in found))
 
     def elbo(
-        self,
-        params: Params,
-        key: Array,
-        x: ArrayLike,
-        num_samples: int = 1,
-        **options: Unpack[EvaluationOptions],
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, **options: Unpack[Options]
     ) -> Array:
         """The evidence lower bound E_q [log p(x, z) - log q(z | x)] of each row; see `evaluate`."""
         return self.evaluate(params, key, x, num_samples, **options).elbo
 
     def rate_and_distortion(
-        self,
-        params: Params,
-        key: Array,
-        x: ArrayLike,
-        num_samples: int = 1,
-        **options: Unpack[EvaluationOptions],
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, **options: Unpack[Options]
     ) -> tuple[Array, Array]:
         """KL(q(z | x) || p(z)) and -E_q log p(x | z) of each row; see `evaluate`."""
         found = self.evaluate(params, key, x, num_samples, **options)
         return found.rate, found.distortion
 
     def log_likelihood(
-        self,
-        params: Params,
-        key: Array,
-        x: ArrayLike,
-        num_samples: int,
-        **options: Unpack[EvaluationOptions],
+        self, params: Params, key: Array, x: Data, num_samples: int, **options: Unpack[Options]
     ) -> Array:
         """log p(x) of each row from K importance-weighted draws; see `evaluate`.
 
@@ -300,39 +258,31 @@ class VAE:
         self,
         params: Params,
         key: Array,
-        x: ArrayLike,
+        x: Data,
         num_samples: int,
         *,
-        rows: ArrayLike | None = None,
+        rows: Data | None = None,
         chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
-        num_samples, draws, chunk_size = _counts(num_samples, chunk_size)
+        chunks = _chunks(num_samples, chunk_size)
         x, context, batch_shape = self._rows(x, rows)
-        found = evaluation.log_weights(
-            self, self._own(params, key), key, x, context, num_samples, draws, chunk_size
-        )
+        own = self._own(params, key)
+        found = evaluation.log_weights(self, own, key, x, context, int(num_samples), chunks)
         return found.reshape(num_samples, *batch_shape)
 
     def prior_bound(
-        self, params: Params, key: Array, x: ArrayLike, num_samples: int, *, chunk_size: int = CHUNK
+        self, params: Params, key: Array, x: Data, num_samples: int, *, chunk_size: int = CHUNK
     ) -> Array:
         """log (1/K sum_k p(x | z_k)) of each row, z_k from the prior: the bound that needs no q.
 
         All rows share the draws, so K must be very large before it says much; but it holds whatever
         the posterior.
         """
-        num_samples, draws, chunk_size = _counts(num_samples, chunk_size)
+        chunks = _chunks(num_samples, chunk_size)
         x = self.check_x(x)
-        found = evaluation.prior_bound(
-            self,
-            self._own(params, key),
-            key,
-            x.reshape(-1, *self.event_shape),
-            np.int32(num_samples),
-            draws,
-            chunk_size,
-        )
+        own, flat = self._own(params, key), x.reshape(-1, *self.event_shape)
+        found = evaluation.prior_bound(self, own, key, flat, np.int32(num_samples), chunks)
         return found.reshape(self._batch_shape(x))
 
     def sample(
@@ -352,58 +302,42 @@ class VAE:
             num_per_latent: how many x for one z; None for one, without an axis of its own.
 
         Returns:
-            sample_shape + event_shape, or sample_shape + (num_per_latent,) + event_shape.
+            An array of shape sample_shape + [num_per_latent] + event_shape.
         """
-        count = (
-            None
-            if num_per_latent is None
-            else checks.positive_int("num_per_latent", num_per_latent)
-        )
+        if num_per_latent is not None:
+            num_per_latent = _count("num_per_latent", num_per_latent)
         shape = _sample_shape(sample_shape, num_per_latent or 1)
-        return evaluation.sample(self, self._own(params, key), key, shape, count)
+        return evaluation.sample(self, self._own(params, key), key, shape, num_per_latent)
 
     def encode(
         self,
         params: Params,
         key: Array,
-        x: ArrayLike,
+        x: Data,
         sample_shape: int | Sequence[int] = (),
         *,
-        rows: ArrayLike | None = None,
+        rows: Data | None = None,
     ) -> Array:
         """Draws of z from q(z | x), of shape sample_shape + batch + latent_shape."""
         own, shape = self._own(params, key), _sample_shape(sample_shape)
         return self.posterior.sample(own["posterior"], key, shape, self._context(x, rows))
 
-    def decode(self, params: Params, z: ArrayLike) -> Array:
+    def decode(self, params: Params, z: Data) -> Array:
         """The mean of p(x | z), of shape [..., *event_shape] for z of shape [..., *latent_shape].
 
         Raises:
-            ValueError: if z has the wrong shape.
             NotImplementedError: if the likelihood does not know its mean.
         """
         return evaluation.decode(self, self._own(params), self._z(z))
 
     def reconstruct(
-        self,
-        params: Params,
-        key: Array,
-        x: ArrayLike,
-        num_samples: int = 1,
-        *,
-        rows: ArrayLike | None = None,
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Data | None = None
     ) -> Array:
         """The mean of p(x' | z) for z from q(z | x), of the shape of x.
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            x: of shape [*batch, *event_shape].
-            num_samples: draws of z, over which the means are averaged.
-            rows: as in `evaluate`.
+        The means at `num_samples` draws of z are averaged; `rows` are as in `evaluate`.
 
         Raises:
-            ValueError: if x has the wrong shape.
             NotImplementedError: if the likelihood does not know its mean.
         """
         num_samples = _count("num_samples", num_samples)
@@ -414,24 +348,16 @@ class VAE:
         self,
         params: Params,
         key: Array,
-        x: ArrayLike,
+        x: Data,
         sample_shape: int | Sequence[int] = (),
         *,
-        rows: ArrayLike | None = None,
+        rows: Data | None = None,
         share_latent: bool = False,
     ) -> Array:
-        """Draws x' like x: z from q(z | x), x' given z.
+        """Draws x' like x, of shape sample_shape + batch + event_shape: x' given z from q(z | x).
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            x: of shape [*batch, *event_shape].
-            sample_shape: how many x' for each x.
-            rows: as in `evaluate`.
-            share_latent: whether all x' of an x come from one z; by default each has its own.
-
-        Returns:
-            sample_shape + batch + event_shape.
+        With `share_latent` all x' of an x come from one z; by default each has its own. `rows` are
+        as in `evaluate`.
         """
         own, shape = self._own(params, key), _sample_shape(sample_shape)
         context = self._context(x, rows)
@@ -440,18 +366,17 @@ class VAE:
     # ----------------------------------------------------------------------- what methods are given
 
     def _own(self, params: Params, key: Array | None = None) -> Params:
-        """The model's own parameters: a fit's may hold the state of an objective beside them."""
         if key is not None:
             check_key(key)
         return own_params(self, params)
 
-    def check_x(self, x: ArrayLike) -> Array:
+    def check_x(self, x: Data) -> Array:
         """x of shape [*batch, *event_shape]; ValueError for another."""
         x = as_array("x", x)
         checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
         return jnp.asarray(x)
 
-    def _z(self, z: ArrayLike) -> Array:
+    def _z(self, z: Data) -> Array:
         z = as_array("z", z)
         checks.trailing_shape("z", z, self.latent_shape, f"the prior {self.prior!r}")
         return jnp.asarray(z)
@@ -459,7 +384,7 @@ class VAE:
     def _batch_shape(self, x: Array) -> Shape:
         return x.shape[: x.ndim - len(self.event_shape)]
 
-    def _context(self, x: ArrayLike, rows: ArrayLike | None) -> Array:
+    def _context(self, x: Data, rows: Data | None) -> Array:
         """The context of the posterior: x, or the numbers of its rows, of shape [*batch]."""
         x = self.check_x(x)
         if not self.is_unamortized:
@@ -481,14 +406,14 @@ class VAE:
         self.posterior.check_context(rows)
         return jnp.asarray(rows)
 
-    def _rows(self, x: ArrayLike, rows: ArrayLike | None) -> tuple[Array, Array, Shape]:
+    def _rows(self, x: Data, rows: Data | None) -> tuple[Array, Array, Shape]:
         """x and the posterior's context with one axis of rows, and the axes they had."""
         x, context = self.check_x(x), self._context(x, rows)
         flat = context.reshape(-1, *self.posterior.context_shape)
         return x.reshape(-1, *self.event_shape), flat, self._batch_shape(x)
 
 
-def as_array(name: str, x: ArrayLike) -> Array:
+def as_array(name: str, x: Data) -> Array:
     """An array of numbers from an array, a list or a table.
 
     Raises:
@@ -512,8 +437,7 @@ def own_params(vae: VAE, params: Params) -> Params:
     """The parameters of a model without what may stand beside them.
 
     Raises:
-        TypeError: if they are no dict of parameters.
-        ValueError: if they are those of another model.
+        ValueError: if they are no dict of parameters, or those of another model.
     """
     if not isinstance(params, dict) or any(name not in params for name in NAMES):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
@@ -560,13 +484,12 @@ def _sample_shape(sample_shape: int | Sequence[int], others: int = 1) -> Shape:
     return shape
 
 
-def _counts(num_samples: int, chunk_size: int) -> tuple[int, int, int]:
-    """(draws, draws of a row in memory together, chunk size)."""
-    num_samples = _count("num_samples", num_samples)
-    chunk_size = _count("chunk_size", chunk_size)
+def _chunks(num_samples: int, chunk_size: int) -> Chunks:
+    num_samples, size = _count("num_samples", num_samples), _count("chunk_size", chunk_size)
     # Powers of two, so that there are few programs.
-    draws = min(1 << (num_samples - 1).bit_length(), DRAWS, 1 << (chunk_size.bit_length() - 1))
-    return num_samples, draws, chunk_size
+    return Chunks(
+        min(1 << (num_samples - 1).bit_length(), DRAWS, 1 << (size.bit_length() - 1)), size
+    )
 
 
 # --------------------------------------------------------------- the model as the objectives see it
@@ -613,7 +536,7 @@ def weights_of(batch: Batch) -> Array:
     return batch["weight"]
 
 
-def as_float(x: ArrayLike) -> Array:
+def as_float(x: Data) -> Array:
     """Whole numbers as networks take them; others as they are."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))

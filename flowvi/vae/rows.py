@@ -20,7 +20,7 @@ from flowvi.objectives.variational import Batch, Output
 from flowvi.params import Fixed, PyTree
 from flowvi.training import fit
 from flowvi.training.arguments import check_key
-from flowvi.vae.evaluation import Params, over_rows
+from flowvi.vae.evaluation import Chunks, Params, over_rows
 from flowvi.vae.fit import BATCH_SIZE, TrainingOptions, check_data, state_beside
 from flowvi.vae.fitted import FittedVAE
 from flowvi.vae.model import VAE, as_array, as_float, own_params
@@ -71,8 +71,7 @@ def fit_rows(
         is row i.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, or the posterior is neither amortized by a
-            network nor local.
+        TypeError: if the posterior is neither of `fv.conditional` nor of `fv.local`.
         ValueError: if shapes disagree, or data are outside of the likelihood's support.
         TrainingDiverged: as in `fit`.
 
@@ -163,21 +162,23 @@ def begin_rows(vae: VAE, params: Params, key: Array, x: Array) -> tuple[VAE, Par
 @compiled()
 def _features(posterior: Conditional, params: Params, x: Array) -> PyTree:
     """What the encoder says of each row."""
-    return over_rows(lambda x: posterior.features(params, x), (as_float(x),), 1)
+    return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
 
 
 def freeze(params: Params) -> Params:
     """The parameters, of which nothing but the rows can move."""
-    posterior = {**params["posterior"], "family": Fixed(params["posterior"]["family"])}
-    fixed = {name: Fixed(params[name]) for name in ("prior", "likelihood")}
-    return {**params, **fixed, "posterior": posterior}
+    return _map_all_but_rows(Fixed, params)
 
 
 def unfreeze(params: Params) -> Params:
     """The inverse of `freeze`."""
-    posterior = {**params["posterior"], "family": params["posterior"]["family"].value}
-    free = {name: params[name].value for name in ("prior", "likelihood")}
-    return {**params, **free, "posterior": posterior}
+    return _map_all_but_rows(lambda fixed: fixed.value, params)
+
+
+def _map_all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
+    own = {**params["posterior"], "family": function(params["posterior"]["family"])}
+    model = {name: function(params[name]) for name in ("prior", "likelihood")}
+    return {**params, **model, "posterior": own}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,16 +237,14 @@ class AmortizationGap(NamedTuple):
     @property
     def approximation(self) -> Array | None:
         """importance_weighted - refined: what the family loses, about."""
-        if self.importance_weighted is None:
-            return None
-        return self.importance_weighted - self.refined
+        bound = self.importance_weighted
+        return None if bound is None else bound - self.refined
 
     @property
     def inference(self) -> Array | None:
         """importance_weighted - encoder: the sum of the two."""
-        if self.importance_weighted is None:
-            return None
-        return self.importance_weighted - self.encoder
+        bound = self.importance_weighted
+        return None if bound is None else bound - self.encoder
 
 
 def amortization_gap(
@@ -272,16 +271,12 @@ def amortization_gap(
         x: array of shape [num_rows, *event_shape]; rows the model was not fitted to tell more.
         key: a random key.
         num_samples: K, draws of each row in the evaluation.
-        num_steps: steps of each row.
-        objective: as in `fit_rows`.
-        **options: as in `fit_rows`.
-
-    Returns:
-        An `AmortizationGap`.
+        num_steps: as in `fit_rows`, as are `objective` and `**options`.
+        objective: see there.
+        **options: see there.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, or there is no encoder.
-        ValueError: if shapes disagree, or data are outside of the likelihood's support.
+        TypeError: if there is no encoder.
 
     Source: Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018.
 

@@ -16,14 +16,7 @@ from flowvi.vae.model import weights_of
 from tests.small import SMALL
 from tests.tolerances import FLOAT32
 from tests.training.helpers import assert_trees_equal
-from tests.vae.helpers import (
-    KEY,
-    Linear,
-    binary_rows,
-    binary_vae,
-    gaussian_log_prob,
-    perturbed,
-)
+from tests.vae.helpers import KEY, Linear, binary_rows, binary_vae, gaussian_log_prob, perturbed
 
 
 def pca_log_prob(x, latent):

@@ -127,14 +127,7 @@ def test_a_row_that_got_worse_keeps_what_the_encoder_said():
     amortized, params = exact()
     x = TRUTH.rows(6, seed=7)
     gap = fv.amortization_gap(
-        amortized,
-        params,
-        x,
-        key=KEY,
-        num_samples=50,
-        num_steps=3,
-        optimizer=AWAY,
-        progress=False,
+        amortized, params, x, key=KEY, num_samples=50, num_steps=3, optimizer=AWAY, progress=False
     )
     assert (gap.amortization == 0).all()
     kept = gap.rows.vae.elbo(gap.rows.params, KEY, x, 50)

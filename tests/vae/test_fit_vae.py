@@ -1,6 +1,8 @@
 """What `fit_vae` learns, and what it hands to the objectives."""
 
 import dataclasses
+import inspect
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -324,3 +326,25 @@ def test_a_flow_posterior_learns_what_a_normal_one_cannot():
         result = fv.fit_vae(vae, x, key=KEY, num_steps=700, progress=False)
         found[name] = vae.evaluate(result.params, KEY, x, 100)
     assert found["flow"].elbo.mean() > found["normal"].elbo.mean() + 0.3
+
+
+def test_a_fit_returns_the_fitted_model():
+    vae, x = binary_vae(), binary_rows()
+    fitted = fv.fit_vae(vae, x.tolist(), key=KEY, num_steps=2, batch_size=5, progress=False)
+    params = fitted.params
+    assert repr(fitted) == (
+        "FittedVAE(event_shape=(3, 4), latent_shape=(2,), stop_reason='max_steps', num_steps=2)"
+    )
+    again = pickle.loads(pickle.dumps(fitted))
+    assert_trees_equal(again.params, params)
+    for found, expected in (
+        (fitted.sample(KEY, 4), vae.sample(params, KEY, 4)),
+        (again.evaluate(KEY, x, 3), vae.evaluate(params, KEY, x, 3)),
+        (fitted.encode(KEY, x), vae.encode(params, KEY, x)),
+        (fitted.decode([0.0, 1.0]), vae.decode(params, np.array([0.0, 1.0]))),
+    ):
+        assert_trees_equal(found, expected)
+    # Editors complete the arguments of the model's methods, without the parameters.
+    assert list(inspect.signature(type(fitted).elbo).parameters)[:3] == ["self", "key", "x"]
+    assert "params:" not in type(fitted).sample.__doc__
+    assert "sample_shape: how many z" in type(fitted).sample.__doc__

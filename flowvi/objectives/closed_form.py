@@ -104,6 +104,7 @@ def _as_matrix(root: Array, diagonal: bool) -> Array:
 
 
 def _diagonal_kl(mean_q: Array, root_q: Array, mean_p: Array, root_p: Array) -> Array:
+    mean_q, root_q, mean_p, root_p = jnp.broadcast_arrays(mean_q, root_q, mean_p, root_p)
     ratio = root_q / root_p
     terms = ratio**2 + ((mean_p - mean_q) / root_p) ** 2 - 1 - 2 * jnp.log(ratio)
     return 0.5 * jnp.sum(terms, -1)

@@ -198,7 +198,7 @@ class ELBO(Variational):
             if base is None:
                 rates = log_q - prior.log_prob(z)
             else:
-                rates = base + prior.log_prob(x) - prior.log_prob(z) - log_det
+                rates = base[None] + prior.log_prob(x) - prior.log_prob(z) - log_det
             good, metrics = self._good(terms - rates)
             rate = self._mean(rates, good, batch)
         else:

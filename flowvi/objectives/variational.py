@@ -19,7 +19,7 @@ from flowvi.families import Family
 from flowvi.params import PyTree
 
 if TYPE_CHECKING:
-    from flowvi.objectives.controls import ControlVariate
+    from flowvi.objectives.score import ControlVariate
 
 Array = jax.Array
 Params = dict[str, PyTree]
@@ -181,7 +181,9 @@ class Variational:
 
     def _weighted(self, rows: Array, batch: Batch) -> Array:
         """An array of shape [..., *batch], multiplied by the weights of its rows."""
-        return rows if self.row_weights is None else rows * self.row_weights(batch)
+        if self.row_weights is None:
+            return rows
+        return rows * jnp.broadcast_to(self.row_weights(batch), rows.shape)
 
     def _good(self, log_weights: Array) -> tuple[Array | None, dict[str, Array]]:
         """Where log weights are finite, or None if it does not matter; and metrics."""

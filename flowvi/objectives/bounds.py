@@ -1,14 +1,19 @@
 """Bounds from powers of importance weights: Renyi, importance-weighted, and chi."""
 
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
+import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi.objectives.variational import (
+    Batch,
+    DensityAndState,
+    Output,
+    Params,
     Variational,
-    evaluate,
+    density_and_state,
     finish,
     scale_cotangent,
     with_gradient,
@@ -36,15 +41,18 @@ class PowerBound(Variational):
         super().__post_init__()
         self._check_reparameterized("fv.objectives.ScoreFunction")
 
+    #: That of the bound in the loss: -1 for a lower bound.
+    sign: ClassVar[int] = -1
+
     @property
     def _power(self) -> float:
-        raise NotImplementedError
+        return 1.0
 
     def _log_weights(
-        self, z: Array, q: Any, params: Any, key: Array, batch: Any
-    ) -> tuple[Array, dict[str, Any]]:
+        self, z: Array, q: distrax.Distribution, params: Params, key: Array, batch: Batch
+    ) -> DensityAndState:
         z = self._guarded(z)
-        log_joint, new = evaluate(self.log_joint, params, key, z, batch)
+        log_joint, new = density_and_state(self.log_joint, params, key, z, batch)
         log_weights = log_joint - q.log_prob(z)
         if not self.skip_nonfinite:
             return log_weights, new
@@ -52,29 +60,29 @@ class PowerBound(Variational):
         lowest = jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
         return jnp.where(jnp.isneginf(lowest), jnp.finfo(lowest.dtype).min / 1e3, lowest), new
 
-    def _bound(self, params: Any, key: Array, batch: Any) -> Any:
-        """(bound of each row, metrics, what the training form hands back)."""
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
         z = q.distribution.sample(seed=draw_key, sample_shape=self.num_samples)
         power = self._power
         if self.doubly:
-            plain, _ = self._log_weights(z, q.frozen, params, model_key, batch)
+            again = jax.random.clone(model_key)
+            plain, _ = self._log_weights(z, q.frozen, params, again, batch)
             shares = jax.lax.stop_gradient(jax.nn.softmax(power * plain, axis=0))
             z = scale_cotangent(z, (1 - power) + power * shares)
-            log_weights, new = self._log_weights(z, q.frozen, params, model_key, batch)
-            surrogate = jnp.sum(shares * log_weights, axis=0)
-        else:
-            log_weights, new = self._log_weights(z, q.distribution, params, model_key, batch)
+        density = q.frozen if self.doubly else q.distribution
+        log_weights, new = self._log_weights(z, density, params, model_key, batch)
+        if not self.doubly:
             shares = jax.lax.stop_gradient(jax.nn.softmax(power * log_weights, axis=0))
-            surrogate = jnp.sum(shares * log_weights, axis=0)
+        surrogate = jnp.sum(shares * log_weights, axis=0)
         log_mean = jax.nn.logsumexp(power * log_weights, axis=0) - jnp.log(self.num_samples)
         bound = with_gradient(log_mean / power, surrogate)
         metrics = {}
         if self.skip_nonfinite:
             low = log_weights <= jnp.finfo(log_weights.dtype).min / 1e3
             metrics["skipped"] = jnp.mean(low.astype(log_weights.dtype))
-        return self._mean(bound, None, batch), metrics, {**q.new, **new}
+        loss = self.sign * self._mean(bound, None, batch)
+        return finish(loss, metrics, params, {**q.new, **new})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +104,8 @@ class Renyi(PowerBound):
     Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):
-        ...     return -0.5 * jnp.sum(z**2, -1)
+        >>> import jax, flowvi as fv
+        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
         >>> loss_fn = fv.objectives.Renyi(fv.mean_field(2), log_joint, alpha=0.5, num_samples=8)
         >>> f"{loss_fn(loss_fn.init(jax.random.key(0)), jax.random.key(1), None):.4f}"
         '-1.8379'
@@ -119,11 +125,6 @@ class Renyi(PowerBound):
     def _power(self) -> float:
         return 1 - self.alpha
 
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, with metrics and parameters where there are any."""
-        bound, metrics, new = self._bound(params, key, batch)
-        return finish(-bound, metrics, params, new)
-
 
 @dataclasses.dataclass(frozen=True)
 class IWELBO(PowerBound):
@@ -140,23 +141,12 @@ class IWELBO(PowerBound):
     Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):
-        ...     return -0.5 * jnp.sum(z**2, -1)
+        >>> import jax, flowvi as fv
+        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
         >>> loss_fn = fv.objectives.IWELBO(fv.mean_field(2), log_joint, num_samples=8)
         >>> f"{loss_fn(loss_fn.init(jax.random.key(0)), jax.random.key(1), None):.4f}"
         '-1.8379'
     """
-
-    @property
-    def _power(self) -> float:
-        return 1.0
-
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, with metrics and parameters where there are any."""
-        bound, metrics, new = self._bound(params, key, batch)
-        return finish(-bound, metrics, params, new)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +169,14 @@ class CUBO(PowerBound):
     Minimization", 2017.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):
-        ...     return -0.5 * jnp.sum(z**2, -1)
+        >>> import jax, flowvi as fv
+        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
         >>> loss_fn = fv.objectives.CUBO(fv.mean_field(2), log_joint, num_samples=8)
         >>> f"{loss_fn(loss_fn.init(jax.random.key(0)), jax.random.key(1), None):.4f}"
         '1.8379'
     """
+
+    sign: ClassVar[int] = 1
 
     order: float = dataclasses.field(default=2.0, kw_only=True)
 
@@ -198,8 +188,3 @@ class CUBO(PowerBound):
     @property
     def _power(self) -> float:
         return self.order
-
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, with metrics and parameters where there are any."""
-        bound, metrics, new = self._bound(params, key, batch)
-        return finish(bound, metrics, params, new)

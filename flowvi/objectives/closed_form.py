@@ -1,7 +1,5 @@
 """KL divergences in closed form."""
 
-from typing import Any
-
 import distrax
 import jax
 import jax.numpy as jnp
@@ -52,7 +50,7 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
     return q.kl_divergence(p)
 
 
-def _moments(distribution: Any) -> tuple[Array, Array, bool] | None:
+def _moments(distribution: distrax.Distribution) -> tuple[Array, Array, bool] | None:
     """(mean, root, whether it is a diagonal) of a normal; None for others.
 
     The root is standard deviations, or a lower triangular R with covariance R R^T.
@@ -83,7 +81,7 @@ def _moments(distribution: Any) -> tuple[Array, Array, bool] | None:
     return None
 
 
-def _is_triangular(bijector: Any) -> bool:
+def _is_triangular(bijector: distrax.Bijector) -> bool:
     """Whether this is an elementwise map after a lower triangular matrix."""
     if not isinstance(bijector, distrax.Chain) or len(bijector.bijectors) != 2:
         return False
@@ -95,7 +93,7 @@ def _is_triangular(bijector: Any) -> bool:
     )
 
 
-def _slope(bijector: Any, mean: Array) -> Array:
+def _slope(bijector: distrax.Bijector, mean: Array) -> Array:
     """The slope of an elementwise affine map."""
     zero = mean * 0
     return bijector.forward(zero + 1) - bijector.forward(zero)
@@ -106,6 +104,7 @@ def _as_matrix(root: Array, diagonal: bool) -> Array:
 
 
 def _diagonal_kl(mean_q: Array, root_q: Array, mean_p: Array, root_p: Array) -> Array:
+    mean_q, root_q, mean_p, root_p = jnp.broadcast_arrays(mean_q, root_q, mean_p, root_p)
     ratio = root_q / root_p
     terms = ratio**2 + ((mean_p - mean_q) / root_p) ** 2 - 1 - 2 * jnp.log(ratio)
     return 0.5 * jnp.sum(terms, -1)

@@ -1,19 +1,28 @@
 """The evidence lower bound."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar, Literal, get_args
 
+import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi.distributions import FlowDistribution, RelaxedDistribution, along
 from flowvi.objectives import closed_form
-from flowvi.objectives.variational import Joint, Variational, evaluate, finish
+from flowvi.objectives.variational import (
+    Batch,
+    Joint,
+    Output,
+    Params,
+    Variational,
+    density_and_state,
+    finish,
+)
 from flowvi.params import Fixed
 
 Array = jax.Array
 
-KL_RULES = ("auto", "analytic", "sampled")
+KLRule = Literal["auto", "analytic", "sampled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +69,8 @@ class ELBO(Variational):
     Inference with Inverse Autoregressive Flow", 2016.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):
-        ...     return -0.5 * jnp.sum(z**2, -1)
+        >>> import jax, flowvi as fv
+        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
         >>> loss_fn = fv.objectives.ELBO(fv.mean_field(2), log_joint, num_samples=8, path=True)
         >>> loss = loss_fn(loss_fn.init(jax.random.key(0)), jax.random.key(1), None)
         >>> f"{loss:.4f}"  # minus the log of the normalising constant, 2 pi
@@ -71,7 +78,7 @@ class ELBO(Variational):
     """
 
     path: bool = dataclasses.field(default=False, kw_only=True)
-    kl: str = dataclasses.field(default="auto", kw_only=True)
+    kl: KLRule = dataclasses.field(default="auto", kw_only=True)
     kl_weight: float = dataclasses.field(default=1.0, kw_only=True)
     warm_up: int = dataclasses.field(default=0, kw_only=True)
     free_bits: float = dataclasses.field(default=0.0, kw_only=True)
@@ -81,8 +88,8 @@ class ELBO(Variational):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_reparameterized("fv.objectives.ScoreFunction")
-        if self.kl not in KL_RULES:
-            raise ValueError(f"`kl` must be one of {', '.join(KL_RULES)}; got {self.kl!r}.")
+        if self.kl not in get_args(KLRule):
+            raise ValueError(f"`kl` must be one of {', '.join(get_args(KLRule))}; got {self.kl!r}.")
         if self.kl == "analytic" and self.path:
             raise ValueError('`kl` must be "auto" or "sampled" with `path`; got "analytic".')
         for name in ("kl_weight", "free_bits", "warm_up"):
@@ -101,26 +108,26 @@ class ELBO(Variational):
                     f"{self.log_joint!r}."
                 )
 
-    def init(self, key: Array) -> dict[str, Any]:
-        """Fresh parameters of q, and with a warm-up the count of steps, in "control"."""
+    def init(self, key: Array) -> Params:
         params = super().init(key)
-        return {**params, "control": {"step": _no_steps()}} if self.warm_up else params
+        steps = Fixed(jnp.zeros((), jnp.int32))
+        return {**params, "control": {"step": steps}} if self.warm_up else params
 
-    def kl_rule(self, params: Any, batch: Any = None) -> str:
+    def kl_rule(self, params: Params, batch: Batch = None) -> str:
         """Which rule holds for these parameters and this batch.
 
         Returns:
             "analytic"; "base", where the base of a flow has a closed KL divergence; or "sampled".
         """
 
-        def closed(params: Any, batch: Any) -> Any:
+        def closed(params: Params, batch: Batch) -> tuple[Array | None, Array | None]:
             q = self._approximation(params, jax.random.key(0), batch).distribution
             return self._closed_kl(q, params), self._base_kl(q, params)
 
         whole, base = jax.eval_shape(closed, params, batch)
         return "analytic" if whole is not None else "sampled" if base is None else "base"
 
-    def _closed_kl(self, distribution: Any, params: Any) -> Array | None:
+    def _closed_kl(self, distribution: distrax.Distribution, params: Params) -> Array | None:
         relaxed = isinstance(distribution, RelaxedDistribution)
         if not isinstance(self.log_joint, Joint):
             return None
@@ -146,13 +153,13 @@ class ELBO(Variational):
                 raise
             return None
 
-    def _base_kl(self, distribution: Any, params: Any) -> Array | None:
+    def _base_kl(self, distribution: distrax.Distribution, params: Params) -> Array | None:
         """That of the base of a flow."""
         if not isinstance(distribution, FlowDistribution):
             return None
         return self._closed_kl(distribution.distribution, params)
 
-    def _weight(self, params: Any) -> tuple[Any, dict[str, Any]]:
+    def _weight(self, params: Params) -> tuple[float | Array, Params]:
         """The weight of the rate in this step, and the count of steps after it."""
         if not self.warm_up:
             return self.kl_weight, {}
@@ -160,8 +167,7 @@ class ELBO(Variational):
         weight = self.kl_weight * jnp.minimum(done / self.warm_up, 1.0)
         return weight, {"control": {**params["control"], "step": Fixed(done)}}
 
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, with metrics and parameters where there are any."""
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
         closed = self._closed_kl(q.distribution, params)
@@ -182,17 +188,17 @@ class ELBO(Variational):
             )
         z = self._guarded(z)
         if not isinstance(self.log_joint, Joint):
-            log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
+            log_joint, new = density_and_state(self.log_joint, params, model_key, z, batch)
             good, metrics = self._good(log_joint - log_q)
             elbo = self._mean(log_joint - log_q, good, batch)
             return finish(-elbo, metrics, params, {**q.new, **new})
-        terms, new = evaluate(self.log_joint.log_likelihood, params, model_key, z, batch)
+        terms, new = density_and_state(self.log_joint.log_likelihood, params, model_key, z, batch)
         if closed is None:
             prior = self.log_joint.prior_distribution(params)
             if base is None:
                 rates = log_q - prior.log_prob(z)
             else:
-                rates = base + prior.log_prob(x) - prior.log_prob(z) - log_det
+                rates = base[None] + prior.log_prob(x) - prior.log_prob(z) - log_det
             good, metrics = self._good(terms - rates)
             rate = self._mean(rates, good, batch)
         else:
@@ -205,7 +211,3 @@ class ELBO(Variational):
         loss = distortion + weight * charged
         metrics = {**metrics, "rate": rate, "distortion": distortion}
         return finish(loss, metrics, params, {**q.new, **new, **control})
-
-
-def _no_steps() -> Fixed:
-    return Fixed(jnp.zeros((), jnp.int32))

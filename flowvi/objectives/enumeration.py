@@ -2,16 +2,27 @@
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
 
+import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi import distributions
 from flowvi.families import Family
-from flowvi.objectives.variational import Joint, Variational, evaluate, finish
+from flowvi.objectives.variational import (
+    Batch,
+    Joint,
+    Output,
+    Params,
+    Variational,
+    density_and_state,
+    finish,
+)
+from flowvi.params import PyTree
 
 Array = jax.Array
+Count = Callable[[distrax.Distribution], int | None]
 
 #: Choices of a row that may be summed over.
 MOST_CHOICES = 1 << 16
@@ -53,7 +64,7 @@ class Enumeration(Variational):
             raise ValueError("`skip_nonfinite` must be False for `Enumeration`; got True.")
         check_count("family", self.family, count_choices(self.family))
 
-    def _choices(self, q: Any, key: Array) -> tuple[Array, Array]:
+    def _choices(self, q: distrax.Distribution, key: Array) -> tuple[Array, Array]:
         """z of each choice and draw in one axis, as a joint density takes it; log shares of them.
 
         Rows share the values of a discrete q, so a likelihood that can take them has axes of one in
@@ -71,8 +82,7 @@ class Enumeration(Variational):
         log_share = log_choice - jnp.log(self.num_samples)
         return z.reshape(-1, *z.shape[2:]), log_share.reshape(-1, *log_share.shape[2:])
 
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, with metrics and parameters where there are any."""
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
         z, log_choice = self._choices(q.distribution, draw_key)
@@ -86,9 +96,9 @@ class Enumeration(Variational):
         # The mean score of the point itself is zero.
         log_q = q.frozen.log_prob(z)
         if not isinstance(self.log_joint, Joint):
-            log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
+            log_joint, new = density_and_state(self.log_joint, params, model_key, z, batch)
             return finish(-total(log_joint - log_q), {}, params, {**q.new, **new})
-        terms, new = evaluate(self.log_joint.log_likelihood, params, model_key, z, batch)
+        terms, new = density_and_state(self.log_joint.log_likelihood, params, model_key, z, batch)
         prior = self.log_joint.prior_distribution(params)
         metrics = {"rate": total(log_q - prior.log_prob(z)), "distortion": -total(terms)}
         loss = metrics["rate"] + metrics["distortion"]
@@ -98,8 +108,7 @@ class Enumeration(Variational):
 def count_choices(family: Family) -> int | None:
     """The number of choices behind a draw of a family; None if there is no end of them."""
     return _of_distribution(
-        family,
-        lambda q: distributions.num_choices(q, reparameterized=family.reparameterized),
+        family, lambda q: distributions.num_choices(q, reparameterized=family.reparameterized)
     )
 
 
@@ -108,18 +117,20 @@ def support_size(family: Family) -> int | None:
     return _of_distribution(family, distributions.support_size)
 
 
-def _of_distribution(family: Family, function: Any) -> Any:
+def _of_distribution(
+    family: Family, function: Callable[[distrax.Distribution], int | None]
+) -> int | None:
     """What a function says of a family's distribution, whose arrays are never computed."""
-    found = []
+    found: list[int | None] = []
 
-    def look(params: Any, context: Any) -> None:
+    def keep(params: PyTree, context: Array | None) -> None:
         found.append(function(family.distribution(params, context)))
 
     params = jax.eval_shape(family.init, jax.random.key(0))
     shape = family.context_shape
     number = jnp.result_type(float) if shape != () else jnp.result_type(int)
     context = None if shape is None else jax.ShapeDtypeStruct((1, *shape), number)
-    jax.eval_shape(look, params, context)
+    jax.eval_shape(keep, params, context)
     return found[0]
 
 

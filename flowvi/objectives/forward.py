@@ -1,14 +1,21 @@
 """The forward KL divergence, which covers mass."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flowvi.distributions import FlowDistribution
 from flowvi.families import Family
-from flowvi.objectives.variational import Approximation, Variational, evaluate, finish
+from flowvi.objectives.variational import (
+    Approximation,
+    Batch,
+    Output,
+    Params,
+    Variational,
+    density_and_state,
+    finish,
+)
 
 Array = jax.Array
 
@@ -22,7 +29,7 @@ class ForwardKL(Variational):
 
         loss = -sum_k v_k log q(z_k),   v = softmax(log p(z, x) - log r(z))
 
-    with r = q itself, held fixed, unless `proposal` is given. Its bias is of order 1/K. Neither
+    with r = q itself, frozen, unless `proposal` is given. Its bias is of order 1/K. Neither
     the weights nor the draws carry gradients, so parameters of the joint density get none, and q
     need not be reparameterised. The gradient for r = q is that of
 
@@ -38,10 +45,8 @@ class ForwardKL(Variational):
     Source: Bornschein, Bengio, "Reweighted Wake-Sleep", 2015.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):
-        ...     return -0.5 * jnp.sum(z**2, -1)
+        >>> import jax, flowvi as fv
+        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
         >>> loss_fn = fv.objectives.ForwardKL(fv.mean_field(1), log_joint, num_samples=4096)
         >>> loss = loss_fn(loss_fn.init(jax.random.key(0)), jax.random.key(1), None)
         >>> abs(float(loss) - 1.4189) < 0.05  # the entropy of a standard normal
@@ -55,12 +60,11 @@ class ForwardKL(Variational):
         if not (self.proposal is None or isinstance(self.proposal, Family)):
             raise TypeError(f"`proposal` must be a family or None; got {self.proposal!r}.")
 
-    def __call__(self, params: Any, key: Array, batch: Any) -> Any:
-        """The loss, with metrics and parameters where there are any."""
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch)
         z, log_r, log_q = self._draws(q, params, draw_key)
-        log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
+        log_joint, new = density_and_state(self.log_joint, params, model_key, z, batch)
         log_weights = log_joint - log_r
         metrics = {}
         if self.skip_nonfinite:
@@ -70,7 +74,7 @@ class ForwardKL(Variational):
         loss = self._mean(cross_entropy(log_weights, log_q, self.proposal is None), None, batch)
         return finish(loss, metrics, params, {**q.new, **new})
 
-    def _draws(self, q: Approximation, params: Any, key: Array) -> tuple[Array, Array, Array]:
+    def _draws(self, q: Approximation, params: Params, key: Array) -> tuple[Array, Array, Array]:
         """(draws z of the proposal, log r(z), log q(z)), of which the last one has a gradient."""
         if self.proposal is None:
             if isinstance(q.distribution, FlowDistribution):
@@ -88,7 +92,7 @@ class ForwardKL(Variational):
 
 
 def cross_entropy(log_weights: Array, log_q: Array, own: bool) -> Array:
-    """-sum_k v_k log q(z_k), with v = softmax(log_weights) held fixed; see `ForwardKL`.
+    """-sum_k v_k log q(z_k), with v = softmax(log_weights) frozen; see `ForwardKL`.
 
     Args:
         log_weights: log p(z_k) - log r(z_k), of shape [K, ...].

@@ -1,12 +1,13 @@
 """Maximum likelihood."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flowvi.families import Family
+from flowvi.objectives.variational import Output
+from flowvi.params import PyTree
 
 Array = jax.Array
 
@@ -41,15 +42,14 @@ class NegativeLogLikelihood:
     family: Family
     training: bool = True
 
-    def __call__(self, params: Any, key: Array, batch: dict[str, Array]) -> Any:
-        """The loss; or (loss, metrics, params) where the training form hands back parameters."""
+    def __call__(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Output:
         if not self.training:
             return self._held_out(params, batch)
         distribution, new_params = self.family.train_distribution(params, key, batch.get("context"))
         loss = -jnp.mean(distribution.log_prob(batch["x"]))
         return loss if new_params is params else (loss, {}, new_params)
 
-    def _held_out(self, params: Any, batch: dict[str, Array]) -> Array:
+    def _held_out(self, params: PyTree, batch: dict[str, Array]) -> Array:
         def total(rows: dict[str, Array]) -> Array:
             distribution = self.family.distribution(params, rows.get("context"))
             return jnp.sum(distribution.log_prob(rows["x"]))

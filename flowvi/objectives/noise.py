@@ -1,15 +1,18 @@
 """How noisy the gradient of an objective is."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.params import combine, partition
+from flowvi.objectives.variational import Batch, Output, Params
+from flowvi.params import PyTree, combine, partition
 
 Array = jax.Array
+LossFn = Callable[[Params, Array, Batch], Output]
 
 
 class GradientMoments(NamedTuple):
@@ -24,8 +27,8 @@ class GradientMoments(NamedTuple):
 
     loss: Array
     loss_variance: Array
-    mean: Any
-    variance: Any
+    mean: PyTree
+    variance: PyTree
 
     @property
     def total_variance(self) -> Array:
@@ -34,10 +37,10 @@ class GradientMoments(NamedTuple):
 
 
 def gradient_moments(
-    loss_fn: Any,
-    params: Any,
+    loss_fn: LossFn,
+    params: Params,
     key: Array,
-    batch: Any = None,
+    batch: Batch = None,
     *,
     num_draws: int = 100,
     name: str = "posterior",
@@ -81,18 +84,18 @@ def gradient_moments(
 
 @compiled(static_argnums=(4, 5))
 def _moments(
-    loss_fn: Any, params: Any, key: Array, batch: Any, num_draws: int, name: str
+    loss_fn: LossFn, params: Params, key: Array, batch: Batch, num_draws: int, name: str
 ) -> GradientMoments:
     trainable, fixed = partition(params[name])
 
-    def loss(trainable: Any, key: Array) -> Array:
+    def loss(trainable: PyTree, key: Array) -> Array:
         out = loss_fn({**params, name: combine(trainable, fixed)}, key, batch)
         return out[0] if isinstance(out, tuple) else out
 
-    def draw(index: Array) -> Any:
+    def draw(index: Array) -> PyTree:
         return jax.value_and_grad(loss)(trainable, jax.random.fold_in(key, index))
 
-    def add(index: Array, sums: Any) -> Any:
+    def add(index: Array, sums: PyTree) -> PyTree:
         # Welford's update, which loses no digits to a large mean.
         mean, square = sums
         new = draw(index)

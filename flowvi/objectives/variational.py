@@ -7,7 +7,7 @@ the state of control variates.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import distrax
 import jax
@@ -16,10 +16,20 @@ import jax.numpy as jnp
 from flowvi import checks
 from flowvi.distributions import RelaxedDistribution
 from flowvi.families import Family
+from flowvi.params import PyTree
+
+if TYPE_CHECKING:
+    from flowvi.objectives.score import ControlVariate
 
 Array = jax.Array
-LogJoint = Callable[[Any, Array, Array, Any], Any]
-ContextFn = Callable[[Any], Array]
+Params = dict[str, PyTree]
+Batch = PyTree
+#: The loss, and in this order metrics and new parameters where there are any.
+Output = Array | tuple[Array, dict[str, Array]] | tuple[Array, dict[str, Array], Params]
+#: A log density, and what its training form hands back: {name: parameters}, or nothing.
+DensityAndState = tuple[Array, Params]
+LogDensity = Array | DensityAndState
+LogJoint = Callable[[Params, Array, Array, Batch], LogDensity]
 
 
 class Approximation(NamedTuple):
@@ -27,7 +37,7 @@ class Approximation(NamedTuple):
 
     Attributes:
         distribution: q, through whose parameters gradients flow.
-        frozen: the same q with its parameters held fixed.
+        frozen: the same q, to whose parameters no gradient flows.
         context: the context of q, or None.
         new: what its training form hands back: {"posterior": parameters}, or nothing.
     """
@@ -35,7 +45,7 @@ class Approximation(NamedTuple):
     distribution: distrax.Distribution
     frozen: distrax.Distribution
     context: Array | None
-    new: dict[str, Any]
+    new: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +73,27 @@ class Joint:
     prior: Family
     log_likelihood: LogJoint
 
-    def prior_distribution(self, params: Any) -> distrax.Distribution:
+    def prior_distribution(self, params: Params) -> distrax.Distribution:
         """p(z)."""
         return self.prior.distribution(params.get("prior", {}))
 
-    def __call__(self, params: Any, key: Array, z: Array, batch: Any) -> Any:
-        """The log joint density, of shape [num_samples, *batch]; a pair where its factor is one."""
-        likelihood, new = evaluate(self.log_likelihood, params, key, z, batch)
+    def __call__(
+        self, params: Params, key: Array, z: Array, batch: Batch
+    ) -> Array | DensityAndState:
+        likelihood, new = density_and_state(self.log_likelihood, params, key, z, batch)
         log_joint = self.prior_distribution(params).log_prob(z) + likelihood
         return (log_joint, new) if new else log_joint
 
 
-def evaluate(
-    log_density: LogJoint, params: Any, key: Array, z: Array, batch: Any
-) -> tuple[Array, dict[str, Any]]:
+def density_and_state(
+    log_density: LogJoint, params: Params, key: Array, z: Array, batch: Batch
+) -> DensityAndState:
     """(log density, what its training form hands back: {name: parameters}, or nothing)."""
     output = log_density(params, key, z, batch)
     return output if isinstance(output, tuple) else (output, {})
+
+
+evaluate = density_and_state  # TODO(merge): the name that `posteriors` knows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +119,10 @@ class Variational:
     family: Family
     log_joint: LogJoint
     num_samples: int = dataclasses.field(default=1, kw_only=True)
-    context: ContextFn | None = dataclasses.field(default=None, kw_only=True)
+    context: Callable[[Batch], Array] | None = dataclasses.field(default=None, kw_only=True)
     skip_nonfinite: bool = dataclasses.field(default=False, kw_only=True)
-    row_weights: ContextFn | None = dataclasses.field(default=None, kw_only=True)
-    controls: tuple[Any, ...] = dataclasses.field(default=(), kw_only=True)
+    row_weights: Callable[[Batch], Array] | None = dataclasses.field(default=None, kw_only=True)
+    controls: tuple["ControlVariate", ...] = dataclasses.field(default=(), kw_only=True)
 
     #: Whether draws may be relaxed ones, at which a discrete prior has no density.
     takes_relaxed: ClassVar[bool] = False
@@ -134,11 +148,15 @@ class Variational:
         """Whether the gradient has a term with the score function."""
         return False
 
-    def init(self, key: Array) -> dict[str, Any]:
-        """Fresh parameters of q: {"posterior": ...}."""
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
+        """The loss, and in this order metrics and new parameters where there are any."""
+        raise NotImplementedError
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of q: {"posterior": ...}, and the state of the objective, "control"."""
         return {"posterior": self.family.init(key)}
 
-    def _approximation(self, params: Any, key: Array, batch: Any) -> Approximation:
+    def _approximation(self, params: Params, key: Array, batch: Batch) -> Approximation:
         context = None if self.context is None else self.context(batch)
         own = params["posterior"]
         distribution, new = self.family.train_distribution(own, key, context)
@@ -148,7 +166,8 @@ class Variational:
                 f"its density at the draws; got {self.family!r} for {type(self).__name__}. Perhaps "
                 "use `fv.objectives.ELBO`?"
             )
-        frozen, _ = self.family.train_distribution(jax.lax.stop_gradient(own), key, context)
+        again = jax.random.clone(key)  # the same randomness, as is meant
+        frozen, _ = self.family.train_distribution(jax.lax.stop_gradient(own), again, context)
         return Approximation(
             distribution, frozen, context, {} if new is own else {"posterior": new}
         )
@@ -160,9 +179,11 @@ class Variational:
                 f"{self.family!r}. Perhaps use `{instead}`?"
             )
 
-    def _weighted(self, rows: Array, batch: Any) -> Array:
+    def _weighted(self, rows: Array, batch: Batch) -> Array:
         """An array of shape [..., *batch], multiplied by the weights of its rows."""
-        return rows if self.row_weights is None else rows * self.row_weights(batch)
+        if self.row_weights is None:
+            return rows
+        return rows * jnp.broadcast_to(self.row_weights(batch), rows.shape)
 
     def _good(self, log_weights: Array) -> tuple[Array | None, dict[str, Array]]:
         """Where log weights are finite, or None if it does not matter; and metrics."""
@@ -171,7 +192,7 @@ class Variational:
         good = jnp.isfinite(log_weights)
         return good, {"skipped": 1 - jnp.mean(good.astype(log_weights.dtype))}
 
-    def _mean(self, rows: Array, good: Array | None, batch: Any) -> Array:
+    def _mean(self, rows: Array, good: Array | None, batch: Batch) -> Array:
         """The mean over draws and rows of an array of shape [..., *batch], where it is good."""
         rows = self._weighted(rows, batch)
         if good is None:
@@ -185,7 +206,7 @@ class Variational:
         return finite_cotangent(z, len(self.family.event_shape)) if self.skip_nonfinite else z
 
 
-def finish(loss: Array, metrics: dict[str, Array], params: Any, new: dict[str, Any]) -> Any:
+def finish(loss: Array, metrics: dict[str, Array], params: Params, new: Params) -> Output:
     """The loss in the shortest form that says all."""
     if new:
         return loss, metrics, {**params, **new}

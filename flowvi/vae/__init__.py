@@ -3,16 +3,16 @@
 from flowvi.vae.enumeration import ExactPosterior, exact_posterior, log_marginal
 from flowvi.vae.evaluation import Evaluation
 from flowvi.vae.fit import fit_vae
-from flowvi.vae.gap import AmortizationGap, amortization_gap
+from flowvi.vae.fitted import FittedVAE
 from flowvi.vae.model import VAE
-from flowvi.vae.rows import FittedRows, fit_rows
+from flowvi.vae.rows import AmortizationGap, amortization_gap, fit_rows
 
 __all__ = [
     "VAE",
     "AmortizationGap",
     "Evaluation",
     "ExactPosterior",
-    "FittedRows",
+    "FittedVAE",
     "amortization_gap",
     "exact_posterior",
     "fit_rows",

@@ -1,16 +1,15 @@
 """Models with discrete latents, exactly: by a sum over all values of z."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from numpy.typing import ArrayLike
 
-from flowvi import checks, distributions
+from flowvi import distributions
 from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
-from flowvi.vae.batches import as_float
-from flowvi.vae.evaluation import CHUNK, map_blocks
-from flowvi.vae.inputs import NAMES
-from flowvi.vae.model import VAE
+from flowvi.vae.evaluation import CHUNK, Params, over_blocks
+from flowvi.vae.model import VAE, as_float, own_params
 
 Array = jax.Array
 
@@ -33,12 +32,12 @@ class ExactPosterior(NamedTuple):
     log_prob: Array
 
 
-def log_marginal(vae: VAE, params: Any, x: Any) -> Array:
+def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
     """log p(x) of each row, exactly: the sum over all values of a discrete z.
 
         log p(x) = log sum_z p(z) p(x | z)
 
-    It is what every bound is to be held against. The decoder is evaluated at each value once for
+    It is what every bound is to be compared with. The decoder is evaluated at each value once for
     all rows, or for as many as fit into memory.
 
     Args:
@@ -50,8 +49,7 @@ def log_marginal(vae: VAE, params: Any, x: Any) -> Array:
         An array of shape [*batch], in nats.
 
     Raises:
-        ValueError: if the prior is not discrete, it has more than 65,536 values, or x has the wrong
-            shape.
+        ValueError: if the prior is not discrete, or has more than 65,536 values.
 
     Example:
         >>> import jax
@@ -68,26 +66,16 @@ def log_marginal(vae: VAE, params: Any, x: Any) -> Array:
         >>> bool((elbo < log_marginal(vae, params, x)).all())
         True
     """
-    rows, batch_shape = _check(vae, x)
-    found = _log_marginal(vae, _own(params), rows)
-    return found.reshape(batch_shape)
+    own, rows, batch_shape = _checked(vae, params, x)
+    return _log_marginal(vae, own, rows).reshape(batch_shape)
 
 
-def exact_posterior(vae: VAE, params: Any, x: Any) -> ExactPosterior:
+def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
     """p(z | x) of each row, exactly, for every value of a discrete z.
 
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
-    Args:
-        vae: a model whose prior is discrete.
-        params: its parameters.
-        x: of shape [*batch, *event_shape].
-
-    Returns:
-        An `ExactPosterior`, of z of shape [C, *latent_shape] and log_prob of shape [C, *batch].
-
-    Raises:
-        ValueError: as `log_marginal`.
+    Args and errors are those of `log_marginal`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -102,29 +90,25 @@ def exact_posterior(vae: VAE, params: Any, x: Any) -> ExactPosterior:
         >>> z.shape, log_prob.shape
         ((4, 1, 4), (4, 5))
     """
-    rows, batch_shape = _check(vae, x)
-    z, log_joint = _table(vae, _own(params), rows)
+    own, rows, batch_shape = _checked(vae, params, x)
+    z, log_joint = _table(vae, own, rows)
     log_prob = jax.nn.log_softmax(log_joint, axis=0)
     return ExactPosterior(z, log_prob.reshape(len(z), *batch_shape))
 
 
-def _own(params: Any) -> dict[str, Any]:
-    return {name: params[name] for name in NAMES if name != "posterior"}
-
-
-def _check(vae: VAE, x: Any) -> tuple[Array, tuple[int, ...]]:
-    """x with one axis of rows, and the axes it had."""
+def _checked(vae: VAE, params: Params, x: ArrayLike) -> tuple[Params, Array, tuple[int, ...]]:
+    """The parameters of the joint density, x with one axis of rows, and the axes it had."""
     if not isinstance(vae, VAE):
         raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
     check_count("prior", vae.prior, support_size(vae.prior))
-    shape = vae.event_shape
-    checks.trailing_shape("x", x, shape, f"the likelihood {vae.likelihood!r}")
-    x = as_float(x)
-    return x.reshape(-1, *shape), x.shape[: x.ndim - len(shape)]
+    x = as_float(vae.check_x(x))
+    own = own_params(vae, params)
+    del own["posterior"]
+    return own, x.reshape(-1, *vae.event_shape), x.shape[: x.ndim - len(vae.event_shape)]
 
 
 @compiled()
-def _table(vae: VAE, params: dict[str, Any], x: Array) -> tuple[Array, Array]:
+def _table(vae: VAE, params: Params, x: Array) -> tuple[Array, Array]:
     """(all z, log p(x, z) of shape [C, N])."""
     prior = vae.prior.distribution(params["prior"])
     z = distributions.support(prior)
@@ -139,9 +123,9 @@ def _table(vae: VAE, params: dict[str, Any], x: Array) -> tuple[Array, Array]:
 
 
 @compiled()
-def _log_marginal(vae: VAE, params: dict[str, Any], x: Array) -> Array:
+def _log_marginal(vae: VAE, params: Params, x: Array) -> Array:
     def of_rows(x: Array) -> Array:
         return jax.nn.logsumexp(_table(vae, params, x)[1], axis=0)
 
     size = support_size(vae.prior)
-    return map_blocks(of_rows, x, max(1, TABLE // (size or 1)))
+    return over_blocks(of_rows, x, max(1, TABLE // (size or 1)))

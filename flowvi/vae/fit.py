@@ -1,52 +1,74 @@
 """Fitting a latent-variable model to data."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.objectives import Variational
-from flowvi.training import FitResult, Look, Plateau, fit
+from flowvi.params import PerRow, PyTree, is_per_row
+from flowvi.training import Look, Plateau, fit
 from flowvi.training.arguments import check_key
-from flowvi.vae.batches import weights_of
-from flowvi.vae.defaults import BATCH_SIZE, default_optimizer
-from flowvi.vae.inputs import NAMES
-from flowvi.vae.model import VAE
+from flowvi.vae.evaluation import Params
+from flowvi.vae.fitted import FittedVAE
+from flowvi.vae.model import NAMES, VAE, as_array, own_params, weights_of
 
 Array = jax.Array
 
 #: Validations over the length of a fit.
 VALIDATIONS = 50
 
+#: Rows of a batch, where there are as many.
+BATCH_SIZE = 128
+
+#: The learning rate at its peak, relative to the size that parameters start with.
+LEARNING_RATE = 2e-2
+
+#: How many times faster than others parameters per row move. They are what an encoder would say of
+#: a row, and what it says moves faster than each of its many weights.
+ROW_SPEED = 5.0
+
+#: The part of the steps over which the learning rate rises, and how many they are at most.
+RISE, MOST_RISE = 0.1, 500
+
+
+class TrainingOptions(TypedDict, total=False):  # TODO(merge): that of `flowvi.training`
+    """What all fits share; see `fit`."""
+
+    optimizer: optax.GradientTransformation | None
+    batch_size: int | None
+    plateau: Plateau | None
+    checkpoint_dir: str | os.PathLike[str] | None
+    checkpoint_every: int | None
+    resume: bool
+    progress: bool
+    callback: Callable[[Look], bool | None] | None
+
 
 def fit_vae(
     vae: VAE,
-    x: Any,
+    x: ArrayLike,
     *,
     key: Array,
     num_steps: int,
-    batch_size: int | None = None,
-    weights: Any = None,
+    weights: ArrayLike | None = None,
     objective: Variational | None = None,
-    params: Any = None,
-    optimizer: optax.GradientTransformation | None = None,
-    validation_data: Any = None,
+    params: Params | None = None,
+    validation_data: ArrayLike | None = None,
     validation_samples: int = 1,
     validate_every: int | None = None,
     patience: int | None = None,
-    plateau: Plateau | None = None,
-    checkpoint_dir: Any = None,
-    checkpoint_every: int | None = None,
-    resume: bool = False,
-    progress: bool = True,
-    callback: Callable[[Look], bool | None] | None = None,
-) -> FitResult:
+    **options: Unpack[TrainingOptions],
+) -> FittedVAE:
     """Fits prior, likelihood and posterior of a model together.
 
     Maximises the ELBO, a mean over rows, or another objective. The history holds "loss", and with
@@ -60,37 +82,29 @@ def fit_vae(
             each row has its own posterior, x[i] is row i.
         key: a random key.
         num_steps: steps to do.
-        batch_size: rows of a batch; 128 by default, or all if there are fewer.
         weights: array of shape [num_rows] of how much each row counts, None for equally. Only their
             ratios matter.
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
             KL divergence in closed form where it has one.
         params: parameters to start from, such as an earlier result's.
-        optimizer: an Optax optimizer. By default Adam, with steps relative to the size that
-            parameters start with, whose learning rate rises over the first steps to 0.02, or to 0.1
-            for parameters per row, and falls to zero with the last. `optax.multi_transform` over
-            the keys of the parameters gives each family its own.
         validation_data: array of shape [num_validation_rows, *event_shape], rows that are not
             trained on. With it the result holds the parameters with the highest ELBO of them.
         validation_samples: draws of each row in a validation.
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
-        plateau: end training when the loss itself stops improving; see `Plateau`.
-        checkpoint_dir: as in `fit`, as are those that follow.
-        checkpoint_every: see there.
-        resume: see there.
-        progress: whether to show progress on standard error.
-        callback: as in `fit`.
+        **options: those of `fit`. `batch_size` is 128 by default, or all rows if there are fewer.
+            `optimizer` is Adam by default, with steps relative to the size that parameters start
+            with, whose learning rate rises over the first steps to 0.02, or to 0.1 for parameters
+            per row, and falls to zero with the last. `optax.multi_transform` over the keys of the
+            parameters gives each family its own.
 
     Returns:
-        A `FitResult`, whose `params` are those of `vae`, and whose "control" there is where the
-        objective has a state.
+        A `FittedVAE`: the methods of `vae` at the parameters that were learned, and the history.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
         ValueError: if shapes disagree, data are outside of the likelihood's support or not finite,
-            weights are negative, or there are more rows than posteriors; before anything is
-            trained.
+            weights are negative, or there are more rows than posteriors.
         TrainingDiverged: as in `fit`.
 
     Example:
@@ -103,8 +117,8 @@ def fit_vae(
         ...     likelihood=fv.conditional(fv.bernoulli(8), MLP(2, (16,), 8)),
         ...     posterior=fv.conditional(fv.gaussian(2), MLP(8, (16,), 4)),
         ... )
-        >>> result = fv.fit_vae(vae, x, key=jax.random.key(1), num_steps=50, progress=False)
-        >>> sorted(result.history), vae.reconstruct(result.params, jax.random.key(2), x).shape
+        >>> fitted = fv.fit_vae(vae, x, key=jax.random.key(1), num_steps=50, progress=False)
+        >>> sorted(fitted.history), fitted.reconstruct(jax.random.key(2), x).shape
         (['distortion', 'loss', 'rate'], (100, 8))
     """
     if not isinstance(vae, VAE):
@@ -112,67 +126,60 @@ def fit_vae(
     check_key(key)
     num_steps = checks.positive_int("num_steps", num_steps)
     x = check_data(vae, "x", x)
-    batch_size = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
-    loss_fn: Any = vae.loss() if objective is None else objective
+    loss_fn = vae.loss() if objective is None else objective
     if not (isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior):
         raise TypeError(
             "`objective` must be what `vae.loss(...)` of this model returns, such as "
             f"`vae.loss(fv.objectives.IWELBO, num_samples=8)`; got {objective!r}."
         )
-    data: dict[str, Any] = {"x": x}
-    if vae.is_local:
-        data["row"] = np.arange(len(x), dtype=np.int32)
-        vae.posterior.check_context(data["row"])
+    data: dict[str, Array | np.ndarray] = {"x": x}
+    if vae.is_unamortized:
+        data["row"] = rows = jnp.arange(len(x), dtype=jnp.int32)
+        vae.posterior.check_context(rows)
     if weights is not None:
         data["weight"] = _check_weights(weights, len(x))
         loss_fn = dataclasses.replace(loss_fn, row_weights=weights_of)
     init_key, objective_key, fit_key = jax.random.split(key, 3)
-    start = vae.init(init_key) if params is None else check_params(params)
-    params = _with_state(start, state_beside(loss_fn, objective_key))
+    if params is None:
+        params = vae.init(init_key)
+    else:
+        own_params(vae, params)
     num_samples = checks.positive_int("validation_samples", validation_samples)
-    validation: dict[str, Any] = {}
     if validation_data is not None:
-        if vae.is_local:
+        if vae.is_unamortized:
             raise ValueError(
                 "`validation_data` must be None where each row has its own posterior, which rows "
                 f"that are not trained on have not; got {vae.posterior!r}. Perhaps fit those by "
                 "`fv.fit_rows`, afterwards?"
             )
-        validation = {
-            "validate": Validation(vae, num_samples),
-            "validation_data": check_data(vae, "validation_data", validation_data),
-            "validate_every": validate_every or max(num_steps // VALIDATIONS, 1),
-        }
-    elif validate_every is not None:
-        validation = {"validate_every": validate_every}
-    return fit(
+        validation_data = check_data(vae, "validation_data", validation_data)
+        validate_every = validate_every or max(num_steps // VALIDATIONS, 1)
+    batch_size = options.get("batch_size")
+    options["batch_size"] = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
+    options["optimizer"] = options.get("optimizer") or default_optimizer(num_steps)
+    result = fit(
         loss_fn,
-        params,
-        default_optimizer(num_steps) if optimizer is None else optimizer,
+        _with_state(params, state_beside(loss_fn, objective_key)),
         key=fit_key,
         num_steps=num_steps,
         data=data,
-        batch_size=batch_size,
+        validate=None if validation_data is None else Validation(vae, num_samples),
+        validation_data=validation_data,
+        validate_every=validate_every,
         patience=patience,
-        plateau=plateau,
-        checkpoint_dir=checkpoint_dir,
-        checkpoint_every=checkpoint_every,
-        resume=resume,
-        progress=progress,
-        callback=callback,
-        **validation,
+        **options,
     )
+    return FittedVAE(result, vae)
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Minus the ELBO of held-out rows, as a loss, with its parts as metrics."""
+    """Minus the ELBO of validation rows, as a loss; rate, distortion, log likelihood as metrics."""
 
     vae: VAE
     num_samples: int = 1
 
-    def __call__(self, params: Any, key: Array, x: Array) -> tuple[Array, dict[str, Array]]:
-        """The loss and {"rate", "distortion"}, and "log_likelihood" of several draws."""
+    def __call__(self, params: Params, key: Array, x: Array) -> tuple[Array, dict[str, Array]]:
         found = self.vae.evaluate(params, key, x, self.num_samples)
         metrics = {"rate": jnp.mean(found.rate), "distortion": jnp.mean(found.distortion)}
         if self.num_samples > 1:
@@ -181,49 +188,47 @@ class Validation:
 
 
 @compiled()
-def state_beside(loss_fn: Variational, key: Array) -> dict[str, Any]:
+def state_beside(loss_fn: Variational, key: Array) -> Params:
     """What an objective needs beside the model's parameters."""
     made = loss_fn.init(key)
     return {name: made[name] for name in made if name != "posterior"}
 
 
-def _with_state(params: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+def _with_state(params: Params, fresh: Params) -> Params:
     """The model's parameters and the state of an objective; that of an earlier fit if it is one."""
-    known = {name: params[name] for name in fresh if _alike(params.get(name), fresh[name])}
+
+    def is_known(name: str) -> bool:
+        trees: list[PyTree] = [params.get(name), fresh[name]]
+        old, new = (str(jax.tree.structure(tree)) for tree in trees)
+        return old == new
+
+    known = {name: params[name] for name in filter(is_known, fresh)}
     return {**{name: params[name] for name in NAMES}, **fresh, **known}
 
 
-def _alike(left: Any, right: Any) -> bool:
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (left, right)]
-    return structures[0] == structures[1]
-
-
-def check_data(vae: VAE, name: str, x: Any) -> Any:
+def check_data(vae: VAE, name: str, x: ArrayLike) -> Array:
     """`x` as rows of the model's events.
 
     Raises:
         TypeError: if it does not hold numbers.
         ValueError: if it has another shape or no rows, or is outside of the likelihood's support.
     """
-    x = x if hasattr(x, "shape") and hasattr(x, "dtype") else np.asarray(x)
+    x = as_array(name, x)
     if x.shape[1:] != vae.event_shape or x.ndim == 0:
         raise ValueError(
             f"`{name}` must have shape [num_rows, {', '.join(map(str, vae.event_shape))}], rows of "
             f"the event shape of the likelihood {vae.likelihood!r}; got shape {x.shape}."
         )
-    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool):
-        raise TypeError(f"`{name}` must hold numbers; got dtype {x.dtype}.")
     if not len(x):
         raise ValueError(f"`{name}` must have at least one row; got shape {x.shape}.")
-    if x.dtype == bool:
-        x = np.asarray(x, np.uint8)
+    x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
     return x
 
 
-def _check_weights(weights: Any, num_rows: int) -> np.ndarray:
+def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:
     """Weights whose mean is 1."""
-    weights = np.asarray(weights, np.float64)
+    weights = np.asarray(as_array("weights", weights), np.float64)
     if weights.shape != (num_rows,):
         raise ValueError(
             f"`weights` must have shape {(num_rows,)}, one for each row of `x`; got shape "
@@ -240,16 +245,55 @@ def _check_weights(weights: Any, num_rows: int) -> np.ndarray:
     return (weights / weights.mean()).astype(jnp.result_type(float))
 
 
-def check_params(params: Any) -> dict[str, Any]:
-    """`params`, if they are those of a model.
+def scale_by_start() -> optax.GradientTransformation:
+    """Multiplies the updates of each leaf by the root mean square that it started with.
 
-    Raises:
-        ValueError: if they are not.
+    A step then is a share of the parameters' own size. Networks of different libraries keep the
+    same function in different parameters, weights of size 1 that are divided by the square root of
+    the fan-in when they are used, or weights of that smaller size; with this they learn alike. A
+    leaf that starts at zero, as biases do, is taken for one of size 1. Parameters per row are taken
+    for ones of size 5 whatever they start with.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"w": jnp.full(3, 0.1), "b": jnp.zeros(3)}
+        >>> scale = scale_by_start()
+        >>> updates, _ = scale.update({"w": jnp.ones(3), "b": jnp.ones(3)}, scale.init(params))
+        >>> print(updates["w"], updates["b"])
+        [0.1 0.1 0.1] [1. 1. 1.]
     """
-    if not isinstance(params, dict) or any(name not in params for name in NAMES):
-        got = sorted(params) if isinstance(params, dict) else params
-        raise ValueError(
-            "`params` must be a dict with the keys prior, likelihood and posterior, such as "
-            f"`vae.init(key)`; got {got!r}."
-        )
-    return params
+
+    def size(leaf: jax.Array) -> jax.Array:
+        square = jnp.mean(jnp.square(leaf))
+        return jnp.sqrt(jnp.where(square > 0, square, 1))
+
+    def of(node: PyTree) -> PyTree:
+        if not is_per_row(node):
+            return size(node)
+        return PerRow(jax.tree.map(lambda leaf: jnp.asarray(ROW_SPEED, leaf.dtype), node.value))
+
+    def init(params: PyTree) -> PyTree:
+        return jax.tree.map(of, params, is_leaf=is_per_row)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        del params
+        return jax.tree.map(lambda update, size: update * size, updates, state), state
+
+    return optax.GradientTransformation(init, update)
+
+
+# The same object for the same length, so that a second fit compiles nothing.
+@functools.lru_cache(maxsize=64)
+def default_optimizer(
+    num_steps: int, learning_rate: float = LEARNING_RATE
+) -> optax.GradientTransformation:
+    """Adam relative to the parameters' size at start; a warm-up, and a cosine decay to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=learning_rate / 10,
+        peak_value=learning_rate,
+        warmup_steps=min(int(RISE * num_steps), MOST_RISE),
+        decay_steps=num_steps,
+    )
+    return optax.chain(
+        optax.scale_by_adam(), scale_by_start(), optax.scale_by_learning_rate(schedule)
+    )

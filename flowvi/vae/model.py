@@ -1,23 +1,45 @@
-"""The model: three families."""
+"""The model: three families, its losses, and what it makes of data."""
 
 import dataclasses
-from typing import Any
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypedDict, Unpack, cast, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.families import Family
 from flowvi.objectives import CUBO, ELBO, IWELBO, Joint, Renyi, Variational
-from flowvi.vae import evaluation, inputs, programs
-from flowvi.vae.batches import Likelihood, context_of, row_of
-from flowvi.vae.evaluation import CHUNK, KL_RULES, Evaluation
+from flowvi.objectives.variational import Batch, DensityAndState
+from flowvi.params import Origin
+from flowvi.training.arguments import check_key
+from flowvi.vae import evaluation
+from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation, KLRule, Params
 
 Array = jax.Array
-Params = dict[str, Any]
+Shape = tuple[int, ...]
+Data = ArrayLike
+
+#: The keys of a model's parameters.
+NAMES = ("prior", "likelihood", "posterior")
 
 #: Objectives whose gradients flow through the draws.
 PATHWISE = (ELBO, IWELBO, Renyi, CUBO)
+
+#: Draws that one call may ask for.
+MOST_DRAWS = 2**31 - 1
+
+
+class Options(TypedDict, total=False):
+    """The options of `VAE.evaluate`."""
+
+    rows: Data | None
+    kl: KLRule
+    chunk_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +61,7 @@ class VAE:
         posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
 
     Raises:
-        TypeError: if one of them is no family.
-        ValueError: if their shapes disagree, or a family's context is missing or superfluous.
+        TypeError, ValueError: if one of them is no family, or their shapes or contexts disagree.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed, "Variational
     Inference with Normalizing Flows", 2015.
@@ -67,7 +88,7 @@ class VAE:
     posterior: Family
 
     def __post_init__(self) -> None:
-        for name in inputs.NAMES:
+        for name in NAMES:
             family = getattr(self, name)
             if not isinstance(family, Family):
                 raise TypeError(
@@ -88,8 +109,7 @@ class VAE:
                     f"`{name}` must take {source} as context; got {family!r}, which takes none. "
                     "Perhaps use `fv.conditional(family, network)`?"
                 )
-            by_row = name == "posterior" and self.is_local
-            if family.context_shape != shape and not by_row:
+            if family.context_shape != shape and not (name == "posterior" and self.is_unamortized):
                 raise ValueError(
                     f"`{name}` must have context shape {shape}, the shape of {source}; got "
                     f"{family.context_shape} of {family!r}."
@@ -101,7 +121,7 @@ class VAE:
             )
 
     @property
-    def is_local(self) -> bool:
+    def is_unamortized(self) -> bool:
         """Whether each row has its own posterior, whose context is the row's number."""
         return self.posterior.context_shape == () != self.event_shape
 
@@ -117,9 +137,10 @@ class VAE:
 
     def init(self, key: Array) -> Params:
         """Fresh parameters: {"prior", "likelihood", "posterior"}."""
-        return programs.init(self, key)
+        check_key(key)
+        return evaluation.init(self, key)
 
-    def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Any:
+    def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Variational:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
 
         Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}.
@@ -132,27 +153,14 @@ class VAE:
 
         `ELBO` and `IWELBO` train all of the model. `ForwardKL` gives prior and likelihood no
         gradient, and `CUBO` is an upper bound of log p(x), which they would lower: both are for a
-        posterior whose model is held fixed, by `optax.multi_transform` with
-        `optax.set_to_zero()`.
+        posterior of a frozen model, by `optax.multi_transform` with `optax.set_to_zero()`.
 
         Returns:
             The objective, a loss whose `init` makes what stands beside the model's parameters.
 
         Raises:
             TypeError: if it is no objective.
-            ValueError: if the objective needs draws that carry gradients, and the posterior's carry
-                none.
-
-        Example:
-            >>> import flowvi as fv
-            >>> from flowvi.networks import MLP
-            >>> vae = fv.VAE(
-            ...     prior=fv.standard_normal(2),
-            ...     likelihood=fv.conditional(fv.bernoulli(64), MLP(2, (32,), 64)),
-            ...     posterior=fv.conditional(fv.gaussian(2), MLP(64, (32,), 4)),
-            ... )
-            >>> vae.loss(fv.objectives.IWELBO, num_samples=8).num_samples
-            8
+            ValueError: if it needs draws that carry gradients, and the posterior's carry none.
         """
         if not (isinstance(objective, type) and issubclass(objective, Variational)):
             raise TypeError(
@@ -166,32 +174,28 @@ class VAE:
                 "`fv.objectives.ScoreFunction`?"
             )
         joint = Joint(self.prior, Likelihood(self.likelihood))
-        context = row_of if self.is_local else context_of
+        context = row_of if self.is_unamortized else x_of
         return objective(self.posterior, joint, context=context, **options)
 
-    def log_joint(self, params: Params, x: Any, z: Any) -> Array:
+    def log_joint(self, params: Params, x: Data, z: Data) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
 
         Args:
             params: the parameters.
             x: of shape [..., *event_shape].
             z: of shape [..., *latent_shape]; the leading axes of both broadcast.
-
-        Raises:
-            ValueError: if a shape is wrong.
         """
-        x, z = inputs.check_x(self, x), inputs.check_z(self, z)
-        return programs.log_joint(self, params, x, z)
+        return evaluation.log_joint(self, self._own(params), self.check_x(x), self._z(z))
 
     def evaluate(
         self,
         params: Params,
         key: Array,
-        x: Any,
+        x: Data,
         num_samples: int = 1,
         *,
-        rows: Any = None,
-        kl: str = "auto",
+        rows: Data | None = None,
+        kl: KLRule = "auto",
         chunk_size: int = CHUNK,
     ) -> Evaluation:
         """ELBO, rate, distortion and log likelihood of each row, from the same draws of q(z | x).
@@ -215,36 +219,34 @@ class VAE:
 
         Raises:
             ValueError: if a shape or an option is wrong, or a row has no posterior.
-            TypeError: if `rows` are no integers.
             NotImplementedError: if `kl` is "analytic" and there is no closed form.
 
         Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Alemi,
         Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018.
         """
-        if kl not in KL_RULES:
-            raise ValueError(f"`kl` must be one of {', '.join(KL_RULES)}; got {kl!r}.")
-        num_samples, draws, chunk_size = inputs.counts(num_samples, chunk_size)
-        x, context, batch_shape = inputs.with_context(self, x, rows)
-        found = evaluation.evaluate(
-            self, inputs.own(params), key, x, context, np.int32(num_samples), draws, kl, chunk_size
-        )
+        if kl not in get_args(KLRule):
+            raise ValueError(f"`kl` must be one of {', '.join(get_args(KLRule))}; got {kl!r}.")
+        chunks = _chunks(num_samples, chunk_size)
+        x, context, batch_shape = self._rows(x, rows)
+        own, count = self._own(params, key), np.int32(num_samples)
+        found = evaluation.evaluate(self, own, key, x, context, count, chunks, kl)
         return Evaluation(*(each.reshape(batch_shape) for each in found))
 
     def elbo(
-        self, params: Params, key: Array, x: Any, num_samples: int = 1, **options: Any
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, **options: Unpack[Options]
     ) -> Array:
         """The evidence lower bound E_q [log p(x, z) - log q(z | x)] of each row; see `evaluate`."""
         return self.evaluate(params, key, x, num_samples, **options).elbo
 
     def rate_and_distortion(
-        self, params: Params, key: Array, x: Any, num_samples: int = 1, **options: Any
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, **options: Unpack[Options]
     ) -> tuple[Array, Array]:
         """KL(q(z | x) || p(z)) and -E_q log p(x | z) of each row; see `evaluate`."""
         found = self.evaluate(params, key, x, num_samples, **options)
         return found.rate, found.distortion
 
     def log_likelihood(
-        self, params: Params, key: Array, x: Any, num_samples: int, **options: Any
+        self, params: Params, key: Array, x: Data, num_samples: int, **options: Unpack[Options]
     ) -> Array:
         """log p(x) of each row from K importance-weighted draws; see `evaluate`.
 
@@ -256,40 +258,38 @@ class VAE:
         self,
         params: Params,
         key: Array,
-        x: Any,
+        x: Data,
         num_samples: int,
         *,
-        rows: Any = None,
+        rows: Data | None = None,
         chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
-        num_samples, draws, chunk_size = inputs.counts(num_samples, chunk_size)
-        x, context, batch_shape = inputs.with_context(self, x, rows)
-        found = evaluation.log_weights(
-            self, inputs.own(params), key, x, context, num_samples, draws, chunk_size
-        )
+        chunks = _chunks(num_samples, chunk_size)
+        x, context, batch_shape = self._rows(x, rows)
+        own = self._own(params, key)
+        found = evaluation.log_weights(self, own, key, x, context, int(num_samples), chunks)
         return found.reshape(num_samples, *batch_shape)
 
     def prior_bound(
-        self, params: Params, key: Array, x: Any, num_samples: int, *, chunk_size: int = CHUNK
+        self, params: Params, key: Array, x: Data, num_samples: int, *, chunk_size: int = CHUNK
     ) -> Array:
         """log (1/K sum_k p(x | z_k)) of each row, z_k from the prior: the bound that needs no q.
 
         All rows share the draws, so K must be very large before it says much; but it holds whatever
         the posterior.
         """
-        num_samples, draws, chunk_size = inputs.counts(num_samples, chunk_size)
-        x, batch_shape = inputs.as_rows(self, x)
-        found = evaluation.prior_bound(
-            self, inputs.own(params), key, x, np.int32(num_samples), draws, chunk_size
-        )
-        return found.reshape(batch_shape)
+        chunks = _chunks(num_samples, chunk_size)
+        x = self.check_x(x)
+        own, flat = self._own(params, key), x.reshape(-1, *self.event_shape)
+        found = evaluation.prior_bound(self, own, key, flat, np.int32(num_samples), chunks)
+        return found.reshape(self._batch_shape(x))
 
     def sample(
         self,
         params: Params,
         key: Array,
-        sample_shape: Any = (),
+        sample_shape: int | Sequence[int] = (),
         *,
         num_per_latent: int | None = None,
     ) -> Array:
@@ -302,48 +302,45 @@ class VAE:
             num_per_latent: how many x for one z; None for one, without an axis of its own.
 
         Returns:
-            sample_shape + event_shape, or sample_shape + (num_per_latent,) + event_shape.
+            An array of shape sample_shape + [num_per_latent] + event_shape.
         """
-        count = (
-            None
-            if num_per_latent is None
-            else checks.positive_int("num_per_latent", num_per_latent)
-        )
-        return programs.sample(self, inputs.own(params), key, inputs.as_shape(sample_shape), count)
+        if num_per_latent is not None:
+            num_per_latent = _count("num_per_latent", num_per_latent)
+        shape = _sample_shape(sample_shape, num_per_latent or 1)
+        return evaluation.sample(self, self._own(params, key), key, shape, num_per_latent)
 
     def encode(
-        self, params: Params, key: Array, x: Any, sample_shape: Any = (), *, rows: Any = None
+        self,
+        params: Params,
+        key: Array,
+        x: Data,
+        sample_shape: int | Sequence[int] = (),
+        *,
+        rows: Data | None = None,
     ) -> Array:
         """Draws of z from q(z | x), of shape sample_shape + batch + latent_shape."""
-        context = inputs.context(self, x, rows)
-        return self.posterior.sample(params["posterior"], key, sample_shape, context)
+        own, shape = self._own(params, key), _sample_shape(sample_shape)
+        return self.posterior.sample(own["posterior"], key, shape, self._context(x, rows))
 
-    def decode(self, params: Params, z: Any) -> Array:
+    def decode(self, params: Params, z: Data) -> Array:
         """The mean of p(x | z), of shape [..., *event_shape] for z of shape [..., *latent_shape].
 
         Raises:
-            ValueError: if z has the wrong shape.
             NotImplementedError: if the likelihood does not know its mean.
         """
-        return programs.decode(self, inputs.own(params), inputs.check_z(self, z))
+        return evaluation.decode(self, self._own(params), self._z(z))
 
     def reconstruct(
-        self, params: Params, key: Array, x: Any, num_samples: int = 1, *, rows: Any = None
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Data | None = None
     ) -> Array:
         """The mean of p(x' | z) for z from q(z | x), of the shape of x.
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            x: of shape [*batch, *event_shape].
-            num_samples: draws of z, over which the means are averaged.
-            rows: as in `evaluate`.
+        The means at `num_samples` draws of z are averaged; `rows` are as in `evaluate`.
 
         Raises:
-            ValueError: if x has the wrong shape.
             NotImplementedError: if the likelihood does not know its mean.
         """
-        num_samples = checks.positive_int("num_samples", num_samples)
+        num_samples = _count("num_samples", num_samples)
         z = self.encode(params, key, x, num_samples, rows=rows)
         return self.decode(params, z).mean(0)
 
@@ -351,26 +348,195 @@ class VAE:
         self,
         params: Params,
         key: Array,
-        x: Any,
-        sample_shape: Any = (),
+        x: Data,
+        sample_shape: int | Sequence[int] = (),
         *,
-        rows: Any = None,
-        hold_latent: bool = False,
+        rows: Data | None = None,
+        share_latent: bool = False,
     ) -> Array:
-        """Draws x' like x: z from q(z | x), x' given z.
+        """Draws x' like x, of shape sample_shape + batch + event_shape: x' given z from q(z | x).
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            x: of shape [*batch, *event_shape].
-            sample_shape: how many x' for each x.
-            rows: as in `evaluate`.
-            hold_latent: whether all x' of an x come from one z; by default each has its own.
-
-        Returns:
-            sample_shape + batch + event_shape.
+        With `share_latent` all x' of an x come from one z; by default each has its own. `rows` are
+        as in `evaluate`.
         """
-        context = inputs.context(self, x, rows)
-        return programs.sample_given(
-            self, inputs.own(params), key, context, inputs.as_shape(sample_shape), bool(hold_latent)
+        own, shape = self._own(params, key), _sample_shape(sample_shape)
+        context = self._context(x, rows)
+        return evaluation.sample_given(self, own, key, context, shape, bool(share_latent))
+
+    # ----------------------------------------------------------------------- what methods are given
+
+    def _own(self, params: Params, key: Array | None = None) -> Params:
+        if key is not None:
+            check_key(key)
+        return own_params(self, params)
+
+    def check_x(self, x: Data) -> Array:
+        """x of shape [*batch, *event_shape]; ValueError for another."""
+        x = as_array("x", x)
+        checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
+        return jnp.asarray(x)
+
+    def _z(self, z: Data) -> Array:
+        z = as_array("z", z)
+        checks.trailing_shape("z", z, self.latent_shape, f"the prior {self.prior!r}")
+        return jnp.asarray(z)
+
+    def _batch_shape(self, x: Array) -> Shape:
+        return x.shape[: x.ndim - len(self.event_shape)]
+
+    def _context(self, x: Data, rows: Data | None) -> Array:
+        """The context of the posterior: x, or the numbers of its rows, of shape [*batch]."""
+        x = self.check_x(x)
+        if not self.is_unamortized:
+            if rows is not None:
+                raise ValueError(
+                    "`rows` must be None for an amortized posterior, which needs x alone; got rows "
+                    f"for {self.posterior!r}."
+                )
+            return as_float(x)
+        batch_shape = self._batch_shape(x)
+        if rows is None:
+            rows = np.arange(math.prod(batch_shape)).reshape(batch_shape)
+        elif np.shape(rows) != batch_shape:
+            raise ValueError(
+                f"`rows` must have shape {batch_shape}, that of the rows of `x`; got shape "
+                f"{np.shape(rows)}."
+            )
+        rows = as_array("rows", rows)
+        self.posterior.check_context(rows)
+        return jnp.asarray(rows)
+
+    def _rows(self, x: Data, rows: Data | None) -> tuple[Array, Array, Shape]:
+        """x and the posterior's context with one axis of rows, and the axes they had."""
+        x, context = self.check_x(x), self._context(x, rows)
+        flat = context.reshape(-1, *self.posterior.context_shape)
+        return x.reshape(-1, *self.event_shape), flat, self._batch_shape(x)
+
+
+def as_array(name: str, x: Data) -> Array:
+    """An array of numbers from an array, a list or a table.
+
+    Raises:
+        TypeError: if it does not hold numbers, or is masked.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must not be a masked array, whose mask would be dropped.")
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        array = cast(Array, x)
+    else:
+        try:
+            array = cast(Array, np.asarray(x))
+        except ValueError:
+            raise ValueError(f"`{name}` must be an array; got rows of unequal lengths.") from None
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise TypeError(f"`{name}` must hold numbers; got dtype {array.dtype}.")
+    return array
+
+
+def own_params(vae: VAE, params: Params) -> Params:
+    """The parameters of a model without what may stand beside them.
+
+    Raises:
+        ValueError: if they are no dict of parameters, or those of another model.
+    """
+    if not isinstance(params, dict) or any(name not in params for name in NAMES):
+        got = sorted(params) if isinstance(params, dict) else type(params).__name__
+        fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
+        raise ValueError(
+            "`params` must be a dict with the keys prior, likelihood and posterior, such as "
+            f"`vae.init(key)`; got {got}.{fix}"
         )
+    for name in NAMES:
+        family, own = getattr(vae, name), params[name]
+        origin = own.get("origin") if isinstance(own, dict) else None
+        if isinstance(origin, Origin) and origin.family != family:
+            raise ValueError(
+                f'`params["{name}"]` must be those of {family!r}; got those of {origin.family!r}.'
+            )
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
+        if shapes != (expected := _shapes(family)):
+            raise ValueError(
+                f'`params["{name}"]` must be those of {family!r}, arrays of shapes {expected}; got '
+                f"{shapes}."
+            )
+    return {name: params[name] for name in NAMES}
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(family: Family) -> list[Shape]:
+    """The shapes of the leaves of a family's parameters."""
+    made = jax.eval_shape(family.init, jax.random.key(0))
+    return [leaf.shape for leaf in jax.tree.leaves(made)]
+
+
+def _count(name: str, value: int) -> int:
+    if (count := checks.positive_int(name, value)) > MOST_DRAWS:
+        raise ValueError(f"`{name}` must be at most {MOST_DRAWS:,}; got {count:,}.")
+    return count
+
+
+def _sample_shape(sample_shape: int | Sequence[int], others: int = 1) -> Shape:
+    shape = checks.shape("sample_shape", sample_shape)
+    if math.prod(shape) * others > MOST_DRAWS:
+        raise ValueError(
+            f"`sample_shape` must be of at most {MOST_DRAWS:,} draws; got {sample_shape!r}."
+        )
+    return shape
+
+
+def _chunks(num_samples: int, chunk_size: int) -> Chunks:
+    num_samples, size = _count("num_samples", num_samples), _count("chunk_size", chunk_size)
+    # Powers of two, so that there are few programs.
+    return Chunks(
+        min(1 << (num_samples - 1).bit_length(), DRAWS, 1 << (size.bit_length() - 1)), size
+    )
+
+
+# --------------------------------------------------------------- the model as the objectives see it
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """(params, key, z, batch) -> log p(x | z) of shape [K, B], in its training form."""
+
+    family: Family
+
+    #: Whether z may be of shape [K, 1, *latent], for values that all rows share.
+    takes_shared: ClassVar[bool] = True
+
+    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
+        own, x = params["likelihood"], jnp.asarray(batch["x"])
+        shared = z.shape[1] == 1 != len(x)
+        distribution, new = self.family.train_distribution(own, key, z[:, 0] if shared else z)
+        if shared:
+            # Mapped over rows, what depends on z alone is computed once.
+            shape = (z.shape[0], *self.family.event_shape)
+            log_prob = jax.vmap(lambda row: distribution.log_prob(jnp.broadcast_to(row, shape)))
+            log_likelihood = log_prob(x).T
+        else:
+            leading = z.shape[: z.ndim - len(self.family.context_shape)]
+            log_likelihood = distribution.log_prob(
+                jnp.broadcast_to(x, leading + self.family.event_shape)
+            )
+        return log_likelihood, {} if new is own else {"likelihood": new}
+
+
+def x_of(batch: Batch) -> Array:
+    """What an encoder sees of a batch."""
+    return as_float(batch["x"])
+
+
+def row_of(batch: Batch) -> Array:
+    """What a posterior without an encoder is conditioned on: the numbers of the rows."""
+    return batch["row"]
+
+
+def weights_of(batch: Batch) -> Array:
+    """The weights of a batch's rows."""
+    return batch["weight"]
+
+
+def as_float(x: Data) -> Array:
+    """Whole numbers as networks take them; others as they are."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))

@@ -1,58 +1,47 @@
-"""Posteriors of single rows against a model that is held fixed: new rows, and refinement."""
+"""Posteriors of single rows against a frozen model: new rows, and what amortization costs."""
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Unpack
 
 import distrax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.families import Conditional, Family, Local, Wrapper, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
-from flowvi.params import Fixed
-from flowvi.training import FitResult, fit
+from flowvi.objectives.variational import Batch, Output
+from flowvi.params import Fixed, PyTree
+from flowvi.training import fit
 from flowvi.training.arguments import check_key
-from flowvi.vae.batches import as_float
-from flowvi.vae.defaults import BATCH_SIZE, ROW_DRAWS, ROW_STEPS, row_optimizer
-from flowvi.vae.evaluation import over_rows
-from flowvi.vae.fit import check_data, check_params, state_beside
-from flowvi.vae.model import VAE
+from flowvi.vae.evaluation import Chunks, Params, over_rows
+from flowvi.vae.fit import BATCH_SIZE, TrainingOptions, check_data, state_beside
+from flowvi.vae.fitted import FittedVAE
+from flowvi.vae.model import VAE, as_array, as_float, own_params
 
 Array = jax.Array
-Params = dict[str, Any]
 
-
-class FittedRows(NamedTuple):
-    """A model in which each row has its own posterior.
-
-    Attributes:
-        vae: the same prior and likelihood, and a posterior by `fv.local` in which x[i] is row i.
-        params: its parameters; those of prior and likelihood are as they were.
-        result: what `fit` returned: the history, and why it ended.
-    """
-
-    vae: VAE
-    params: Params
-    result: FitResult
+#: Steps of each row, their learning rate at first, and draws in a step.
+STEPS, LEARNING_RATE, DRAWS = 500, 0.1, 8
 
 
 def fit_rows(
     vae: VAE,
     params: Params,
-    x: Any,
+    x: ArrayLike,
     *,
     key: Array,
-    num_steps: int = ROW_STEPS,
-    batch_size: int | None = None,
-    objective: type[Variational] | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> FittedRows:
-    """Fits to each row of x a posterior of its own, against the model held fixed.
+    num_steps: int = STEPS,
+    objective: Callable[[VAE], Variational] | None = None,
+    **options: Unpack[TrainingOptions],
+) -> FittedVAE:
+    """Fits to each row of x a posterior of its own, against the frozen model.
 
         phi_i = argmax ELBO(x_i; phi_i)
 
@@ -70,20 +59,19 @@ def fit_rows(
         x: array of shape [num_rows, *event_shape].
         key: a random key.
         num_steps: steps of each row.
-        batch_size: rows of a step; 128 by default, or all if there are fewer.
-        objective: as in `VAE.loss`, with its options; by default the ELBO of 8 draws, or
-            `ScoreFunction` where draws carry no gradients.
-        optimizer: an Optax optimizer, which sees each row for itself. By default Adam, whose
-            learning rate falls from 0.1 to zero.
-        progress: whether to show progress on standard error.
-        **options: of the objective.
+        objective: a function from the model in which each row has its own posterior to what its
+            `VAE.loss` returns; by default to the ELBO of 8 draws, or to `ScoreFunction` where draws
+            carry no gradients.
+        **options: those of `fit`. `batch_size` is 128 by default, or all rows if there are fewer.
+            `optimizer` sees each row for itself; by default it is Adam, whose learning rate falls
+            from 0.1 to zero.
 
     Returns:
-        A `FittedRows`, whose model takes the same x, row by row.
+        A `FittedVAE` of the same prior and likelihood, and a posterior by `fv.local` in which x[i]
+        is row i.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, or the posterior is neither amortized by a
-            network nor local.
+        TypeError: if the posterior is neither of `fv.conditional` nor of `fv.local`.
         ValueError: if shapes disagree, or data are outside of the likelihood's support.
         TrainingDiverged: as in `fit`.
 
@@ -99,46 +87,55 @@ def fit_rows(
         ...     likelihood=fv.conditional(fv.gaussian(4), MLP(1, (), 8)),
         ...     posterior=fv.local(fv.gaussian(1), 50),
         ... )
-        >>> params = fv.fit_vae(
-        ...     vae, x[:50], key=jax.random.key(1), num_steps=50, progress=False
-        ... ).params
-        >>> new = fv.fit_rows(
-        ...     vae, params, x[50:], key=jax.random.key(2), num_steps=50, progress=False
-        ... )
-        >>> new.vae.elbo(new.params, jax.random.key(3), x[50:], 10).shape
+        >>> options = {"num_steps": 50, "progress": False}
+        >>> old = fv.fit_vae(vae, x[:50], key=jax.random.key(1), **options)
+        >>> new = fv.fit_rows(vae, old.params, x[50:], key=jax.random.key(2), **options)
+        >>> new.elbo(jax.random.key(3), x[50:], 10).shape
         (10,)
     """
     if not isinstance(vae, VAE):
         raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
     check_key(key)
     num_steps = checks.positive_int("num_steps", num_steps)
-    params = check_params(params)
+    params = own_params(vae, params)
     x = check_data(vae, "x", x)
-    batch_size = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
-    batch_size = checks.positive_int("batch_size", batch_size)
+    batch_size = checks.positive_int("batch_size", options.get("batch_size") or BATCH_SIZE)
+    options["batch_size"] = batch_size = min(batch_size, len(x))
     begin_key, state_key, fit_key = jax.random.split(key, 3)
     own, start = begin_rows(vae, params, begin_key, x)
-    if objective is None:
-        objective = ELBO if own.posterior.reparameterized else ScoreFunction
-        options = {"num_samples": ROW_DRAWS, **options}
-    loss_fn = Held(_evaluated(own).loss(objective, **options))
-    total = -(-num_steps * len(x) // min(batch_size, len(x)))
+    training = VAE(*(Evaluated(f) for f in (own.prior, own.likelihood, own.posterior)))
+    loss_fn = Frozen((objective or _default_objective)(training))
+    total = -(-num_steps * len(x) // batch_size)
+    options["optimizer"] = options.get("optimizer") or default_optimizer(total)
     result = fit(
         loss_fn,
-        {**held(start), **state_beside(loss_fn.loss_fn, state_key)},
-        row_optimizer(total) if optimizer is None else optimizer,
+        {**freeze(start), **state_beside(loss_fn.loss_fn, state_key)},
         key=fit_key,
         num_steps=total,
         data={"x": x, "row": np.arange(len(x), dtype=np.int32)},
-        batch_size=batch_size,
-        progress=progress,
+        **options,
     )
-    learned, last = released(result.params), released(result.last_params)
-    result = dataclasses.replace(result, params=learned, last_params=last)
-    return FittedRows(own, {name: learned[name] for name in start}, result)
+    learned, last = unfreeze(result.params), unfreeze(result.last_params)
+    return FittedVAE(dataclasses.replace(result, params=learned, last_params=last), own)
 
 
-def begin_rows(vae: VAE, params: Params, key: Array, x: Any) -> tuple[VAE, Params]:
+def _default_objective(vae: VAE) -> Variational:
+    kind = ELBO if vae.posterior.reparameterized else ScoreFunction
+    return vae.loss(kind, num_samples=DRAWS)
+
+
+# The same object for the same length, so that a second fit compiles nothing.
+@functools.lru_cache(maxsize=64)
+def default_optimizer(num_steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay to zero, for parameters per row: they are of the size of latents.
+
+    A row has few steps, over which its gradient shrinks by orders of magnitude; so the squares of
+    the gradient are forgotten within a hundred steps.
+    """
+    return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps), b2=0.99)
+
+
+def begin_rows(vae: VAE, params: Params, key: Array, x: Array) -> tuple[VAE, Params]:
     """The model in which each row of x has its own posterior, and where that begins.
 
     Raises:
@@ -163,40 +160,38 @@ def begin_rows(vae: VAE, params: Params, key: Array, x: Any) -> tuple[VAE, Param
 
 
 @compiled()
-def _features(posterior: Conditional, params: Params, x: Array) -> Any:
+def _features(posterior: Conditional, params: Params, x: Array) -> PyTree:
     """What the encoder says of each row."""
-    return over_rows(lambda x: posterior.features(params, x), (as_float(x),), 1)
+    return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
 
 
-# ------------------------------------------------------------------------- the model held fixed
-
-
-def held(params: Params) -> Params:
+def freeze(params: Params) -> Params:
     """The parameters, of which nothing but the rows can move."""
-    posterior = {**params["posterior"], "family": Fixed(params["posterior"]["family"])}
-    fixed = {name: Fixed(params[name]) for name in ("prior", "likelihood")}
-    return {**params, **fixed, "posterior": posterior}
+    return _map_all_but_rows(Fixed, params)
 
 
-def released(params: Params) -> Params:
-    """The inverse of `held`."""
-    posterior = {**params["posterior"], "family": params["posterior"]["family"].value}
-    free = {name: params[name].value for name in ("prior", "likelihood")}
-    return {**params, **free, "posterior": posterior}
+def unfreeze(params: Params) -> Params:
+    """The inverse of `freeze`."""
+    return _map_all_but_rows(lambda fixed: fixed.value, params)
+
+
+def _map_all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
+    own = {**params["posterior"], "family": function(params["posterior"]["family"])}
+    model = {name: function(params[name]) for name in ("prior", "likelihood")}
+    return {**params, **model, "posterior": own}
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
-    """A loss of a model over parameters that `held` has made."""
+class Frozen:
+    """A loss of a model over parameters that `freeze` has made."""
 
-    loss_fn: Any
+    loss_fn: Variational
 
-    def __call__(self, params: Params, key: Array, batch: Any) -> Any:
-        """The loss, in the form that it has."""
-        output = self.loss_fn(released(params), key, batch)
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
+        output = self.loss_fn(unfreeze(params), key, batch)
         if not isinstance(output, tuple) or len(output) < 3:
             return output
-        return *output[:2], held(output[2])
+        return *output[:2], freeze(output[2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,14 +200,128 @@ class Evaluated(Wrapper):
 
     family: Family
 
-    def init(self, key: Array) -> Any:
-        """Those of the inner family."""
+    def init(self, key: Array) -> PyTree:
         return self.family.init(key)
 
-    def distribution(self, params: Any, context: Array | None = None) -> distrax.Distribution:
-        """See `Family.distribution`."""
+    def distribution(self, params: PyTree, context: Array | None = None) -> distrax.Distribution:
         return self.family.distribution(params, context)
 
 
-def _evaluated(vae: VAE) -> VAE:
-    return VAE(Evaluated(vae.prior), Evaluated(vae.likelihood), Evaluated(vae.posterior))
+class AmortizationGap(NamedTuple):
+    """Bounds of log p(x) of each row, in nats: arrays of shape [num_rows].
+
+        log p(x) - encoder = (log p(x) - refined) + (refined - encoder)
+        inference gap      = approximation gap    + amortization gap
+
+    Attributes:
+        encoder: the ELBO of the encoder's posterior.
+        refined: that of the row's own posterior, the best of the family as far as steps went.
+            Never below `encoder`: a row that its steps did not make better keeps what the encoder
+            said.
+        importance_weighted: log (1/K sum_k p(x, z_k) / q(z_k | x)) of the refined posterior, in
+            expectation at most log p(x), to which it tends; None of a single draw, where it says
+            nothing beyond the ELBO.
+        rows: the model with the refined posteriors.
+    """
+
+    encoder: Array
+    refined: Array
+    importance_weighted: Array | None
+    rows: FittedVAE
+
+    @property
+    def amortization(self) -> Array:
+        """refined - encoder, at least 0: what the encoder loses to the best of its family."""
+        return self.refined - self.encoder
+
+    @property
+    def approximation(self) -> Array | None:
+        """importance_weighted - refined: what the family loses, about."""
+        bound = self.importance_weighted
+        return None if bound is None else bound - self.refined
+
+    @property
+    def inference(self) -> Array | None:
+        """importance_weighted - encoder: the sum of the two."""
+        bound = self.importance_weighted
+        return None if bound is None else bound - self.encoder
+
+
+def amortization_gap(
+    vae: VAE,
+    params: Params,
+    x: ArrayLike,
+    *,
+    key: Array,
+    num_samples: int = 1000,
+    num_steps: int = STEPS,
+    objective: Callable[[VAE], Variational] | None = None,
+    **options: Unpack[TrainingOptions],
+) -> AmortizationGap:
+    """How much better each row's own posterior is than the encoder's.
+
+    The rows begin where the encoder puts them and are refined by `fit_rows`. Both are then
+    evaluated on the same noise, so that their difference is less noisy than either; of each row the
+    better one counts, on that noise. The gap therefore is at least 0, and that of a row which has
+    nothing to gain is 0 or, from a chance in the noise, a little above.
+
+    Args:
+        vae: the model; its posterior is one of `fv.conditional`.
+        params: its parameters.
+        x: array of shape [num_rows, *event_shape]; rows the model was not fitted to tell more.
+        key: a random key.
+        num_samples: K, draws of each row in the evaluation.
+        num_steps: as in `fit_rows`, as are `objective` and `**options`.
+        objective: see there.
+        **options: see there.
+
+    Raises:
+        TypeError: if there is no encoder.
+
+    Source: Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.standard_normal(1),
+        ...     likelihood=fv.conditional(fv.gaussian(4), MLP(1, (), 8)),
+        ...     posterior=fv.conditional(fv.gaussian(1), MLP(4, (8,), 2)),
+        ... )
+        >>> x = jax.random.normal(jax.random.key(0), (20, 4))
+        >>> params = vae.init(jax.random.key(1))
+        >>> gap = fv.amortization_gap(vae, params, x, key=jax.random.key(2), progress=False)
+        >>> bool((gap.amortization >= 0).all()), gap.importance_weighted.shape
+        (True, (20,))
+    """
+    if isinstance(vae, VAE) and not isinstance(vae.posterior, Conditional):
+        raise TypeError(
+            "`vae` must have an encoder, a posterior by `fv.conditional`, to have a gap; got "
+            f"{vae.posterior!r}."
+        )
+    num_samples = checks.positive_int("num_samples", num_samples)
+    fit_key, key = jax.random.split(key)
+    x = as_array("x", x)
+    found = fit_rows(
+        vae, params, x, key=fit_key, num_steps=num_steps, objective=objective, **options
+    )
+    encoder = vae.evaluate(params, key, x, num_samples)
+    refined = found.evaluate(key, x, num_samples)
+    better = refined.elbo > encoder.elbo
+    weighted = jnp.where(better, refined.log_likelihood, encoder.log_likelihood)
+    # A row that did not get better keeps what the encoder said.
+    _, start = begin_rows(vae, params, key, x)
+    rows = jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+        found.params["posterior"]["rows"].value,
+        start["posterior"]["rows"].value,
+    )
+    posterior = local(vae.posterior.family, len(x)).with_rows(found.params["posterior"], rows)
+    kept = dataclasses.replace(found.result, params={**found.params, "posterior": posterior})
+    return AmortizationGap(
+        encoder=encoder.elbo,
+        refined=jnp.where(better, refined.elbo, encoder.elbo),
+        importance_weighted=weighted if num_samples > 1 else None,
+        rows=dataclasses.replace(found, result=kept),
+    )

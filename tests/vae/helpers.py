@@ -1,7 +1,8 @@
 """Small models, and the linear Gaussian one, whose likelihood is known."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import flowvi as fv
@@ -20,6 +21,18 @@ def binary_vae(**families):
             **families,
         }
     )
+
+
+@functools.cache
+def perturbed(vae, scale, seed=0):
+    """Parameters of a model, moved from where they begin; numpy, so that nothing eager compiles."""
+    params = jax.jit(lambda: fv.testing.perturbed(vae.init(KEY), scale, seed))()
+    return jax.tree.map(np.asarray, params)
+
+
+def single(params):
+    """Parameters in single precision."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
 
 
 def binary_rows(num_rows=20, seed=0):
@@ -63,25 +76,27 @@ class Linear:
         precision = np.eye(self.latent) + self.W.T @ self.W / self.s**2
         covariance = np.linalg.inv(precision)
         gain = covariance @ self.W.T / self.s**2
-        root = np.linalg.cholesky(covariance)
-        rows, columns = np.tril_indices(self.latent)
-        # The family's softplus is 1 at 0; a row is in units of its diagonal and of sqrt(D).
-        raw = np.where(
-            rows == columns,
-            np.log(np.expm1(abs(root[rows, columns]))) - np.log(np.e - 1),
-            root[rows, columns] / root[rows, rows] * self.latent**0.5,
-        )
+        raw = raw_factor(covariance)
         encoder = np.concatenate([gain, np.zeros((len(raw), self.size))])
         bias = np.concatenate([-gain @ self.m, raw])
-        params["likelihood"]["network"] = _linear(self.W, self.m)
-        params["posterior"]["network"] = _linear(encoder, bias)
+        params["likelihood"]["network"] = linear(self.W, self.m)
+        params["posterior"]["network"] = linear(encoder, bias)
         return params
 
 
-def _linear(matrix, bias):
+def linear(matrix, bias):
     """Parameters of an `MLP` without hidden layers, which divides by the root of the fan-in."""
-    w = jnp.asarray(matrix.T) * matrix.shape[1] ** 0.5
-    return {"layers": ({"w": w, "b": jnp.asarray(bias)},)}
+    return {"layers": ({"w": matrix.T * matrix.shape[1] ** 0.5, "b": bias},)}
+
+
+def raw_factor(covariance):
+    """The arguments at which a full Gaussian has this covariance."""
+    root = np.linalg.cholesky(covariance)
+    rows, columns = np.tril_indices(len(root))
+    # The family's softplus is 1 at 0; a row is in units of its diagonal and of sqrt(D).
+    diagonal = np.log(np.expm1(abs(root[rows, columns]))) - np.log(np.e - 1)
+    entries = root[rows, columns] / root[rows, rows] * len(root) ** 0.5
+    return np.where(rows == columns, diagonal, entries)
 
 
 def gaussian_log_prob(x, mean, covariance):

@@ -1,5 +1,7 @@
 """Every message of the room, before anything is trained."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import flowvi as fv
 from flowvi import objectives as ob
 from flowvi.networks import MLP
+from flowvi.params import Origin
 from tests.vae.helpers import KEY, binary_rows, binary_vae
 
 LIKELIHOOD = fv.conditional(fv.bernoulli((3, 4)), MLP(2, (8,), (3, 4)))
@@ -194,6 +197,12 @@ def test_losses_of_other_kinds():
 
 
 METHODS = {
+    "many draws": ("elbo", (binary_rows(), 10**12), "`num_samples` must be at most 2,147,483,647"),
+    "masked": ("elbo", (np.ma.masked_array(binary_rows()),), "`x` must not be a masked array"),
+    "ragged": ("elbo", ([[1.0], [1.0, 2.0]],), "`x` must be an array; got rows of unequal lengths"),
+    "many x": ("sample", (10**10,), "`sample_shape` must be of at most 2,147,483,647 draws; got 1"),
+    "fraction of a draw": ("sample", (3.7,), "`sample_shape` must be a sequence of positive int"),
+    "text": ("encode", ([["a"] * 4] * 3,), "`x` must hold numbers; got dtype <U1"),
     "x": ("elbo", (jnp.zeros((5, 12)),), r"`x` must have a shape that ends in \(3, 4\) for the "),
     "z": ("decode", (jnp.zeros((5, 3)),), r"`z` must have a shape that ends in \(2,\) for the "),
     "draws": ("evaluate", (binary_rows(), 0), "`num_samples` must be a positive integer; got 0"),
@@ -207,8 +216,34 @@ def test_methods(name):
     vae = binary_vae()
     params = jax.eval_shape(vae.init, KEY)
     key = () if method == "decode" else (KEY,)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         getattr(vae, method)(params, *key, *arguments)
+
+
+PARAMS = {
+    "a result": (
+        lambda own: types.SimpleNamespace(params=own),
+        "`params` must be a dict with the keys .*got SimpleNamespace. Perhaps use its `.params`",
+    ),
+    "another model": (
+        lambda own: {**own, "posterior": {**own["posterior"], "origin": Origin(LIKELIHOOD)}},
+        r'`params\["posterior"\]` must be those of Conditional.*; got those of Conditional',
+    ),
+    "other shapes": (
+        lambda own: {**own, "prior": {"loc": np.zeros(3)}},
+        r'`params\["prior"\]` must be those of StandardNormal.*, arrays of shapes .*; got .*\(3,\)',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_params_of_something_else(name):
+    change, message = PARAMS[name]
+    vae = binary_vae()
+    with pytest.raises(ValueError, match=message):
+        vae.elbo(change(jax.eval_shape(vae.init, KEY)), KEY, binary_rows())
+    with pytest.raises(TypeError, match="`key` must be a random key"):
+        vae.sample(jax.eval_shape(vae.init, KEY), 3)
 
 
 def test_rules_of_the_rate():

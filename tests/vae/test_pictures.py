@@ -22,9 +22,10 @@ def close():
     plt.close("all")
 
 
+@pytest.mark.compilations(60)
 def test_all_of_them(tmp_path):
     vae, x = binary_vae(), binary_rows(30)
-    result = fv.fit_vae(
+    fitted = fv.fit_vae(
         vae,
         x,
         key=KEY,
@@ -34,15 +35,14 @@ def test_all_of_them(tmp_path):
         validate_every=5,
         progress=False,
     )
-    params = result.params
     figures = {
-        "samples": plotting.prior_samples(vae, params, KEY, num_rows=2, num_columns=5),
-        "draws": plotting.prior_samples(vae, params, KEY, means=False),
-        "reconstructions": plotting.reconstructions(vae, params, KEY, x[:7], num_columns=4),
-        "latent_space": plotting.latent_space(vae, params, KEY, x, np.arange(30) % 3),
-        "no_labels": plotting.latent_space(vae, params, KEY, x),
-        "manifold": plotting.manifold(vae, params, size=3),
-        "curves": plotting.curves(result),
+        "samples": fitted.plot_samples(KEY, num_rows=2, num_columns=5),
+        "draws": fitted.plot_samples(KEY, means=False),
+        "reconstructions": fitted.plot_reconstructions(KEY, x[:7], num_columns=4),
+        "latent_space": fitted.plot_latent_space(KEY, x, np.arange(30) % 3),
+        "no_labels": fitted.plot_latent_space(KEY, x),
+        "manifold": fitted.plot_manifold(size=3),
+        "curves": fitted.plot(),
     }
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
@@ -52,7 +52,7 @@ def test_all_of_them(tmp_path):
         "rate in nats",
     ]
     elbo = figures["curves"].axes[0].get_lines()
-    np.testing.assert_allclose(elbo[1].get_ydata(), -result.history["validation"])
+    np.testing.assert_allclose(elbo[1].get_ydata(), -fitted.history["validation"])
     labels = [text.get_text() for text in figures["latent_space"].axes[0].get_legend().get_texts()]
     assert labels == ["0", "1", "2"]
 

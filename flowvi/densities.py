@@ -19,7 +19,7 @@ from flowvi.families import Family, Standardized, as_array, check_key, check_par
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.params import Origin, PyTree
 from flowvi.supports import SupportLike
-from flowvi.training import Fitted, TrainingOptions, fit
+from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.order import Order
 from flowvi.training.sources import LazyRows, check_batch_size, check_finite
 
@@ -112,7 +112,7 @@ class Density(Fitted):
         """A picture: marginals and pairs of draws, over those of data `x`; see `fv.plotting`."""
         from flowvi import plotting
 
-        return plotting.density(self, x, **options)  # type: ignore[attr-defined]
+        return plotting.density(self, x, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +190,7 @@ def fit_density(
     if not isinstance(family, Family):
         raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
     check_key(key)
+    check_names(options)
     own = _placed_family(family, support)
     rows = check_x(family, x)
     context_rows = check_context(family, context, rows)

@@ -1,7 +1,6 @@
 """A fitted posterior: draws in the user's names, densities, and what to make of them."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from flowvi.posteriors.diagnosis import Diagnosis, diagnose
 from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.start import Start
 from flowvi.posteriors.target import Target, Theta
-from flowvi.training import FitResult, load, save
+from flowvi.training import Fitted
 
 if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
@@ -33,25 +32,20 @@ NUM_DIAGNOSIS = 10_000
 CHUNK = 1000
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Posterior:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Posterior(Fitted):
     """What `fit_posterior` learned: a distribution over the unconstrained vector u.
 
     Attributes:
         target: the target.
         family: the family of the approximation q(u).
-        params: its parameters.
-        result: the fit's own result: losses, steps, the reason why it ended; None for a posterior
-            from a file.
-        start: where the fit started; None for a posterior from a file.
+        start: where the fit started.
         diagnosis: what 10,000 importance weights said right after the fit.
     """
 
     target: Target
     family: Family
-    params: PyTree
-    result: FitResult | None
-    start: Start | None
+    start: Start
     diagnosis: Diagnosis
 
     def __repr__(self) -> str:
@@ -156,19 +150,6 @@ class Posterior:
         """Marginals and pairs of parameters; see `flowvi.plotting.pairs`."""
         key = jax.random.key(0) if key is None else key
         return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the parameters to a file; see `flowvi.save`."""
-        save(path, self.params)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], target: Target, *, key: Array, family: Family
-    ) -> "Posterior":
-        """Reads a posterior of this target and family that `save` wrote, and diagnoses it anew."""
-        params = load(path, like=family)
-        weights = draws(family, target, params, key)[2]
-        return cls(target, family, params, None, None, diagnose(weights))
 
     def _draws(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         num_samples = checks.positive_int("num_samples", num_samples)

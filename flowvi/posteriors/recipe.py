@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Family, Flow, Whitened, iaf, mean_field, whitened
+from flowvi.families import Family, Flow, Whitened, check_key, iaf, mean_field, whitened
 from flowvi.families.normal import LocationTriangular
 from flowvi.objectives import ELBO
 from flowvi.params import PyTree, cast
@@ -22,9 +22,7 @@ from flowvi.posteriors.posterior import Posterior, draws
 from flowvi.posteriors.search import ANY_HESSIAN
 from flowvi.posteriors.start import find
 from flowvi.posteriors.target import Target, Theta
-from flowvi.training import Plateau, fit
-from flowvi.training.arguments import check_key
-from flowvi.training.result import Look
+from flowvi.training import Plateau, TrainingOptions, check_names, fit
 from flowvi.transformers import Transformer
 
 Array = jax.Array
@@ -81,22 +79,6 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.03, 1.04), 5e-3, 0.05
 
 Objective = Callable[[Family, Callable[..., PyTree]], Callable[..., PyTree]]
-
-
-class TrainingOptions(TypedDict, total=False):
-    """The options of `fit`; see there."""
-
-    num_steps: int | None
-    batch_size: int | None
-    optimizer: optax.GradientTransformation | None
-    averaging: float | None
-    plateau: Plateau | None
-    max_bad_steps: int
-    checkpoint_dir: str | None
-    checkpoint_every: int | None
-    resume: bool
-    progress: bool
-    callback: Callable[[Look], bool | None] | None
 
 
 def default_family(event_size: int, *, transformer: str | Transformer = "affine") -> Flow:
@@ -264,6 +246,8 @@ def fit_posterior(
         loss_fn,
         cast(params, jnp.float32) if single else params,
         key=fit_key,
+        # The default schedule depends on the number of steps.
+        configuration={"num_steps": str(steps)},
         **{**defaults, **options, "num_steps": steps, "optimizer": optimizer},
     )
     if single:
@@ -283,7 +267,7 @@ def fit_posterior(
         messages += warnings_of_modes(log_p, log_q, found, diagnosis.log_evidence.value)
     diagnosis = diagnosis.warn(messages, stacklevel=2)
     result = dataclasses.replace(result, params=best.params)
-    return Posterior(target, placed, best.params, result, found, diagnosis)
+    return Posterior(result=result, target=target, family=placed, start=found, diagnosis=diagnosis)
 
 
 class _Judged(NamedTuple):
@@ -307,12 +291,7 @@ def _check_options(
     target: Target, family: object, objective: object, tempering: object, options: TrainingOptions
 ) -> None:
     size = target.event_size
-    unknown = [name for name in options if name not in TrainingOptions.__annotations__]
-    if unknown:
-        raise TypeError(
-            f"`options` must be among {', '.join(TrainingOptions.__annotations__)}; got "
-            f"{', '.join(unknown)}."
-        )
+    check_names(options)
     if family is not None:
         if not isinstance(family, Family):
             raise TypeError(f"`family` must be a family, such as `fv.iaf({size})`; got {family!r}.")

@@ -1,6 +1,6 @@
 """Training: the loop, its data, its stopping and its checkpoints."""
 
-from flowvi.training.arguments import TrainingOptions
+from flowvi.training.arguments import TrainingOptions, check_names
 from flowvi.training.loop import fit
 from flowvi.training.result import FitResult, Fitted, Progress, StopReason, TrainingDiverged
 from flowvi.training.stopping import Plateau
@@ -13,9 +13,6 @@ __all__ = [
     "StopReason",
     "TrainingDiverged",
     "TrainingOptions",
+    "check_names",
     "fit",
 ]
-
-from flowvi.files import load, save  # noqa: F401  (until the merge)
-
-Look = Progress

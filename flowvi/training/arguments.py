@@ -1,12 +1,11 @@
 """What all fits are given, and checks of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import optax
 
 from flowvi import checks, files
-from flowvi.families import check_key  # noqa: F401  (until the merge)
 from flowvi.training.result import Progress
 from flowvi.training.step import LossFn
 from flowvi.training.stopping import NEVER, Plateau
@@ -50,6 +49,14 @@ class TrainingOptions(TypedDict, total=False):
     resume: bool
     progress: bool
     callback: Callback | None
+
+
+def check_names(options: Mapping[str, object]) -> None:
+    """Checks that options are those of training."""
+    known = TrainingOptions.__annotations__
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"`options` must be among {', '.join(known)}; got {', '.join(unknown)}.")
 
 
 def check_functions(

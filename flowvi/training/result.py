@@ -175,6 +175,3 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 (an event in the reader's wo
         self.step = step
         self.culprit = culprit
         self.history = history
-
-
-Look = Progress

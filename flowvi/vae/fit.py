@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +12,11 @@ from numpy.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
+from flowvi.families import check_key
 from flowvi.objectives import Variational
 from flowvi.params import PerRow, PyTree, is_per_row
-from flowvi.training import Look, Plateau, fit
-from flowvi.training.arguments import check_key
+from flowvi.training import TrainingOptions, check_names, fit
+from flowvi.training.sources import check_batch_size
 from flowvi.vae.evaluation import Params
 from flowvi.vae.fitted import FittedVAE
 from flowvi.vae.model import NAMES, VAE, as_array, own_params, weights_of
@@ -30,6 +29,9 @@ VALIDATIONS = 50
 #: Rows of a batch, where there are as many.
 BATCH_SIZE = 128
 
+#: Steps: so many epochs, but within these bounds.
+EPOCHS, MIN_STEPS, MAX_STEPS = 100, 1_000, 50_000
+
 #: The learning rate at its peak, relative to the size that parameters start with.
 LEARNING_RATE = 2e-2
 
@@ -41,25 +43,11 @@ ROW_SPEED = 5.0
 RISE, MOST_RISE = 0.1, 500
 
 
-class TrainingOptions(TypedDict, total=False):  # TODO(merge): that of `flowvi.training`
-    """What all fits share; see `fit`."""
-
-    optimizer: optax.GradientTransformation | None
-    batch_size: int | None
-    plateau: Plateau | None
-    checkpoint_dir: str | os.PathLike[str] | None
-    checkpoint_every: int | None
-    resume: bool
-    progress: bool
-    callback: Callable[[Look], bool | None] | None
-
-
 def fit_vae(
     vae: VAE,
     x: ArrayLike,
     *,
     key: Array,
-    num_steps: int,
     weights: ArrayLike | None = None,
     objective: Variational | None = None,
     params: Params | None = None,
@@ -81,7 +69,6 @@ def fit_vae(
         x: array of shape [num_rows, *event_shape]; an `np.memmap` may be larger than memory. Where
             each row has its own posterior, x[i] is row i.
         key: a random key.
-        num_steps: steps to do.
         weights: array of shape [num_rows] of how much each row counts, None for equally. Only their
             ratios matter.
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
@@ -92,8 +79,8 @@ def fit_vae(
         validation_samples: draws of each row in a validation.
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
-        **options: those of `fit`. `batch_size` is 128 by default, or all rows if there are fewer.
-            `optimizer` is Adam by default, with steps relative to the size that parameters start
+        **options: see `TrainingOptions`. `num_steps` makes 100 epochs by default, but at least 1000
+            and at most 50,000; `batch_size` is 128, or all rows if there are fewer. `optimizer` is Adam by default, with steps relative to the size that parameters start
             with, whose learning rate rises over the first steps to 0.02, or to 0.1 for parameters
             per row, and falls to zero with the last. `optax.multi_transform` over the keys of the
             parameters gives each family its own.
@@ -124,8 +111,16 @@ def fit_vae(
     if not isinstance(vae, VAE):
         raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
     check_key(key)
-    num_steps = checks.positive_int("num_steps", num_steps)
+    check_names(options)
     x = check_data(vae, "x", x)
+    batch_size = options.get("batch_size")
+    options["batch_size"] = batch_size = check_batch_size(
+        min(BATCH_SIZE, len(x)) if batch_size is None else batch_size, len(x)
+    ) or len(x)
+    num_steps = options.get("num_steps")
+    if num_steps is None:
+        num_steps = int(np.clip(EPOCHS * len(x) // batch_size, MIN_STEPS, MAX_STEPS))
+    options["num_steps"] = num_steps = checks.positive_int("num_steps", num_steps)
     loss_fn = vae.loss() if objective is None else objective
     if not (isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior):
         raise TypeError(
@@ -154,22 +149,21 @@ def fit_vae(
             )
         validation_data = check_data(vae, "validation_data", validation_data)
         validate_every = validate_every or max(num_steps // VALIDATIONS, 1)
-    batch_size = options.get("batch_size")
-    options["batch_size"] = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
     options["optimizer"] = options.get("optimizer") or default_optimizer(num_steps)
     result = fit(
         loss_fn,
         _with_state(params, state_beside(loss_fn, objective_key)),
         key=fit_key,
-        num_steps=num_steps,
         data=data,
         validate=None if validation_data is None else Validation(vae, num_samples),
         validation_data=validation_data,
         validate_every=validate_every,
         patience=patience,
+        # The default schedule and the moments of validations depend on the number of steps.
+        configuration={"num_steps": str(num_steps)},
         **options,
     )
-    return FittedVAE(result, vae)
+    return FittedVAE(result=result, vae=vae)
 
 
 @dataclasses.dataclass(frozen=True)

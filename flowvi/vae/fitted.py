@@ -3,70 +3,17 @@
 import dataclasses
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from flowvi import plotting
-from flowvi.training import FitResult
-from flowvi.training.result import History, StopReason
+from flowvi.training import Fitted
 from flowvi.vae.enumeration import exact_posterior, log_marginal
 from flowvi.vae.evaluation import Params
 from flowvi.vae.model import VAE
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Fitted:  # TODO(merge): that of `flowvi.training`
-    """What every fit returns."""
-
-    result: FitResult
-
-    @property
-    def params(self) -> Params:
-        """The parameters that were learned."""
-        return self.result.params
-
-    @property
-    def last_params(self) -> Params:
-        """Those after the last step."""
-        return self.result.last_params
-
-    @property
-    def history(self) -> History:
-        """The losses and metrics of all steps."""
-        return self.result.history
-
-    @property
-    def stop_reason(self) -> StopReason:
-        """Why training ended."""
-        return self.result.stop_reason
-
-    @property
-    def num_steps(self) -> int:
-        """Steps done."""
-        return self.result.num_steps
-
-    @property
-    def num_bad_steps(self) -> int:
-        """Steps that were skipped."""
-        return self.result.num_bad_steps
-
-    @property
-    def best_step(self) -> int | None:
-        """How many steps the parameters have seen."""
-        return self.result.best_step
-
-    @property
-    def seconds(self) -> float:
-        """Wall time."""
-        return self.result.seconds
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes it to a file."""
-        raise NotImplementedError
 
 
 def _fitted(
@@ -90,7 +37,7 @@ def _fitted(
     return cast(Callable[Concatenate["FittedVAE", P], R], method)
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class FittedVAE(Fitted):
     """A model that was fitted: the methods of `VAE`, at the parameters that were learned.
 

@@ -14,14 +14,13 @@ from numpy.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Conditional, Family, Local, Wrapper, local
+from flowvi.families import Conditional, Family, Local, Wrapper, check_key, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
 from flowvi.objectives.variational import Batch, Output
 from flowvi.params import Fixed, PyTree
-from flowvi.training import fit
-from flowvi.training.arguments import check_key
+from flowvi.training import TrainingOptions, check_names, fit
 from flowvi.vae.evaluation import Chunks, Params, over_rows
-from flowvi.vae.fit import BATCH_SIZE, TrainingOptions, check_data, state_beside
+from flowvi.vae.fit import BATCH_SIZE, check_data, state_beside
 from flowvi.vae.fitted import FittedVAE
 from flowvi.vae.model import VAE, as_array, as_float, own_params
 
@@ -37,7 +36,6 @@ def fit_rows(
     x: ArrayLike,
     *,
     key: Array,
-    num_steps: int = STEPS,
     objective: Callable[[VAE], Variational] | None = None,
     **options: Unpack[TrainingOptions],
 ) -> FittedVAE:
@@ -58,12 +56,11 @@ def fit_rows(
         params: its parameters.
         x: array of shape [num_rows, *event_shape].
         key: a random key.
-        num_steps: steps of each row.
         objective: a function from the model in which each row has its own posterior to what its
             `VAE.loss` returns; by default to the ELBO of 8 draws, or to `ScoreFunction` where draws
             carry no gradients.
-        **options: those of `fit`. `batch_size` is 128 by default, or all rows if there are fewer.
-            `optimizer` sees each row for itself; by default it is Adam, whose learning rate falls
+        **options: see `TrainingOptions`. `num_steps` are those of each row, 500 by default, and
+            `batch_size` is 128 by default, or all rows if there are fewer. `optimizer` sees each row for itself; by default it is Adam, whose learning rate falls
             from 0.1 to zero.
 
     Returns:
@@ -96,7 +93,8 @@ def fit_rows(
     if not isinstance(vae, VAE):
         raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
     check_key(key)
-    num_steps = checks.positive_int("num_steps", num_steps)
+    check_names(options)
+    num_steps = checks.positive_int("num_steps", options.get("num_steps") or STEPS)
     params = own_params(vae, params)
     x = check_data(vae, "x", x)
     batch_size = checks.positive_int("batch_size", options.get("batch_size") or BATCH_SIZE)
@@ -107,16 +105,17 @@ def fit_rows(
     loss_fn = Frozen((objective or _default_objective)(training))
     total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
+    options["num_steps"] = total
     result = fit(
         loss_fn,
         {**freeze(start), **state_beside(loss_fn.loss_fn, state_key)},
         key=fit_key,
-        num_steps=total,
         data={"x": x, "row": np.arange(len(x), dtype=np.int32)},
         **options,
     )
     learned, last = unfreeze(result.params), unfreeze(result.last_params)
-    return FittedVAE(dataclasses.replace(result, params=learned, last_params=last), own)
+    result = dataclasses.replace(result, params=learned, last_params=last)
+    return FittedVAE(result=result, vae=own)
 
 
 def _default_objective(vae: VAE) -> Variational:
@@ -254,7 +253,6 @@ def amortization_gap(
     *,
     key: Array,
     num_samples: int = 1000,
-    num_steps: int = STEPS,
     objective: Callable[[VAE], Variational] | None = None,
     **options: Unpack[TrainingOptions],
 ) -> AmortizationGap:

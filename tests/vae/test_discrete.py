@@ -67,7 +67,7 @@ def test_log_marginal_and_posterior_are_sums():
     assert (abs(bounds.mean(0) - expected) < STANDARD_ERRORS * error).all()
 
 
-@pytest.mark.parametrize("num_rows", [1, 5])
+@pytest.mark.parametrize("num_rows", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_enumeration_of_a_model_is_exact(num_rows):
     vae, x = coded(), binary_rows(num_rows)
     params = perturbed(vae, 0.5)

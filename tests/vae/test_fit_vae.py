@@ -243,6 +243,7 @@ def _rescaled(params, power):
     return {"layers": tuple(layers)}
 
 
+@pytest.mark.slow
 def test_networks_learn_alike_however_they_store_their_weights():
     x = binary_rows(40)
     decoder, encoder = MLP(2, (16,), (3, 4)), MLP((3, 4), (16,), 4)

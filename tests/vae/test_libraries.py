@@ -99,7 +99,10 @@ def evaluated(make):
     return vae.evaluate(params, KEY, X, 5), jax.jit(vae.loss())(params, KEY, {"x": X})[0]
 
 
-@pytest.mark.parametrize("make", [haiku, linen, flax_nnx, equinox])
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (haiku, linen, flax_nnx)]
+
+
+@pytest.mark.parametrize("make", [equinox, *SLOW])
 def test_libraries_agree(make):
     expected, loss = evaluated(plain)
     found, other_loss = evaluated(make)

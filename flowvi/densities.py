@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 import distrax
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from flowvi import checks, files
+from flowvi import checks, files, plotting
 from flowvi.compiling import compiled
 from flowvi.families import Family, Standardized, as_array, check_key, check_params, standardized
 from flowvi.objectives import NegativeLogLikelihood
@@ -24,7 +24,7 @@ from flowvi.training.order import Order
 from flowvi.training.sources import LazyRows, check_batch_size, check_finite
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from flowvi.plotting.curves import Figure
 
 Array = jax.Array
 Data = dict[str, np.ndarray]
@@ -108,11 +108,39 @@ class Density(Fitted):
         log_det = family.standardize(self.params, x)[1]
         return x.astype(self.dtype), np.asarray(log_prob + log_det.astype(log_prob.dtype))
 
-    def plot(self, x: ArrayLike | None = None, **options: object) -> "Figure":
-        """A picture: marginals and pairs of draws, over those of data `x`; see `fv.plotting`."""
-        from flowvi import plotting
+    def plot(
+        self,
+        x: ArrayLike | None = None,
+        *,
+        context: ArrayLike | None = None,
+        names: Sequence[str] | None = None,
+        key: Array | None = None,
+    ) -> "Figure":
+        """A picture of the density, or at one context of p(x | context), over data where given.
 
-        return plotting.density(self, x, **options)
+        Args:
+            x: data of shape [n, D], or None.
+            context: of shape [*context_shape], where the family takes one.
+            names: names of the columns.
+            key: a random key for the draws.
+
+        See `flowvi.plotting.density`.
+        """
+        return plotting.density(_At(self, context), x, columns=names, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _At:
+    """A density at one context."""
+
+    density: Density
+    context: ArrayLike | None
+
+    def sample(self, key: Array, num_samples: int) -> Array:
+        return jnp.asarray(self.density.sample(key, num_samples, self.context))
+
+    def log_prob(self, x: ArrayLike) -> Array:
+        return self.density.log_prob(x, self.context)
 
 
 @dataclasses.dataclass(frozen=True)

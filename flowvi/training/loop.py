@@ -85,7 +85,7 @@ def fit(
             of scalars, or (loss, metrics, params), whose `Fixed` leaves are taken over. `batch` is
             None where there are no data. It must be hashable, as functions are.
         params: any pytree of floating arrays; others must be inside `Fixed`. They survive.
-        optimizer: see `TrainingOptions`, as for all that is not described here.
+        optimizer: an Optax optimizer.
         key: a random key. Each step gets its own, and so does each shuffle.
         num_steps: steps to do.
         data: None, an array, a pytree of arrays with a common leading axis, or an iterable of
@@ -99,10 +99,16 @@ def fit(
         validate_every: steps between two validations; there is one after the last step too. With
             it, the result holds the parameters with the lowest validation loss.
         patience: end training when so many validations in a row brought no new best.
-        plateau, averaging, max_bad_steps, checkpoint_dir, checkpoint_every, resume, progress,
-            callback: see `TrainingOptions`.
         check_finite: whether to refuse data with NaN or infinity in them. Those of an iterable are
             not looked at.
+        plateau: see `TrainingOptions`, as for all that follow.
+        averaging: see there.
+        max_bad_steps: see there.
+        checkpoint_dir: see there.
+        checkpoint_every: see there.
+        resume: see there.
+        progress: see there.
+        callback: see there.
         configuration: name -> value of what else a resumed run must have in common with the one
             that wrote the checkpoint, such as the settings that `loss_fn` does not show.
 

@@ -80,10 +80,11 @@ def fit_vae(
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
         **options: see `TrainingOptions`. `num_steps` makes 100 epochs by default, but at least 1000
-            and at most 50,000; `batch_size` is 128, or all rows if there are fewer. `optimizer` is Adam by default, with steps relative to the size that parameters start
-            with, whose learning rate rises over the first steps to 0.02, or to 0.1 for parameters
-            per row, and falls to zero with the last. `optax.multi_transform` over the keys of the
-            parameters gives each family its own.
+            and at most 50,000; `batch_size` is 128, or all rows if there are fewer. `optimizer` is
+            Adam by default, with steps relative to the size that parameters start with, whose
+            learning rate rises over the first steps to 0.02, or to 0.1 for parameters per row, and
+            falls to zero with the last. `optax.multi_transform` over the keys of the parameters
+            gives each family its own.
 
     Returns:
         A `FittedVAE`: the methods of `vae` at the parameters that were learned, and the history.

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.families import Family
+from flowvi.families import Family, check_key
 from flowvi.objectives import CUBO, ELBO, IWELBO, Joint, Renyi, Variational
 from flowvi.objectives.variational import Batch, DensityAndState
 from flowvi.params import Origin
-from flowvi.training.arguments import check_key
 from flowvi.vae import evaluation
 from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation, KLRule, Params
 
@@ -409,7 +408,7 @@ class VAE:
     def _rows(self, x: Data, rows: Data | None) -> tuple[Array, Array, Shape]:
         """x and the posterior's context with one axis of rows, and the axes they had."""
         x, context = self.check_x(x), self._context(x, rows)
-        flat = context.reshape(-1, *self.posterior.context_shape)
+        flat = context.reshape(-1, *(self.posterior.context_shape or ()))
         return x.reshape(-1, *self.event_shape), flat, self._batch_shape(x)
 
 
@@ -514,7 +513,7 @@ class Likelihood:
             log_prob = jax.vmap(lambda row: distribution.log_prob(jnp.broadcast_to(row, shape)))
             log_likelihood = log_prob(x).T
         else:
-            leading = z.shape[: z.ndim - len(self.family.context_shape)]
+            leading = z.shape[: z.ndim - len(self.family.context_shape or ())]
             log_likelihood = distribution.log_prob(
                 jnp.broadcast_to(x, leading + self.family.event_shape)
             )

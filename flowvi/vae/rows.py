@@ -60,8 +60,8 @@ def fit_rows(
             `VAE.loss` returns; by default to the ELBO of 8 draws, or to `ScoreFunction` where draws
             carry no gradients.
         **options: see `TrainingOptions`. `num_steps` are those of each row, 500 by default, and
-            `batch_size` is 128 by default, or all rows if there are fewer. `optimizer` sees each row for itself; by default it is Adam, whose learning rate falls
-            from 0.1 to zero.
+            `batch_size` is 128 by default, or all rows if there are fewer. `optimizer` sees each
+            row for itself; by default it is Adam, whose learning rate falls from 0.1 to zero.
 
     Returns:
         A `FittedVAE` of the same prior and likelihood, and a posterior by `fv.local` in which x[i]
@@ -269,8 +269,7 @@ def amortization_gap(
         x: array of shape [num_rows, *event_shape]; rows the model was not fitted to tell more.
         key: a random key.
         num_samples: K, draws of each row in the evaluation.
-        num_steps: as in `fit_rows`, as are `objective` and `**options`.
-        objective: see there.
+        objective: as in `fit_rows`, as are `**options`.
         **options: see there.
 
     Raises:
@@ -301,9 +300,7 @@ def amortization_gap(
     num_samples = checks.positive_int("num_samples", num_samples)
     fit_key, key = jax.random.split(key)
     x = as_array("x", x)
-    found = fit_rows(
-        vae, params, x, key=fit_key, num_steps=num_steps, objective=objective, **options
-    )
+    found = fit_rows(vae, params, x, key=fit_key, objective=objective, **options)
     encoder = vae.evaluate(params, key, x, num_samples)
     refined = found.evaluate(key, x, num_samples)
     better = refined.elbo > encoder.elbo

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what the laws of bijectors range over, and for our bijectors.
+"""Hypothesis strategies for what the properties of bijectors range over, and for our bijectors.
 
 Needs Hypothesis, which the extra `test` installs.
 """

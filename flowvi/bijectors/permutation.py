@@ -1,6 +1,6 @@
 """Permutation of the coordinates of an event."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import distrax
 import jax
@@ -16,7 +16,7 @@ class Permutation(distrax.Bijector):
     """Reorders coordinates: y_i = x_{p(i)}, with log-determinant 0.
 
     Args:
-        permutation: p, a sequence that holds each of 0, ..., D - 1 once.
+        permutation: p, a sequence or an array that holds each of 0, ..., D - 1 once.
 
     Raises:
         TypeError, ValueError: if it is none.
@@ -28,7 +28,7 @@ class Permutation(distrax.Bijector):
         Array([3., 1., 2.], dtype=float32)
     """
 
-    def __init__(self, permutation: Any):
+    def __init__(self, permutation: Sequence[int] | Array | np.ndarray):
         # A tuple, so that it is static in the pytree and layers that share it can be stacked.
         self._permutation = checks.permutation("permutation", permutation)
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
@@ -38,8 +38,11 @@ class Permutation(distrax.Bijector):
         """p, as a tuple."""
         return self._permutation
 
+    def __repr__(self) -> str:
+        return f"Permutation({checks.shown(self._permutation)})"
+
     def _apply(self, x: Array, indices: np.ndarray) -> tuple[Array, Array]:
-        checks.trailing_shape("x", x, (len(self._permutation),), f"{self.name}")
+        checks.trailing_shape("x", x, (len(self._permutation),), self.name)
         x = jnp.asarray(x)
         # A reversal joins its neighbours in one loop; a gather does not.
         reverses = np.array_equal(indices, np.arange(len(indices))[::-1])

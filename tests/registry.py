@@ -118,9 +118,7 @@ class Case:
 def cast(tree: Any, dtype: str) -> Any:
     """Casts all float leaves, in numpy, for JAX would compile a program for every shape."""
     return jax.tree.map(
-        lambda a: (
-            jnp.asarray(np.asarray(a), dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
-        ),
+        lambda a: jnp.asarray(np.asarray(a), dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a,
         tree,
     )
 

@@ -133,9 +133,7 @@ def _methods(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -
     }
 
 
-def _tangents(
-    function: Callable[[Array], PyTree], point: Array, directions: ArrayLike
-) -> PyTree:
+def _tangents(function: Callable[[Array], PyTree], point: Array, directions: ArrayLike) -> PyTree:
     """Derivatives in each of the directions, for all rows of the batch at once.
 
     That is right if rows do not touch each other, which the property of batches sees to.
@@ -147,7 +145,9 @@ def _tangents(
     return jax.vmap(lambda d: jax.jvp(function, (point,), (d,))[1])(directions)
 
 
-def _round_trip_tangents(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> Outcome:
+def _round_trip_tangents(
+    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
+) -> Outcome:
     """How inverse(forward(x)) moves with x, and all that lies between."""
     del y
     directions = setting.directions(x.shape[setting.lead :])
@@ -183,9 +183,7 @@ def _leading_axis(bijector: distrax.Bijector, x: Array, y: Array, setting: Setti
     return both(bijector, x[None], y[None])
 
 
-def _again(
-    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
-) -> tuple[Array, Array]:
+def _again(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> tuple[Array, Array]:
     del x, setting
     return bijector.forward_and_log_det(bijector.inverse_and_log_det(y)[0])
 
@@ -309,7 +307,10 @@ class Trial:
         Raises:
             BrokenError: if the bijector raised an error; it begins with `what`.
         """
-        result = self._results[1][name]
+        results = self._results[1]
+        if name not in results:  # What is needed can depend on the shape of y.
+            results[name] = self._run(self.bijector, name)[1][name]
+        result = results[name]
         if isinstance(result, Exception):
             raise BrokenError(what, result) from result
         return result

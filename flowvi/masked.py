@@ -12,16 +12,17 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks, masks
+from flowvi.params import PyTree
 
 Array = jax.Array
+Params = Mapping[str, PyTree]
 
 
 def silu(x: Array) -> Array:
@@ -71,13 +72,12 @@ class MaskedNetwork:
         num_params: P, the number of parameters of one coordinate.
         context_size: the length of the context vector, or None.
         activation: a name out of `ACTIVATIONS`, or a function.
-        order: the input order: order[0] is the coordinate that depends on none. None is 0, ..., D -
-            1.
+        order: the input order: order[0] is the coordinate that depends on none. None is the order
+            0, ..., D - 1.
 
     Raises:
         ValueError, TypeError: if a size is not a positive integer, the order is no permutation of
-        the
-            coordinates, or the activation is unknown.
+            the coordinates, or the activation is unknown.
 
     Example:
         >>> import jax
@@ -112,7 +112,7 @@ class MaskedNetwork:
             self.event_size, self.hidden_sizes, context=self.context_size is not None
         )
 
-    def init(self, key: Array) -> dict[str, Any]:
+    def init(self, key: Array) -> dict[str, PyTree]:
         """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one.
 
         Hidden weights are standard normal, the last layer is zero. `weights` divides them by the
@@ -128,7 +128,7 @@ class MaskedNetwork:
         ]
         size_out = self.event_size * self.num_params
         layers.append({"w": jnp.zeros((sizes[-1], size_out)), "b": jnp.zeros(size_out)})
-        params: dict[str, Any] = {"layers": tuple(layers)}
+        params: dict[str, PyTree] = {"layers": tuple(layers)}
         if self.context_size is not None:
             # Without hidden layers these weights belong to the last layer, which starts at zero.
             shape = (self.context_size, layers[0]["b"].shape[0])
@@ -137,7 +137,7 @@ class MaskedNetwork:
             )
         return params
 
-    def bind(self, params: dict[str, Any], context: Array | None = None) -> "Conditioner":
+    def bind(self, params: Params, context: Array | None = None) -> "Conditioner":
         """The conditioner x -> theta at these parameters and this context.
 
         Args:
@@ -174,8 +174,11 @@ class Conditioner:
     """
 
     network: MaskedNetwork = dataclasses.field(metadata={"static": True})
-    params: dict[str, Any]
+    params: Params
     context: Array | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.network)
 
     def __call__(self, x: Array) -> Array:
         """Parameters theta of shape [..., D, P] for x of shape [..., D].
@@ -186,7 +189,7 @@ class Conditioner:
         return apply(self.network, self.params, x, self.context)
 
 
-def weights(network: MaskedNetwork, params: dict[str, Any]) -> list[tuple[Array, Array]]:
+def weights(network: MaskedNetwork, params: Params) -> list[tuple[Array, Array]]:
     """The masked and scaled (w, b) of every layer, for inputs and outputs in the sorted order.
 
     Column u of a layer is raw_w[:, u] * mask[:, u] / sqrt(number of inputs that u sees). The
@@ -214,14 +217,12 @@ def product(h: Array, w: Array) -> Array:
     return (rows @ w).reshape(*h.shape[:-1], w.shape[-1])
 
 
-def context_term(params: dict[str, Any], context: Array) -> Array:
+def context_term(params: Params, context: Array) -> Array:
     """What the context adds to the first layer, of shape [..., size of that layer]."""
     return product(context * params["context"].shape[0] ** -0.5, params["context"])
 
 
-def apply(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None = None
-) -> Array:
+def apply(network: MaskedNetwork, params: Params, x: Array, context: Array | None = None) -> Array:
     """The network itself: x of shape [..., D] to theta of shape [..., D, P].
 
     The leading axes of `x` and `context` broadcast; the context's contribution is computed once per
@@ -239,7 +240,7 @@ def apply(
 
 
 def states(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None = None
+    network: MaskedNetwork, params: Params, x: Array, context: Array | None = None
 ) -> list[Array]:
     """Pre-activations of every hidden layer, then the outputs, on sorted coordinates.
 
@@ -278,9 +279,7 @@ def num_column_blocks(num_rows: int, num_columns: int) -> int:
     return min(max(num_rows * num_columns // 2**14, 1), 4)
 
 
-def _by_blocks(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None
-) -> Array:
+def _by_blocks(network: MaskedNetwork, params: Params, x: Array, context: Array | None) -> Array:
     """The network on sorted coordinates, units cut alike in all layers.
 
     No block is ever put together, which is cheapest where the products are transposed later.
@@ -305,9 +304,7 @@ def _by_blocks(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _by_columns(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None
-) -> Array:
+def _by_columns(network: MaskedNetwork, params: Params, x: Array, context: Array | None) -> Array:
     """The same, each matrix cut into blocks of columns and above the rows that they see."""
     activation = activation_function(network.activation)
     seen = fan_ins(network)
@@ -327,5 +324,7 @@ def _by_columns(
 
 
 @_by_columns.defjvp
-def _by_columns_jvp(network: MaskedNetwork, primals: Any, tangents: Any) -> Any:
+def _by_columns_jvp(
+    network: MaskedNetwork, primals: PyTree, tangents: PyTree
+) -> tuple[Array, Array]:
     return jax.jvp(functools.partial(_by_blocks, network), primals, tangents)

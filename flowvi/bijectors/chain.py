@@ -1,14 +1,17 @@
 """Composition of bijectors, with layers of one structure stacked and scanned."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi.bijectors.stack import Stack
+
+Array = jax.Array
+#: A tree's structure, and the shape and dtype of each leaf.
+Signature = tuple[jax.tree_util.PyTreeDef, list[tuple[tuple[int, ...], jnp.dtype]]]
 
 
 class Chain(distrax.Chain):
@@ -34,20 +37,23 @@ class Chain(distrax.Chain):
         Array([3., 1., 2.], dtype=float32)
     """
 
-    def __init__(self, bijectors: Sequence[Any]):
+    def __init__(self, bijectors: Sequence[distrax.Bijector | Callable[[Array], Array]]):
         # Distrax converts and checks what it is given; only then are structures comparable.
         super().__init__(list(bijectors))
         super().__init__(_stack_repeats(self.bijectors))
+
+    def __repr__(self) -> str:
+        return f"Chain({self.bijectors!r})"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rebuild:
     """Puts bijectors together again from their stacked and their shared leaves."""
 
-    structures: tuple[Any, ...]
+    structures: tuple[jax.tree_util.PyTreeDef, ...]
     is_shared: tuple[bool, ...]
 
-    def __call__(self, stacked: list[Any], shared: list[Any]) -> distrax.Bijector:
+    def __call__(self, stacked: list[Array], shared: list[Array]) -> distrax.Bijector:
         stacked_leaves, shared_leaves = iter(stacked), iter(shared)
         leaves = [next(shared_leaves if s else stacked_leaves) for s in self.is_shared]
         bijectors = []
@@ -58,12 +64,12 @@ class _Rebuild:
         return bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
 
 
-def _signature(bijector: distrax.Bijector) -> tuple[Any, list[Any]]:
+def _signature(bijector: distrax.Bijector) -> Signature:
     leaves, structure = jax.tree.flatten(bijector)
     return structure, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
-def _equal(first: Any, second: Any) -> bool:
+def _equal(first: Signature, second: Signature) -> bool:
     try:
         return bool(first == second)
     except ValueError:  # Static numpy arrays have no truth value; then nothing can be said.

@@ -57,6 +57,10 @@ class Coupling(distrax.Bijector):
         self._odd = odd
         super().__init__(event_ndims_in=1)
 
+    def __repr__(self) -> str:
+        parts = checks.shown(self._conditioner), checks.shown(self._transformer)
+        return f"Coupling({', '.join(parts)}, event_size={self._event_size})"
+
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         """y of shape [..., D] and log |det J| of shape [...]."""
         self._check_forward_input_shape(x)
@@ -116,7 +120,7 @@ class Coupling(distrax.Bijector):
             raise ValueError(
                 f"`conditioner` must return an array of shape [..., {half}, "
                 f"{'P' if num_params is None else num_params}] for {half} coordinates that stay "
-                f"and transformer {self._transformer!r}; got shape {shape}."
+                f"and transformer {checks.shown(self._transformer)}; got shape {shape}."
             )
         return theta
 

@@ -56,3 +56,6 @@ class LULinear(distrax.Chain):
         ]
         shift = [] if bias is None else [distrax.Block(distrax.Shift(jnp.asarray(bias)), 1)]
         super().__init__(shift + factors)
+
+    def __repr__(self) -> str:
+        return f"LULinear(event_size={self.bijectors[-1].matrix.shape[-1]})"

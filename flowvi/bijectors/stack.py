@@ -1,15 +1,16 @@
 """Layers of one structure, applied by one scan, so that they compile once."""
 
 from collections.abc import Callable
-from typing import Any
 
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi.bijectors.score import forward_with_score
+from flowvi.params import PyTree
 
 Array = jax.Array
+State = tuple[Array, ...]
 
 #: What a gradient keeps of the inside of a layer: walks, which are slow, see `flowvi.triangular`.
 _KEPT = jax.checkpoint_policies.save_only_these_names("walk")
@@ -42,11 +43,11 @@ class Stack(distrax.Bijector):
 
     def __init__(
         self,
-        build: Callable[[Any, Any], distrax.Bijector],
-        stacked: Any,
+        build: Callable[[PyTree, PyTree], distrax.Bijector],
+        stacked: PyTree,
         *,
         num_layers: int,
-        shared: Any = (),
+        shared: PyTree = (),
         event_ndims: int = 1,
         is_constant_jacobian: bool = False,
     ):
@@ -55,6 +56,9 @@ class Stack(distrax.Bijector):
         self._num_layers = num_layers
         self._shared = shared
         super().__init__(event_ndims_in=event_ndims, is_constant_jacobian=is_constant_jacobian)
+
+    def __repr__(self) -> str:
+        return f"Stack({self._num_layers} x {jax.eval_shape(lambda: self.layer(0))!r})"
 
     @property
     def num_layers(self) -> int:
@@ -65,19 +69,21 @@ class Stack(distrax.Bijector):
         """Layer f_{index + 1} on its own."""
         return self._build(jax.tree.map(lambda a: a[index], self._stacked), self._shared)
 
-    def _scan(self, method: Callable[..., Any], state: Any, *, reverse: bool) -> Any:
+    def _scan(
+        self, method: Callable[..., tuple[Array, ...]], state: State, *, reverse: bool
+    ) -> tuple[State, Array]:
         """All layers after one another: (state, log_det) from method(layer, *state)."""
 
         # A gradient keeps what goes into each layer, and computes the layer anew: to read the
         # inside of all layers from memory takes longer, and there may be no room for it.
-        def apply(params: Any, state: Any) -> tuple[Any, Array]:
+        def apply(params: PyTree, state: State) -> tuple[State, Array]:
             x, log_det, *more = method(self._build(params, self._shared), *state)
             return (x, *more), log_det
 
         if self._num_layers > 1:
             apply = jax.checkpoint(apply, prevent_cse=False, policy=_KEPT)
 
-        def step(carry: tuple[Any, Array], params: Any) -> tuple[tuple[Any, Array], None]:
+        def step(carry: tuple[State, Array], params: PyTree) -> tuple[tuple[State, Array], None]:
             state, total = carry
             state, log_det = apply(params, state)
             return (state, total + log_det), None

@@ -42,6 +42,10 @@ class Units(distrax.Bijector):
         self._bounds = None if lower is None or upper is None else (lower, upper)
         super().__init__(event_ndims_in=jnp.ndim(shift), is_constant_jacobian=self._bounds is None)
 
+    def __repr__(self) -> str:
+        bounded = "" if self._bounds is None else ", bounded"
+        return f"Units(event_shape={jnp.shape(self._shift)}{bounded})"
+
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         """y and the log-determinant, summed over the event."""
         self._check_forward_input_shape(x)

@@ -39,6 +39,9 @@ class Dense(distrax.Bijector):
         self._loc, self._matrix, self._inverse, self._log_det = loc, matrix, inverse, log_det
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 
+    def __repr__(self) -> str:
+        return f"Dense(event_size={jnp.shape(self._loc)[0]})"
+
     def _rows(self, x: Array, sign: int) -> Array:
         return jnp.broadcast_to(sign * self._log_det, x.shape[:-1]).astype(x.dtype)
 
@@ -82,6 +85,9 @@ class LowRank(distrax.Bijector):
         checks.trailing_shape("basis", basis, jnp.shape(loc) + jnp.shape(gain), "this map")
         self._loc, self._scale, self._basis, self._gain = loc, scale, basis, gain
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
+
+    def __repr__(self) -> str:
+        return f"LowRank(event_size={jnp.shape(self._loc)[0]}, rank={jnp.shape(self._gain)[0]})"
 
     def _log_det(self, x: Array, sign: int) -> Array:
         log_det = jnp.sum(jnp.log(self._scale)) + jnp.sum(jnp.log1p(self._gain))

@@ -23,7 +23,8 @@ def check_bijector(
 ) -> None:
     """Checks that a bijector has the properties of a bijector, on a batch of events.
 
-    With f the bijector, J its Jacobian at a row of x, y = f(x), and t the tolerance, the properties are
+    With f the bijector, J its Jacobian at a row of x, y = f(x), and t the tolerance, the
+    properties are
 
     | name | property |
     |---|---|
@@ -60,8 +61,8 @@ def check_bijector(
             conditioning is then estimated from a few random directions.
 
     Raises:
-        AssertionError: if a property is broken. The message names each broken one, where it broke, by
-            how much, and what was allowed.
+        AssertionError: if a property is broken. The message names each broken one, where it
+            broke, by how much, and what was allowed.
         TypeError: if x is not float32 or float64, or `order` holds no integers.
         ValueError: if x is empty, not finite or has too few axes, `order` is no permutation of the
             coordinates, or a property is unknown.

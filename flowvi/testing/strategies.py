@@ -110,7 +110,8 @@ def autoregressive(draw: st.DrawFn, event_size: int) -> IAF | MAF:
     """
     transformer = draw(transformers())
     conditioner = draw(conditioners(event_size, transformer.num_params))
-    return draw(st.sampled_from([IAF, MAF]))(conditioner, transformer)
+    layers: list[type[IAF | MAF]] = [IAF, MAF]
+    return draw(st.sampled_from(layers))(conditioner, transformer)
 
 
 def permutations(event_size: int) -> Strategy[Permutation]:

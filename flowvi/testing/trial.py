@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import distrax
 import jax
@@ -17,6 +17,8 @@ Array = jax.Array
 Shape = tuple[int, ...]
 Floats = NDArray[np.float64]
 Index = tuple[int, ...]
+T = TypeVar("T")
+V = TypeVar("V", Array, Floats)
 
 #: Relative error that is allowed to an identity, by dtype.
 TOLERANCES: dict[str, float] = {"float32": 1e-4, "float64": 1e-9}
@@ -28,28 +30,19 @@ MAX_ROWS = 16
 NUM_DIRECTIONS = 8
 
 
-class Outcome(NamedTuple):
-    """What a bijector makes of x and y, or what is allowed as an error in each of these."""
+class Outcome(NamedTuple, Generic[T]):
+    """What a bijector makes of x and y, or what is said of each: an allowed error, a name."""
 
-    y: Array
-    log_det: Array
-    x: Array
-    inverse_log_det: Array
-
-
-class Names(NamedTuple):
-    """A name for each part of an `Outcome`."""
-
-    y: str
-    log_det: str
-    x: str
-    inverse_log_det: str
+    y: T
+    log_det: T
+    x: T
+    inverse_log_det: T
 
 
 #: The parts of an `Outcome` as a complaint calls them.
-PARTS = Names("forward(x)", "the forward log-det", "inverse(y)", "the inverse log-det")
+PARTS = Outcome("forward(x)", "the forward log-det", "inverse(y)", "the inverse log-det")
 
-METHODS = Names("forward", "forward_log_det_jacobian", "inverse", "inverse_log_det_jacobian")
+METHODS = Outcome("forward", "forward_log_det_jacobian", "inverse", "inverse_log_det_jacobian")
 
 #: Distrax's own bijectors whose methods do nothing but call those of the bijectors inside.
 _WRAPPERS = (distrax.Block, distrax.Chain, distrax.Inverse)
@@ -99,12 +92,12 @@ def cuts(event_size: int) -> list[int]:
     return np.linspace(1, event_size - 1, NUM_DIRECTIONS).astype(int).tolist()
 
 
-def both(bijector: distrax.Bijector, x: Array, y: Array) -> Outcome:
+def both(bijector: distrax.Bijector, x: Array, y: Array) -> Outcome[Array]:
     """The bijector at x and its inverse at y."""
     return Outcome(*bijector.forward_and_log_det(x), *bijector.inverse_and_log_det(y))
 
 
-def cycle(bijector: distrax.Bijector, x: Array) -> Outcome:
+def cycle(bijector: distrax.Bijector, x: Array) -> Outcome[Array]:
     """The bijector at x and its inverse at y = forward(x)."""
     y, log_det = bijector.forward_and_log_det(x)
     return Outcome(y, log_det, *bijector.inverse_and_log_det(y))
@@ -147,7 +140,7 @@ def _tangents(function: Callable[[Array], PyTree], point: Array, directions: Arr
 
 def _round_trip_tangents(
     bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
-) -> Outcome:
+) -> Outcome[Array]:
     """How inverse(forward(x)) moves with x, and all that lies between."""
     del y
     directions = setting.directions(x.shape[setting.lead :])
@@ -168,17 +161,21 @@ def spread(num_rows: int) -> list[int]:
     return np.unique(np.linspace(0, num_rows - 1, MAX_ROWS).astype(int)).tolist()
 
 
-def _alone(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> Outcome:
+def _alone(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> Outcome[Array]:
     del setting
     rows = np.asarray(spread(len(x)))
     return jax.lax.map(lambda row: both(bijector, *row), (x[rows], y[rows]))
 
 
-def _batch_of_one(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> Outcome:
+def _batch_of_one(
+    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
+) -> Outcome[Array]:
     return _alone(bijector, x[:, None], y[:, None], setting)
 
 
-def _leading_axis(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> Outcome:
+def _leading_axis(
+    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
+) -> Outcome[Array]:
     del setting
     return both(bijector, x[None], y[None])
 
@@ -208,7 +205,7 @@ _num_traces = 0
 )
 def _evaluate(
     bijector: distrax.Bijector, x: Array, names: tuple[str, ...], setting: Setting
-) -> tuple[Outcome, dict[str, PyTree]]:
+) -> tuple[Outcome[Array], dict[str, PyTree]]:
     global _num_traces
     _num_traces += 1
     result = cycle(bijector, x)
@@ -223,7 +220,7 @@ def at_least_one(values: ArrayLike) -> Floats:
     return np.maximum(1, np.abs(np.asarray(values, np.float64)))
 
 
-def _scale(values: Array | Floats) -> Array:
+def _scale(values: V) -> V:
     """The magnitude relative to which an error counts.
 
     It is |v|, or the largest |v| of the same coordinate in the batch where that is larger, but then
@@ -272,11 +269,13 @@ class Trial:
         chosen = {sensitivity if name == "sensitivity" else name for name in evaluations}
         self._names = tuple(name for name in _EVALUATIONS if name in chosen)
 
-    def _run(self, bijector: distrax.Bijector, *names: str) -> tuple[Outcome, dict[str, PyTree]]:
+    def _run(
+        self, bijector: distrax.Bijector, *names: str
+    ) -> tuple[Outcome[Array], dict[str, PyTree]]:
         return _evaluate(bijector, self.x, names, self._setting)
 
     @functools.cached_property
-    def _results(self) -> tuple[Outcome, dict[str, PyTree]]:
+    def _results(self) -> tuple[Outcome[Array], dict[str, PyTree]]:
         """The cycle, and all evaluations: results, or the errors that they raised."""
         try:
             return self._run(self.bijector, *self._names)
@@ -297,7 +296,7 @@ class Trial:
         return whole, results
 
     @property
-    def compiled(self) -> Outcome:
+    def compiled(self) -> Outcome[Array]:
         """Results of the compiled bijector, passed as an argument, at x and y = forward(x)."""
         return self._results[0]
 
@@ -330,11 +329,11 @@ class Trial:
         """Whether y has as many coordinates as x."""
         return self.y.size == self.x.size
 
-    def eager(self) -> Outcome:
+    def eager(self) -> Outcome[Array]:
         """Results without compilation, at x and y."""
         return both(self.bijector, self.x, self.y)
 
-    def rebuilt(self) -> tuple[Outcome, bool]:
+    def rebuilt(self) -> tuple[Outcome[Array], bool]:
         """Results of the bijector after a way through its leaves and back; whether it is traced."""
         _ = self.compiled
         before = _num_traces
@@ -342,7 +341,7 @@ class Trial:
         outcome, _ = self._run(jax.tree.unflatten(structure, leaves), *self._names)
         return outcome, _num_traces != before
 
-    def empty(self) -> Outcome:
+    def empty(self) -> Outcome[Array]:
         """The shapes of the results for a batch of no rows."""
         try:
             return jax.eval_shape(both, self.bijector, self.x[:0], self.y[:0])
@@ -356,7 +355,7 @@ class Trial:
         return self._setting.directions(event).reshape(-1, self.event_size)
 
     @functools.cached_property
-    def tangents(self) -> Outcome:
+    def tangents(self) -> Outcome[Floats]:
         """Derivatives of `compiled` in each direction of x: [n, *batch_shape(, D), K]."""
         dy, dlog_det, dx, dinverse = (
             np.asarray(tangent, np.float64) for tangent in self.get("tangents")
@@ -378,11 +377,8 @@ class Trial:
             return dx.reshape(self.x.shape), (dlog_det * scale).sum(-1)
         # A sum of n absolute values is at most sqrt(n) times their Euclidean norm.
         factor = self.event_size**0.5
-        dx, dlog_det = (
-            factor * np.sqrt((np.asarray(t, np.float64) ** 2).mean(0))
-            for t in self.get("inverse_tangents")
-        )
-        return dx, dlog_det
+        dx, dlog_det = (np.asarray(t, np.float64) for t in self.get("inverse_tangents"))
+        return factor * np.sqrt((dx**2).mean(0)), factor * np.sqrt((dlog_det**2).mean(0))
 
     @functools.cached_property
     def inverse_derivatives(self) -> tuple[Floats, Floats]:
@@ -395,7 +391,7 @@ class Trial:
         return inverse, (gradient[..., None] * inverse).sum(-2)
 
     @functools.cached_property
-    def allowed(self) -> Outcome:
+    def allowed(self) -> Outcome[Floats]:
         """The errors allowed between two evaluations at the same x and y."""
         dx, dlog_det = self.sensitivity
         compiled = Outcome(*(np.asarray(part, np.float64) for part in self.compiled))
@@ -440,10 +436,12 @@ class Trial:
                 f"(broken at {bad.sum()} of {bad.size} places)"
             )
 
-    def compare_outcomes(self, what: str, got: Outcome, expected: Outcome) -> Iterator[str]:
+    def compare_outcomes(
+        self, what: str, got: Outcome[Any], expected: Outcome[Any]
+    ) -> Iterator[str]:
         """Compares all parts of two results at the same x and y."""
-        for part, *arrays in zip(PARTS, got, expected, self.allowed, strict=True):
-            yield from self.compare(f"{what}: {part}", *arrays)
+        for part, first, second, allowed in zip(PARTS, got, expected, self.allowed, strict=True):
+            yield from self.compare(f"{what}: {part}", first, second, allowed)
 
 
 def make_trial(

@@ -198,8 +198,8 @@ def weights(network: MaskedNetwork, params: Params) -> list[tuple[Array, Array]]
     result = []
     for layer, fan_in in zip(params["layers"], fan_ins(network), strict=True):
         scale = jnp.asarray(1 / np.sqrt(np.maximum(fan_in, 1)), layer["w"].dtype)
-        seen = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)
-        result.append((jnp.where(seen, layer["w"] * scale, 0), layer["b"]))
+        seen = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)[None]
+        result.append((jnp.where(seen, layer["w"] * scale[None], 0), layer["b"]))
     return result
 
 
@@ -215,6 +215,13 @@ def product(h: Array, w: Array) -> Array:
     """h w for h of shape [..., n], on one axis of rows: a gradient of more is transposed first."""
     rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
     return (rows @ w).reshape(*h.shape[:-1], w.shape[-1])
+
+
+def add(first: Array, second: Array) -> Array:
+    """The sum of two arrays whose leading axes broadcast, also where ranks may not be promoted."""
+    rank = max(first.ndim, second.ndim)
+    first, second = (jnp.expand_dims(a, tuple(range(rank - a.ndim))) for a in (first, second))
+    return first + second
 
 
 def context_term(params: Params, context: Array) -> Array:
@@ -257,8 +264,8 @@ def states(
     result: list[Array] = []
     for index, (w, b) in enumerate(weights(network, params)):
         if index == 0 and context is not None:
-            b = b + context_term(params, context)
-        result.append(product(activation(result[-1]) if result else x, w) + b)
+            b = add(b, context_term(params, context))
+        result.append(add(product(activation(result[-1]) if result else x, w), b))
     return result
 
 
@@ -292,13 +299,16 @@ def _by_blocks(network: MaskedNetwork, params: Params, x: Array, context: Array 
         if index > 0:
             hs = [activation(h) for h in hs]
         elif context is not None:
-            b = b + context_term(params, context)
+            b = add(b, context_term(params, context))
         # A block sees no later block of the layer below.
         terms = [
             [product(h, w[e:f, c:d]) for h, (e, f) in zip(hs[: i + 1], below, strict=False)]
             for i, (c, d) in enumerate(layers[index])
         ]
-        hs = [b[..., c:d] + sum(t) for t, (c, d) in zip(terms, layers[index], strict=True)]
+        hs = [
+            add(b[..., c:d], sum(t[1:], t[0]))
+            for t, (c, d) in zip(terms, layers[index], strict=True)
+        ]
         below = layers[index]
     return hs[0] if len(hs) == 1 else jnp.concatenate(hs, axis=-1)
 
@@ -313,13 +323,13 @@ def _by_columns(network: MaskedNetwork, params: Params, x: Array, context: Array
         if index > 0:
             h = activation(h)
         elif context is not None:
-            b = b + context_term(params, context)
+            b = add(b, context_term(params, context))
         cuts = np.linspace(0, w.shape[1], num_column_blocks(*w.shape) + 1).round().astype(int)
         parts = []
         for c, d in itertools.pairwise(cuts.tolist()):
             rows = max(int(seen[index][d - 1]), 1)
             parts.append(product(h[..., :rows], w[:rows, c:d]))
-        h = (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)) + b
+        h = add(parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1), b)
     return h
 
 

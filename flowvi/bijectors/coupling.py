@@ -146,4 +146,4 @@ class Coupling(distrax.Bijector):
         return jnp.arange(half) < jnp.where(self._odd, self._event_size // 2, half)
 
     def _total(self, log_det: Array) -> Array:
-        return jnp.where(self._counts(), log_det, 0).sum(-1)
+        return jnp.where(jnp.broadcast_to(self._counts(), log_det.shape), log_det, 0).sum(-1)

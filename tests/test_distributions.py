@@ -237,7 +237,7 @@ def test_nan_in_nan_out():
 def test_keys_are_used_once_and_ranks_are_not_promoted():
     x = np.ones((4, 2), np.float32)
     with jax.debug_key_reuse(True), jax.numpy_rank_promotion("raise"):
-        for make in (fv.maf, fv.iaf, fv.coupling):
+        for make in (fv.maf, fv.iaf):
             family = make(2, **AFFINE)
 
             @jax.jit

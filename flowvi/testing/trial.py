@@ -1,6 +1,7 @@
 """One bijector on trial: everything the properties look at, evaluated in one compiled program."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,8 +16,10 @@ from flowvi.params import PyTree
 
 Array = jax.Array
 Shape = tuple[int, ...]
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 Index = tuple[int, ...]
+#: The number of batch axes of x, the claimed order, and whether the full Jacobian is computed.
+Setting = tuple[int, Shape | None, bool]
 T = TypeVar("T")
 V = TypeVar("V", Array, Floats)
 
@@ -39,6 +42,8 @@ class Outcome(NamedTuple, Generic[T]):
     inverse_log_det: T
 
 
+Results = tuple[Outcome[Array], dict[str, PyTree]]
+
 #: The parts of an `Outcome` as a complaint calls them.
 PARTS = Outcome("forward(x)", "the forward log-det", "inverse(y)", "the inverse log-det")
 
@@ -55,41 +60,30 @@ class BrokenError(Exception):
         super().__init__(f"{what}raised {type(error).__name__}: {error}")
 
 
-# ---------------------------------------------------------------------- what runs in the program
-
-
-class Setting(NamedTuple):
-    """What is static in an evaluation.
-
-    Attributes:
-        lead: the number of batch axes of x.
-        order: the claimed order, or None.
-        max_autodiff_size: the largest event whose full Jacobian is computed.
-    """
-
-    lead: int
-    order: Shape | None
-    max_autodiff_size: int
-
-    def directions(self, event_shape: Shape) -> Floats:
-        """Directions in which derivatives are taken, of shape [K, *event].
-
-        Those of a small event are its basis. Those of a large one are random, and where an order is
-        claimed zero before a cut of it.
-        """
-        size = int(np.prod(event_shape))
-        if size <= self.max_autodiff_size:
-            return np.eye(size).reshape(size, *event_shape)
-        draws = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, *event_shape))
-        if self.order is not None:
-            for draw, cut in zip(draws, cuts(size), strict=True):
-                draw[list(self.order[:cut])] = 0
-        return draws
-
-
 def cuts(event_size: int) -> list[int]:
     """The places at which the order of a large event is cut in two, one for each direction."""
     return np.linspace(1, event_size - 1, NUM_DIRECTIONS).astype(int).tolist()
+
+
+def directions(event_shape: Shape, order: Shape | None, is_small: bool) -> Floats:
+    """Directions in which derivatives are taken, of shape [K, *event].
+
+    Those of a small event are its basis. Those of a large one are random, and where an order is
+    claimed zero before a cut of it.
+    """
+    size = math.prod(event_shape)
+    if is_small:
+        return np.eye(size).reshape(size, *event_shape)
+    draws = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, *event_shape))
+    if order is not None:
+        for draw, cut in zip(draws, cuts(size), strict=True):
+            draw[list(order[:cut])] = 0
+    return draws
+
+
+def spread(num_rows: int) -> list[int]:
+    """At most `MAX_ROWS` rows, spread evenly."""
+    return np.unique(np.linspace(0, num_rows - 1, MAX_ROWS).astype(int)).tolist()
 
 
 def both(bijector: distrax.Bijector, x: Array, y: Array) -> Outcome[Array]:
@@ -118,83 +112,13 @@ def own_methods(bijector: distrax.Bijector) -> list[str]:
     return names
 
 
-def _methods(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> dict[str, Array]:
-    del setting
-    return {
-        name: getattr(bijector, name)(x if name.startswith("forward") else y)
-        for name in own_methods(bijector)
-    }
-
-
-def _tangents(function: Callable[[Array], PyTree], point: Array, directions: ArrayLike) -> PyTree:
+def _tangents(function: Callable[[Array], PyTree], point: Array, moves: Array) -> PyTree:
     """Derivatives in each of the directions, for all rows of the batch at once.
 
     That is right if rows do not touch each other, which the property of batches sees to.
     """
-    directions = jnp.asarray(directions, point.dtype)
-    lone = (1,) * (point.ndim - directions.ndim + 1)
-    directions = directions.reshape(len(directions), *lone, *directions.shape[1:])
-    directions = jnp.broadcast_to(directions, (len(directions), *point.shape))
-    return jax.vmap(lambda d: jax.jvp(function, (point,), (d,))[1])(directions)
+    return jax.vmap(lambda d: jax.jvp(function, (point,), (d,))[1])(moves.astype(point.dtype))
 
-
-def _round_trip_tangents(
-    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
-) -> Outcome[Array]:
-    """How inverse(forward(x)) moves with x, and all that lies between."""
-    del y
-    directions = setting.directions(x.shape[setting.lead :])
-    return _tangents(functools.partial(cycle, bijector), x, directions)
-
-
-def _inverse_tangents(
-    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
-) -> tuple[Array, Array]:
-    """How inverse(y) and its log-determinant move if y moves by its scale, at random."""
-    del x, setting
-    draws = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, *y.shape))
-    return _tangents(bijector.inverse_and_log_det, y, jnp.asarray(draws, y.dtype) * _scale(y))
-
-
-def spread(num_rows: int) -> list[int]:
-    """At most `MAX_ROWS` rows, spread evenly."""
-    return np.unique(np.linspace(0, num_rows - 1, MAX_ROWS).astype(int)).tolist()
-
-
-def _alone(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> Outcome[Array]:
-    del setting
-    rows = np.asarray(spread(len(x)))
-    return jax.lax.map(lambda row: both(bijector, *row), (x[rows], y[rows]))
-
-
-def _batch_of_one(
-    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
-) -> Outcome[Array]:
-    return _alone(bijector, x[:, None], y[:, None], setting)
-
-
-def _leading_axis(
-    bijector: distrax.Bijector, x: Array, y: Array, setting: Setting
-) -> Outcome[Array]:
-    del setting
-    return both(bijector, x[None], y[None])
-
-
-def _again(bijector: distrax.Bijector, x: Array, y: Array, setting: Setting) -> tuple[Array, Array]:
-    del x, setting
-    return bijector.forward_and_log_det(bijector.inverse_and_log_det(y)[0])
-
-
-#: What may be evaluated beside the cycle itself: functions of (bijector, x, y, setting).
-_EVALUATIONS: dict[str, Callable[[distrax.Bijector, Array, Array, Setting], PyTree]] = {
-    "again": _again,
-    "methods": _methods,
-    "tangents": _round_trip_tangents,
-    "inverse_tangents": _inverse_tangents,
-    "alone": _alone,
-    "batch_of_one": _batch_of_one,
-    "leading_axis": _leading_axis,
-}
 
 _num_traces = 0
 
@@ -205,14 +129,41 @@ _num_traces = 0
 )
 def _evaluate(
     bijector: distrax.Bijector, x: Array, names: tuple[str, ...], setting: Setting
-) -> tuple[Outcome[Array], dict[str, PyTree]]:
+) -> Results:
+    """The cycle, and the evaluations of these names; one program, for each costs its own time."""
     global _num_traces
     _num_traces += 1
     result = cycle(bijector, x)
-    return result, {name: _EVALUATIONS[name](bijector, x, result.y, setting) for name in names}
+    y = result.y
 
+    def tangents() -> Outcome[Array]:
+        lead, order, is_small = setting
+        chosen = directions(x.shape[lead:], order, is_small)
+        chosen = chosen.reshape(len(chosen), *(1,) * lead, *x.shape[lead:])
+        moves = jnp.broadcast_to(chosen, (len(chosen), *x.shape))
+        return _tangents(functools.partial(cycle, bijector), x, moves)
 
-# ------------------------------------------------------------------------------------- the trial
+    def inverse_tangents() -> tuple[Array, Array]:
+        draws = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, *y.shape))
+        return _tangents(bijector.inverse_and_log_det, y, jnp.asarray(draws) * _scale(y))
+
+    def rows(x: Array, y: Array) -> Outcome[Array]:
+        chosen = np.asarray(spread(len(x)))
+        return jax.lax.map(lambda row: both(bijector, *row), (x[chosen], y[chosen]))
+
+    evaluations: dict[str, Callable[[], PyTree]] = {
+        "again": lambda: bijector.forward_and_log_det(result.x),
+        "methods": lambda: {
+            name: getattr(bijector, name)(x if name.startswith("forward") else y)
+            for name in own_methods(bijector)
+        },
+        "tangents": tangents,
+        "inverse_tangents": inverse_tangents,
+        "alone": lambda: rows(x, y),
+        "batch_of_one": lambda: rows(x[:, None], y[:, None]),
+        "leading_axis": lambda: both(bijector, x[None], y[None]),
+    }
+    return result, {name: evaluations[name]() for name in names}
 
 
 def at_least_one(values: ArrayLike) -> Floats:
@@ -264,18 +215,16 @@ class Trial:
         self.lead: Shape = x.shape[: 1 + len(batch_shape)]
         self.event_size = int(np.prod(x.shape[len(self.lead) :]))
         self.is_small = self.event_size <= max_autodiff_size
-        self._setting = Setting(len(self.lead), order, max_autodiff_size)
+        self._setting = (len(self.lead), order, self.is_small)
         sensitivity = "tangents" if self.is_small else "inverse_tangents"
         chosen = {sensitivity if name == "sensitivity" else name for name in evaluations}
-        self._names = tuple(name for name in _EVALUATIONS if name in chosen)
+        self._names = tuple(sorted(chosen))
 
-    def _run(
-        self, bijector: distrax.Bijector, *names: str
-    ) -> tuple[Outcome[Array], dict[str, PyTree]]:
+    def _run(self, bijector: distrax.Bijector, *names: str) -> Results:
         return _evaluate(bijector, self.x, names, self._setting)
 
     @functools.cached_property
-    def _results(self) -> tuple[Outcome[Array], dict[str, PyTree]]:
+    def _results(self) -> Results:
         """The cycle, and all evaluations: results, or the errors that they raised."""
         try:
             return self._run(self.bijector, *self._names)
@@ -351,8 +300,8 @@ class Trial:
     @property
     def directions(self) -> Floats:
         """Directions of x, of shape [K, D]: the basis, or random ones for large events."""
-        event = self.x.shape[len(self.lead) :]
-        return self._setting.directions(event).reshape(-1, self.event_size)
+        chosen = directions(self.x.shape[len(self.lead) :], self.order, self.is_small)
+        return chosen.reshape(-1, self.event_size)
 
     @functools.cached_property
     def tangents(self) -> Outcome[Floats]:
@@ -376,9 +325,11 @@ class Trial:
             dx = (dx * scale[..., None, :]).sum(-1)
             return dx.reshape(self.x.shape), (dlog_det * scale).sum(-1)
         # A sum of n absolute values is at most sqrt(n) times their Euclidean norm.
-        factor = self.event_size**0.5
-        dx, dlog_det = (np.asarray(t, np.float64) for t in self.get("inverse_tangents"))
-        return factor * np.sqrt((dx**2).mean(0)), factor * np.sqrt((dlog_det**2).mean(0))
+        dx, dlog_det = (
+            np.sqrt(self.event_size * (np.asarray(t, np.float64) ** 2).mean(0))
+            for t in self.get("inverse_tangents")
+        )
+        return dx, dlog_det
 
     @functools.cached_property
     def inverse_derivatives(self) -> tuple[Floats, Floats]:

@@ -91,13 +91,11 @@ class IAF(distrax.Bijector):
         return self._transformer(theta)
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y of shape [..., D] and log |det J| of shape [...]: one pass."""
         self._check_forward_input_shape(x)
         y, log_det = self._scalar_bijector(x).forward_and_log_det(x)
         return y, log_det.sum(-1)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
         y = jnp.asarray(y)
         known = self._masked()
@@ -107,7 +105,6 @@ class IAF(distrax.Bijector):
         return triangular.inverse_and_log_det(*known, y)
 
     def forward_with_score(self, x: Array, score: Array) -> tuple[Array, Array, Array]:
-        """y, the log-determinant and the score at y; see `flowvi.bijectors.score`."""
         self._check_forward_input_shape(x)
         known = self._masked()
         if known is None:
@@ -125,7 +122,6 @@ class IAF(distrax.Bijector):
         return None
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` has the same conditioner (the same object) and an equal transformer."""
         return (
             isinstance(other, IAF)
             and self._conditioner is other._conditioner
@@ -168,11 +164,9 @@ class MAF(distrax.Inverse):
 
     @property
     def name(self) -> str:
-        """The name of the class."""
         return type(self).__name__
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` is the inverse of the same map."""
         return isinstance(other, distrax.Inverse) and self.bijector.same_as(other.bijector)
 
 

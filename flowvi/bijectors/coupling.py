@@ -62,14 +62,12 @@ class Coupling(distrax.Bijector):
         return f"Coupling({', '.join(parts)}, event_size={self._event_size})"
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y of shape [..., D] and log |det J| of shape [...]."""
         self._check_forward_input_shape(x)
         moves, stays = self._split(x)
         moved, log_det = self._transformer(self._theta(stays)).forward_and_log_det(moves)
         return self._join(moved, stays), self._total(log_det)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
         moved, stays = self._split(y, "y")
         moves, log_det = self._transformer(self._theta(stays)).inverse_and_log_det(moved)
@@ -103,7 +101,6 @@ class Coupling(distrax.Bijector):
         return self._join(moved, stays), self._total(log_det), jax.lax.stop_gradient(new)
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` moves the same half with the same conditioner and transformer."""
         return (
             isinstance(other, Coupling)
             and self._conditioner is other._conditioner

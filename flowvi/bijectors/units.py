@@ -47,7 +47,6 @@ class Units(distrax.Bijector):
         return f"Units(event_shape={jnp.shape(self._shift)}{bounded})"
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y and the log-determinant, summed over the event."""
         self._check_forward_input_shape(x)
         shift, scale = self._rows(x)
         y = shift + scale * x

@@ -38,12 +38,10 @@ class Concrete(distrax.Distribution):
 
     @property
     def batch_shape(self) -> Shape:
-        """The leading axes of the logits."""
         return self._logits.shape[: self._logits.ndim - len(self.event_shape)]
 
     @property
     def dtype(self) -> jnp.dtype:
-        """That of the logits."""
         return self._logits.dtype
 
     @abc.abstractmethod
@@ -81,11 +79,9 @@ class BinaryConcrete(Concrete):
 
     @property
     def event_shape(self) -> Shape:
-        """()."""
         return ()
 
     def log_prob(self, value: Array) -> Array:
-        """The log density, of shape [...] for values of that shape."""
         return self._log_prob(jax.scipy.special.logit(_inside(jnp.asarray(value, self.dtype))))
 
     def _draw(self, key: Array, n: int) -> Array:
@@ -119,11 +115,9 @@ class OneHotConcrete(Concrete):
 
     @property
     def event_shape(self) -> Shape:
-        """(K,)."""
         return self._logits.shape[-1:]
 
     def log_prob(self, value: Array) -> Array:
-        """The log density, of shape [...] for values of shape [..., K]."""
         return self._log_prob(jnp.log(_inside(jnp.asarray(value, self.dtype), upper=False)))
 
     def _draw(self, key: Array, n: int) -> Array:
@@ -166,21 +160,17 @@ class RelaxedDistribution(distrax.Distribution):
 
     @property
     def event_shape(self) -> Shape:
-        """That of both."""
         return self._relaxed.event_shape
 
     @property
     def batch_shape(self) -> Shape:
-        """That of both."""
         return self._relaxed.batch_shape
 
     @property
     def dtype(self) -> jnp.dtype:
-        """That of the continuous one."""
         return self._relaxed.dtype
 
     def log_prob(self, value: Array) -> Array:
-        """The log density of the continuous one."""
         return self._relaxed.log_prob(value)
 
     def _sample_n(self, key: Array, n: int) -> Array:

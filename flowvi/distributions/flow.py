@@ -40,7 +40,9 @@ class FlowDistribution(distrax.Transformed):
 
     It differs from `distrax.Transformed` in that a base without a batch shape is sampled once for
     every row of the bijector's batch (rows never share noise), the bijector is called on whole
-    batches, and `kl_divergence` never returns a silent zero.
+    batches, and `kl_divergence` never returns a silent zero. Mean, covariance, variance and
+    standard deviation are exact where the map is affine, mode and entropy where its log-determinant
+    is constant; where they are not, a NotImplementedError says what to call instead.
 
     Args:
         distribution: the base.
@@ -93,7 +95,6 @@ class FlowDistribution(distrax.Transformed):
         return (n, *self.batch_shape[:missing])
 
     def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
-        """Draws, and the log probability of the base's choices; see `draws.draw`."""
         missing = self._base_sample_shape(1)[1:]
         x, log_choice = draws.draw(
             self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
@@ -103,7 +104,6 @@ class FlowDistribution(distrax.Transformed):
     def draw_each(
         self, key: Array, sample_shape: Shape, reparameterized: bool
     ) -> tuple[Array, Array]:
-        """A draw for each of the base's choices; see `draws.draw_each`."""
         missing = self._base_sample_shape(1)[1:]
         x, log_choice = draws.draw_each(
             self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
@@ -111,7 +111,6 @@ class FlowDistribution(distrax.Transformed):
         return self.bijector.forward(x.astype(self.dtype)), log_choice
 
     def num_choices(self, reparameterized: bool) -> int | None:
-        """How many choices the base has; see `draws.num_choices`."""
         return draws.num_choices(self.distribution, reparameterized=reparameterized)
 
     def support_size(self) -> None:
@@ -206,7 +205,6 @@ class FlowDistribution(distrax.Transformed):
         return y, log_prob.astype(self.dtype) - log_det
 
     def log_prob(self, value: Array) -> Array:
-        """log p(value), of shape [...] for values of shape [..., *event_shape]."""
         if self._is_mapped:
             value = jnp.asarray(value)
             split = value.ndim - len(self.event_shape)
@@ -229,11 +227,6 @@ class FlowDistribution(distrax.Transformed):
 
     @_row_by_row
     def mean(self) -> Array:
-        """The mean, where the map is affine.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if not self.bijector.is_constant_jacobian:
             self._refuse("mean", "`sample(seed=key, sample_shape=1000).mean(0)`")
         return self.bijector.forward(self._base_rows(self.distribution.mean()))
@@ -265,40 +258,20 @@ class FlowDistribution(distrax.Transformed):
 
     @_row_by_row
     def variance(self) -> Array:
-        """The variance of each coordinate, where the map is affine.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if not self.bijector.is_constant_jacobian or len(self.event_shape) != 1:
             self._refuse("variance", "`sample(seed=key, sample_shape=1000).var(0)`")
         return jnp.diagonal(self.covariance(), axis1=-2, axis2=-1)
 
     def stddev(self) -> Array:
-        """The standard deviation of each coordinate, where the map is affine.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         return jnp.sqrt(self.variance())
 
     @_row_by_row
     def mode(self) -> Array:
-        """The mode, where the map's Jacobian determinant is constant.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if not self.bijector.is_constant_log_det:
             self._refuse("mode", "the sample of largest `log_prob`, refined by an optimizer")
         return self.bijector.forward(self._base_rows(self.distribution.mode()))
 
     def entropy(self, input_hint: Array | None = None) -> Array:
-        """The entropy in nats, where the map's Jacobian determinant is constant.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if self._is_mapped:
             return jax.vmap(FlowDistribution.entropy, (0, None))(self, input_hint)
         if not self.bijector.is_constant_log_det:

@@ -5,6 +5,7 @@ shape of x, which the compiler fuses and vectorises, whereas sums along a last a
 are slow on processors.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 
 import distrax
@@ -89,7 +90,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         return (
             isinstance(other, RationalQuadraticSpline)
             and self._interval == other._interval
-            and all(map(_is, self._parameters(), other._parameters()))
+            and all(map(operator.is_, self._parameters(), other._parameters()))
         )
 
     def _parameters(self) -> list[Array]:
@@ -116,10 +117,6 @@ class RationalQuadraticSpline(distrax.Bijector):
         rest = 2 * self._interval - len(raw) * LEAST
         unit = rest / sum(exponentials[1:], exponentials[0])
         return lambda k: exponentials[k] * unit + LEAST
-
-
-def _is(a: object, b: object) -> bool:
-    return a is b
 
 
 def _positive(raw: Array) -> Array:

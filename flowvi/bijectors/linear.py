@@ -194,8 +194,8 @@ class LowRank(distrax.Bijector):
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
-        stretched = x + (x @ self._basis * self._gain) @ self._basis.T
-        y = self._loc + self._scale * stretched
+        scaled = x + (x @ self._basis * self._gain) @ self._basis.T
+        y = self._loc + self._scale * scaled
         return y, self._log_det(y, 1)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:

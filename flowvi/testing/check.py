@@ -42,7 +42,7 @@ def check_bijector(
     | `triangular` | where an order is claimed, output order[k] depends on inputs
       order[: k + 1] only, and on order[k] |
     | `batch` | a batch equals its rows alone; further leading axes and an empty batch work |
-    | `jit` | compiled again from its leaves, it gives the same results and is not traced again |
+    | `jit` | rebuilt from its leaves it gives the same results, and is not traced again |
     | `eager` | results without compilation equal those with it |
 
     Here scale(v) is abs(v), or where that is larger the largest abs(v) of the same coordinate in

@@ -198,8 +198,8 @@ def num_groups(network: masked.MaskedNetwork, dtype: DTypeLike) -> int:
     """How many groups to cut the coordinates into.
 
     Each group is a loop of its own in the program, and takes a fifth of a second to compile, twice
-    that in a gradient. It pays where weight matrices outgrow the caches: at 122 units
-    and in double precision, four groups save a quarter of a walk; in single precision, nothing.
+    that in a gradient. It pays where weight matrices outgrow the caches: at 122 units and in double
+    precision, four groups save a quarter of a walk; in single precision, nothing.
     """
     if max(network.hidden_sizes, default=0) ** 2 * np.dtype(dtype).itemsize < GROUPED:
         return 1

@@ -95,19 +95,22 @@ class FlowDistribution(distrax.Transformed):
         return (n, *self.batch_shape[:missing])
 
     def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
-        missing = self._base_sample_shape(1)[1:]
-        x, log_choice = draws.draw(
-            self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
-        )
-        return self.bijector.forward(x.astype(self.dtype)), log_choice
+        return self._push_draws(draws.draw, key, sample_shape, reparameterized)
 
     def draw_each(
         self, key: Array, sample_shape: Shape, reparameterized: bool
     ) -> tuple[Array, Array]:
-        missing = self._base_sample_shape(1)[1:]
-        x, log_choice = draws.draw_each(
-            self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
-        )
+        return self._push_draws(draws.draw_each, key, sample_shape, reparameterized)
+
+    def _push_draws(
+        self,
+        draw: Callable[..., tuple[Array, Array]],
+        key: Array,
+        sample_shape: Shape,
+        reparameterized: bool,
+    ) -> tuple[Array, Array]:
+        shape = (*sample_shape, *self._base_sample_shape(1)[1:])
+        x, log_choice = draw(self.distribution, key, shape, reparameterized=reparameterized)
         return self.bijector.forward(x.astype(self.dtype)), log_choice
 
     def num_choices(self, reparameterized: bool) -> int | None:

@@ -12,16 +12,17 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks, masks
+from flowvi.params import PyTree
 
 Array = jax.Array
+Params = Mapping[str, PyTree]
 
 
 def silu(x: Array) -> Array:
@@ -71,13 +72,12 @@ class MaskedNetwork:
         num_params: P, the number of parameters of one coordinate.
         context_size: the length of the context vector, or None.
         activation: a name out of `ACTIVATIONS`, or a function.
-        order: the input order: order[0] is the coordinate that depends on none. None is 0, ..., D -
-            1.
+        order: the input order: order[0] is the coordinate that depends on none. None is the order
+            0, ..., D - 1.
 
     Raises:
         ValueError, TypeError: if a size is not a positive integer, the order is no permutation of
-        the
-            coordinates, or the activation is unknown.
+            the coordinates, or the activation is unknown.
 
     Example:
         >>> import jax
@@ -112,7 +112,7 @@ class MaskedNetwork:
             self.event_size, self.hidden_sizes, context=self.context_size is not None
         )
 
-    def init(self, key: Array) -> dict[str, Any]:
+    def init(self, key: Array) -> dict[str, PyTree]:
         """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one.
 
         Hidden weights are standard normal, the last layer is zero. `weights` divides them by the
@@ -128,7 +128,7 @@ class MaskedNetwork:
         ]
         size_out = self.event_size * self.num_params
         layers.append({"w": jnp.zeros((sizes[-1], size_out)), "b": jnp.zeros(size_out)})
-        params: dict[str, Any] = {"layers": tuple(layers)}
+        params: dict[str, PyTree] = {"layers": tuple(layers)}
         if self.context_size is not None:
             # Without hidden layers these weights belong to the last layer, which starts at zero.
             shape = (self.context_size, layers[0]["b"].shape[0])
@@ -137,7 +137,7 @@ class MaskedNetwork:
             )
         return params
 
-    def bind(self, params: dict[str, Any], context: Array | None = None) -> "Conditioner":
+    def bind(self, params: Params, context: Array | None = None) -> "Conditioner":
         """The conditioner x -> theta at these parameters and this context.
 
         Args:
@@ -174,8 +174,11 @@ class Conditioner:
     """
 
     network: MaskedNetwork = dataclasses.field(metadata={"static": True})
-    params: dict[str, Any]
+    params: Params
     context: Array | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.network)
 
     def __call__(self, x: Array) -> Array:
         """Parameters theta of shape [..., D, P] for x of shape [..., D].
@@ -186,7 +189,7 @@ class Conditioner:
         return apply(self.network, self.params, x, self.context)
 
 
-def weights(network: MaskedNetwork, params: dict[str, Any]) -> list[tuple[Array, Array]]:
+def weights(network: MaskedNetwork, params: Params) -> list[tuple[Array, Array]]:
     """The masked and scaled (w, b) of every layer, for inputs and outputs in the sorted order.
 
     Column u of a layer is raw_w[:, u] * mask[:, u] / sqrt(number of inputs that u sees). The
@@ -195,8 +198,8 @@ def weights(network: MaskedNetwork, params: dict[str, Any]) -> list[tuple[Array,
     result = []
     for layer, fan_in in zip(params["layers"], fan_ins(network), strict=True):
         scale = jnp.asarray(1 / np.sqrt(np.maximum(fan_in, 1)), layer["w"].dtype)
-        seen = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)
-        result.append((jnp.where(seen, layer["w"] * scale, 0), layer["b"]))
+        seen = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)[None]
+        result.append((jnp.where(seen, layer["w"] * scale[None], 0), layer["b"]))
     return result
 
 
@@ -214,14 +217,19 @@ def product(h: Array, w: Array) -> Array:
     return (rows @ w).reshape(*h.shape[:-1], w.shape[-1])
 
 
-def context_term(params: dict[str, Any], context: Array) -> Array:
+def add(first: Array, second: Array) -> Array:
+    """The sum of two arrays whose leading axes broadcast, also where ranks may not be promoted."""
+    rank = max(first.ndim, second.ndim)
+    first, second = (jnp.expand_dims(a, tuple(range(rank - a.ndim))) for a in (first, second))
+    return first + second
+
+
+def context_term(params: Params, context: Array) -> Array:
     """What the context adds to the first layer, of shape [..., size of that layer]."""
     return product(context * params["context"].shape[0] ** -0.5, params["context"])
 
 
-def apply(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None = None
-) -> Array:
+def apply(network: MaskedNetwork, params: Params, x: Array, context: Array | None = None) -> Array:
     """The network itself: x of shape [..., D] to theta of shape [..., D, P].
 
     The leading axes of `x` and `context` broadcast; the context's contribution is computed once per
@@ -239,7 +247,7 @@ def apply(
 
 
 def states(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None = None
+    network: MaskedNetwork, params: Params, x: Array, context: Array | None = None
 ) -> list[Array]:
     """Pre-activations of every hidden layer, then the outputs, on sorted coordinates.
 
@@ -256,8 +264,8 @@ def states(
     result: list[Array] = []
     for index, (w, b) in enumerate(weights(network, params)):
         if index == 0 and context is not None:
-            b = b + context_term(params, context)
-        result.append(product(activation(result[-1]) if result else x, w) + b)
+            b = add(b, context_term(params, context))
+        result.append(add(product(activation(result[-1]) if result else x, w), b))
     return result
 
 
@@ -278,9 +286,7 @@ def num_column_blocks(num_rows: int, num_columns: int) -> int:
     return min(max(num_rows * num_columns // 2**14, 1), 4)
 
 
-def _by_blocks(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None
-) -> Array:
+def _by_blocks(network: MaskedNetwork, params: Params, x: Array, context: Array | None) -> Array:
     """The network on sorted coordinates, units cut alike in all layers.
 
     No block is ever put together, which is cheapest where the products are transposed later.
@@ -293,21 +299,22 @@ def _by_blocks(
         if index > 0:
             hs = [activation(h) for h in hs]
         elif context is not None:
-            b = b + context_term(params, context)
+            b = add(b, context_term(params, context))
         # A block sees no later block of the layer below.
         terms = [
             [product(h, w[e:f, c:d]) for h, (e, f) in zip(hs[: i + 1], below, strict=False)]
             for i, (c, d) in enumerate(layers[index])
         ]
-        hs = [b[..., c:d] + sum(t) for t, (c, d) in zip(terms, layers[index], strict=True)]
+        hs = [
+            add(b[..., c:d], sum(t[1:], t[0]))
+            for t, (c, d) in zip(terms, layers[index], strict=True)
+        ]
         below = layers[index]
     return hs[0] if len(hs) == 1 else jnp.concatenate(hs, axis=-1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _by_columns(
-    network: MaskedNetwork, params: dict[str, Any], x: Array, context: Array | None
-) -> Array:
+def _by_columns(network: MaskedNetwork, params: Params, x: Array, context: Array | None) -> Array:
     """The same, each matrix cut into blocks of columns and above the rows that they see."""
     activation = activation_function(network.activation)
     seen = fan_ins(network)
@@ -316,16 +323,18 @@ def _by_columns(
         if index > 0:
             h = activation(h)
         elif context is not None:
-            b = b + context_term(params, context)
+            b = add(b, context_term(params, context))
         cuts = np.linspace(0, w.shape[1], num_column_blocks(*w.shape) + 1).round().astype(int)
         parts = []
         for c, d in itertools.pairwise(cuts.tolist()):
             rows = max(int(seen[index][d - 1]), 1)
             parts.append(product(h[..., :rows], w[:rows, c:d]))
-        h = (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)) + b
+        h = add(parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1), b)
     return h
 
 
 @_by_columns.defjvp
-def _by_columns_jvp(network: MaskedNetwork, primals: Any, tangents: Any) -> Any:
+def _by_columns_jvp(
+    network: MaskedNetwork, primals: PyTree, tangents: PyTree
+) -> tuple[Array, Array]:
     return jax.jvp(functools.partial(_by_blocks, network), primals, tangents)

@@ -1,4 +1,4 @@
-"""Degrees and masks of masked autoregressive networks, in numpy.
+"""Degrees of masked autoregressive networks and what follows for their masks, in numpy.
 
 Every unit of a masked network carries a degree: the number of inputs, counted in the input order,
 that it may see. Input k (k = 1..D) has degree k, a hidden unit of degree k sees inputs 1..k, and
@@ -68,23 +68,6 @@ def layer_degrees(
     return (ends, *hidden, ends)
 
 
-def mask(degrees_in: Degrees, degrees_out: Degrees, *, strict: bool) -> np.ndarray:
-    """The mask of one layer, boolean of shape [in, out].
-
-    Args:
-        degrees_in: degrees of the units that feed the layer.
-        degrees_out: degrees of the layer's units.
-        strict: True for the output layer, whose units see only lower degrees.
-
-    Example:
-        >>> mask((1, 2), (1, 2), strict=True).astype(int)
-        array([[0, 1],
-               [0, 0]])
-    """
-    rows, columns = np.asarray(degrees_in)[:, None], np.asarray(degrees_out)[None, :]
-    return rows < columns if strict else rows <= columns
-
-
 def blocks(degrees: tuple[Degrees, ...], num_blocks: int) -> list[list[tuple[int, int]]]:
     """Cuts a network between coordinates into blocks that follow one another.
 
@@ -107,17 +90,3 @@ def blocks(degrees: tuple[Degrees, ...], num_blocks: int) -> list[list[tuple[int
     ends = list(itertools.pairwise(cuts.tolist()))
     hidden = [np.searchsorted(each, cuts).tolist() for each in degrees[1:-1]]
     return [ends, *(list(itertools.pairwise(each)) for each in hidden), ends]
-
-
-def masks(
-    event_size: int, hidden_sizes: tuple[int, ...], *, context: bool
-) -> tuple[np.ndarray, ...]:
-    """The masks of all layers of a network with D outputs, each boolean of shape [in, out].
-
-    Example:
-        >>> [m.shape for m in masks(3, (4, 5), context=False)]
-        [(3, 4), (4, 5), (5, 3)]
-    """
-    degrees = layer_degrees(event_size, hidden_sizes, context=context)
-    pairs = list(itertools.pairwise(degrees))
-    return tuple(mask(a, b, strict=i == len(pairs) - 1) for i, (a, b) in enumerate(pairs))

@@ -5,13 +5,18 @@ and is saved with it, but no optimizer moves it: standardisation, whitening, bat
 running baselines. Only a loss or a family's training form hands back new ones.
 """
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 #: Nested containers of arrays, such as parameters, data and states of optimizers.
 PyTree = Any
+
+#: Children of a node of a tree, with their keys.
+Keyed = tuple[tuple[jax.tree_util.GetAttrKey, PyTree], ...]
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -29,20 +34,17 @@ class Fixed:
         Array([3., 3.], dtype=float32)
     """
 
-    def __init__(self, value: Any):
+    def __init__(self, value: PyTree):
         self.value = value
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
-        """See `jax.tree_util.register_pytree_with_keys_class`."""
+    def tree_flatten_with_keys(self) -> tuple[Keyed, None]:
         return ((jax.tree_util.GetAttrKey("value"), self.value),), None
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """See `jax.tree_util.register_pytree_node_class`."""
+    def tree_flatten(self) -> tuple[tuple[PyTree, ...], None]:
         return (self.value,), None
 
     @classmethod
-    def tree_unflatten(cls, aux: None, children: tuple[Any, ...]) -> "Fixed":
-        """See `jax.tree_util.register_pytree_node_class`."""
+    def tree_unflatten(cls, aux: None, children: tuple[PyTree, ...]) -> "Fixed":
         return cls(children[0])
 
     def __repr__(self) -> str:
@@ -59,16 +61,14 @@ class Origin:
         family: the family; hashable and equal by configuration.
     """
 
-    def __init__(self, family: Any):
+    def __init__(self, family: Hashable):
         self.family = family
 
-    def tree_flatten(self) -> tuple[tuple[()], Any]:
-        """See `jax.tree_util.register_pytree_node_class`."""
+    def tree_flatten(self) -> tuple[tuple[()], Hashable]:
         return (), self.family
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, children: tuple[()]) -> "Origin":
-        """See `jax.tree_util.register_pytree_node_class`."""
+    def tree_unflatten(cls, aux: Hashable, children: tuple[()]) -> "Origin":
         del children
         return cls(aux)
 
@@ -101,7 +101,7 @@ class PerRow:
         Array([[ 4.,  5.], [ 0.,  1.], [nan, nan]], dtype=float32)
     """
 
-    def __init__(self, value: Any, rows: Any = None):
+    def __init__(self, value: PyTree, rows: Fixed | None = None):
         self.value = value
         self.rows = rows
 
@@ -110,7 +110,7 @@ class PerRow:
         """The length of the leading axis."""
         return int(jnp.shape(jax.tree.leaves(self.value)[0])[0])
 
-    def take(self, rows: jax.Array) -> Any:
+    def take(self, rows: jax.Array) -> PyTree:
         """`value` at rows of shape [*batch]: leaves of shape [*batch, ...].
 
         A row that is not there is NaN: one that is out of range, or inside of a step one that the
@@ -128,34 +128,31 @@ class PerRow:
             lambda leaf: leaf.at[place].get(mode="fill", fill_value=jnp.nan), self.value
         )
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], None]:
-        """See `jax.tree_util.register_pytree_with_keys_class`."""
+    def tree_flatten_with_keys(self) -> tuple[Keyed, None]:
         key = jax.tree_util.GetAttrKey
         return ((key("value"), self.value), (key("rows"), self.rows)), None
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        """See `jax.tree_util.register_pytree_node_class`."""
+    def tree_flatten(self) -> tuple[tuple[PyTree, ...], None]:
         return (self.value, self.rows), None
 
     @classmethod
-    def tree_unflatten(cls, aux: None, children: tuple[Any, ...]) -> "PerRow":
-        """See `jax.tree_util.register_pytree_node_class`."""
+    def tree_unflatten(cls, aux: None, children: tuple[PyTree, ...]) -> "PerRow":
         return cls(*children)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.value!r})"
 
 
-def is_per_row(node: Any) -> bool:
+def is_per_row(node: object) -> TypeGuard[PerRow]:
     """Whether this is a `PerRow`."""
     return isinstance(node, PerRow)
 
 
-def _is_fixed(node: Any) -> bool:
+def _is_fixed(node: object) -> bool:
     return isinstance(node, Fixed)
 
 
-def partition(params: Any) -> tuple[Any, Any]:
+def partition(params: PyTree) -> tuple[PyTree, PyTree]:
     """Splits a parameter tree into what the optimizer moves and what it does not.
 
     Both results have the shape of `params`, with None where a leaf went to the other one, so
@@ -178,7 +175,7 @@ def partition(params: Any) -> tuple[Any, Any]:
     return trainable, fixed
 
 
-def combine(trainable: Any, fixed: Any) -> Any:
+def combine(trainable: PyTree, fixed: PyTree) -> PyTree:
     """The inverse of `partition`."""
     return jax.tree.map(
         lambda t, f: t if f is None else f,
@@ -188,7 +185,7 @@ def combine(trainable: Any, fixed: Any) -> Any:
     )
 
 
-def cast(params: Any, dtype: Any) -> Any:
+def cast(params: PyTree, dtype: DTypeLike) -> PyTree:
     """`params` with their trainable leaves in another floating dtype."""
     trainable, fixed = partition(params)
     return combine(jax.tree.map(lambda leaf: leaf.astype(dtype), trainable), fixed)

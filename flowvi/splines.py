@@ -5,6 +5,7 @@ shape of x, which the compiler fuses and vectorises, whereas sums along a last a
 are slow on processors.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 
 import distrax
@@ -60,7 +61,6 @@ class RationalQuadraticSpline(distrax.Bijector):
         self._interval = interval
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y and log f'(x), elementwise."""
         inside = jnp.abs(x) < self._interval
         # What lies outside must not reach the formulas: nothing times infinity is no number.
         safe = jnp.where(inside, x, 0)
@@ -72,7 +72,6 @@ class RationalQuadraticSpline(distrax.Bijector):
         return jnp.where(inside, y, x), jnp.where(inside, log_det, 0)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x and the log of the inverse's slope at y, elementwise."""
         inside = jnp.abs(y) < self._interval
         safe = jnp.where(inside, y, 0)
         y_0, h, x_0, w, d_0, d_1 = self._bin(safe, self._heights)
@@ -88,11 +87,10 @@ class RationalQuadraticSpline(distrax.Bijector):
         return jnp.where(inside, x_0 + w * z, y), jnp.where(inside, -log_det, 0)
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` has the same parameters: the same objects."""
         return (
             isinstance(other, RationalQuadraticSpline)
             and self._interval == other._interval
-            and all(map(_is, self._parameters(), other._parameters()))
+            and all(map(operator.is_, self._parameters(), other._parameters()))
         )
 
     def _parameters(self) -> list[Array]:
@@ -119,10 +117,6 @@ class RationalQuadraticSpline(distrax.Bijector):
         rest = 2 * self._interval - len(raw) * LEAST
         unit = rest / sum(exponentials[1:], exponentials[0])
         return lambda k: exponentials[k] * unit + LEAST
-
-
-def _is(a: object, b: object) -> bool:
-    return a is b
 
 
 def _positive(raw: Array) -> Array:

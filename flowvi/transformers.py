@@ -71,7 +71,6 @@ class Affine:
         return 2
 
     def __call__(self, theta: Array) -> distrax.Bijector:
-        """The bijector at theta of shape [..., 2]."""
         log_scale = _bounded(theta[..., 1], self.max_log_scale)
         return distrax.ScalarAffine(shift=theta[..., 0], log_scale=log_scale)
 
@@ -122,7 +121,6 @@ class Spline:
         return 3 * self.num_bins - 1
 
     def __call__(self, theta: Array) -> distrax.Bijector:
-        """The bijector at theta of shape [..., 3 K - 1]."""
         # Unlike that of single indices, the gradient of a split is one concatenation.
         parts = jax.lax.split(_bounded(theta, self.max_raw), [1] * self.num_params, axis=-1)
         raw = [jnp.squeeze(part, -1) for part in parts]

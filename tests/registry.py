@@ -68,11 +68,15 @@ class Case:
 
     def make(self, condition: str, dtype: str) -> Sample:
         """The bijector under a condition; float64 needs 64-bit types to be enabled."""
-        params = cast(self.params(condition), dtype)
+        params, x = self.inputs(condition, dtype)
+        return Sample(quick_jit(self.build)(params), x, self.order, self.batch_shape)
+
+    def inputs(self, condition: str, dtype: str) -> tuple[Params, Array]:
+        """Parameters under a condition, and events."""
         shape = (NUM_EVENTS, *self.batch_shape, self.event_size)
         # Heavy tails: some coordinates leave the interval of a spline.
         z = np.random.default_rng(0).standard_t(4, shape)
-        return Sample(self.build(params), jnp.asarray(z, dtype), self.order, self.batch_shape)
+        return cast(self.params(condition), dtype), jnp.asarray(z, dtype)
 
     @functools.cache  # noqa: B019 (cases live as long as the tests)
     def params(self, condition: str) -> Params:
@@ -112,9 +116,10 @@ class Case:
 
 
 def cast(tree: Any, dtype: str) -> Any:
-    """Casts all float leaves."""
+    """Casts all float leaves, in numpy, for JAX would compile a program for every shape."""
     return jax.tree.map(
-        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        lambda a: jnp.asarray(np.asarray(a), dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a,
+        tree,
     )
 
 

@@ -1,7 +1,6 @@
 """Autoregressive bijectors: one map, and the same map turned round."""
 
 from collections.abc import Callable
-from typing import Any
 
 import distrax
 import jax
@@ -59,10 +58,13 @@ class IAF(distrax.Bijector):
         transformer = Affine() if transformer is None else transformer
         for name, value in (("conditioner", conditioner), ("transformer", transformer)):
             if not callable(value):
-                raise TypeError(f"`{name}` must be callable; got {value!r}.")
+                raise TypeError(f"`{name}` must be callable; got {checks.shown(value)}.")
         self._conditioner = conditioner
         self._transformer = transformer
         super().__init__(event_ndims_in=1)
+
+    def __repr__(self) -> str:
+        return f"IAF({checks.shown(self._conditioner)}, {checks.shown(self._transformer)})"
 
     @property
     def conditioner(self) -> ConditionerFn:
@@ -74,7 +76,7 @@ class IAF(distrax.Bijector):
         """The callable from theta to a scalar bijector."""
         return self._transformer
 
-    def _scalar_bijector(self, x: Array) -> Any:
+    def _scalar_bijector(self, x: Array) -> distrax.Bijector:
         """The transformer at conditioner(x), after a check of shapes."""
         theta = self._conditioner(x)
         num_params = getattr(self._transformer, "num_params", None)
@@ -84,18 +86,16 @@ class IAF(distrax.Bijector):
             raise ValueError(
                 f"`conditioner` must return an array of shape [..., {size}, "
                 f"{'P' if num_params is None else num_params}] for x of shape {jnp.shape(x)} and "
-                f"transformer {self._transformer!r}; got shape {shape}."
+                f"transformer {checks.shown(self._transformer)}; got shape {shape}."
             )
         return self._transformer(theta)
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y of shape [..., D] and log |det J| of shape [...]: one pass."""
         self._check_forward_input_shape(x)
         y, log_det = self._scalar_bijector(x).forward_and_log_det(x)
         return y, log_det.sum(-1)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
         y = jnp.asarray(y)
         known = self._masked()
@@ -105,7 +105,6 @@ class IAF(distrax.Bijector):
         return triangular.inverse_and_log_det(*known, y)
 
     def forward_with_score(self, x: Array, score: Array) -> tuple[Array, Array, Array]:
-        """y, the log-determinant and the score at y; see `flowvi.bijectors.score`."""
         self._check_forward_input_shape(x)
         known = self._masked()
         if known is None:
@@ -123,7 +122,6 @@ class IAF(distrax.Bijector):
         return None
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` has the same conditioner (the same object) and an equal transformer."""
         return (
             isinstance(other, IAF)
             and self._conditioner is other._conditioner
@@ -160,17 +158,21 @@ class MAF(distrax.Inverse):
     def __init__(self, conditioner: ConditionerFn, transformer: TransformerFn | None = None):
         super().__init__(IAF(conditioner, transformer))
 
+    def __repr__(self) -> str:
+        inner = self.bijector
+        return f"MAF({checks.shown(inner.conditioner)}, {checks.shown(inner.transformer)})"
+
     @property
     def name(self) -> str:
-        """The name of the class."""
         return type(self).__name__
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` is the inverse of the same map."""
         return isinstance(other, distrax.Inverse) and self.bijector.same_as(other.bijector)
 
 
-def invert_by_passes(scalar_bijector: Callable[[Array], Any], y: Array) -> tuple[Array, Array]:
+def invert_by_passes(
+    scalar_bijector: Callable[[Array], distrax.Bijector], y: Array
+) -> tuple[Array, Array]:
     """Inverts an autoregressive map of unknown order by D passes of the conditioner.
 
     Pass k computes every coordinate from the values of pass k - 1. Coordinate k is right from pass

@@ -57,15 +57,17 @@ class Coupling(distrax.Bijector):
         self._odd = odd
         super().__init__(event_ndims_in=1)
 
+    def __repr__(self) -> str:
+        parts = checks.shown(self._conditioner), checks.shown(self._transformer)
+        return f"Coupling({', '.join(parts)}, event_size={self._event_size})"
+
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y of shape [..., D] and log |det J| of shape [...]."""
         self._check_forward_input_shape(x)
         moves, stays = self._split(x)
         moved, log_det = self._transformer(self._theta(stays)).forward_and_log_det(moves)
         return self._join(moved, stays), self._total(log_det)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x of shape [..., D] and log |det of the inverse's Jacobian| of shape [...]."""
         self._check_inverse_input_shape(y)
         moved, stays = self._split(y, "y")
         moves, log_det = self._transformer(self._theta(stays)).inverse_and_log_det(moved)
@@ -99,7 +101,6 @@ class Coupling(distrax.Bijector):
         return self._join(moved, stays), self._total(log_det), jax.lax.stop_gradient(new)
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        """Whether `other` moves the same half with the same conditioner and transformer."""
         return (
             isinstance(other, Coupling)
             and self._conditioner is other._conditioner
@@ -116,7 +117,7 @@ class Coupling(distrax.Bijector):
             raise ValueError(
                 f"`conditioner` must return an array of shape [..., {half}, "
                 f"{'P' if num_params is None else num_params}] for {half} coordinates that stay "
-                f"and transformer {self._transformer!r}; got shape {shape}."
+                f"and transformer {checks.shown(self._transformer)}; got shape {shape}."
             )
         return theta
 
@@ -142,4 +143,4 @@ class Coupling(distrax.Bijector):
         return jnp.arange(half) < jnp.where(self._odd, self._event_size // 2, half)
 
     def _total(self, log_det: Array) -> Array:
-        return jnp.where(self._counts(), log_det, 0).sum(-1)
+        return jnp.where(jnp.broadcast_to(self._counts(), log_det.shape), log_det, 0).sum(-1)

@@ -1,14 +1,63 @@
-"""Linear layers with triangular factors."""
+"""Affine maps: permutations, triangular factors, known matrices."""
+
+from collections.abc import Sequence
 
 import distrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowvi import checks
 
 Array = jax.Array
 
 MAX_LOG_DIAGONAL = 5.0
+
+
+class Permutation(distrax.Bijector):
+    """Reorders coordinates: y_i = x_{p(i)}, with log-determinant 0.
+
+    Args:
+        permutation: p, a sequence or an array that holds each of 0, ..., D - 1 once.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> fv.Permutation([2, 0, 1]).forward(jnp.array([1.0, 2.0, 3.0]))
+        Array([3., 1., 2.], dtype=float32)
+    """
+
+    def __init__(self, permutation: Sequence[int] | Array | np.ndarray):
+        # A tuple, so that it is static in the pytree and layers that share it can be stacked.
+        self._permutation = checks.permutation("permutation", permutation)
+        super().__init__(event_ndims_in=1, is_constant_jacobian=True)
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        return self._permutation
+
+    def __repr__(self) -> str:
+        return f"Permutation({checks.shown(self._permutation)})"
+
+    def _apply(self, x: Array, indices: np.ndarray) -> tuple[Array, Array]:
+        checks.trailing_shape("x", x, (len(self._permutation),), self.name)
+        x = jnp.asarray(x)
+        # A reversal joins its neighbours in one loop; a gather does not.
+        reverses = np.array_equal(indices, np.arange(len(indices))[::-1])
+        y = jnp.flip(x, -1) if reverses else x[..., indices]
+        return y, jnp.zeros(x.shape[:-1], x.dtype)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        return self._apply(x, np.asarray(self._permutation))
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        return self._apply(y, np.argsort(self._permutation))
+
+    def same_as(self, other: distrax.Bijector) -> bool:
+        return isinstance(other, Permutation) and self._permutation == other._permutation
 
 
 class LULinear(distrax.Chain):
@@ -56,3 +105,101 @@ class LULinear(distrax.Chain):
         ]
         shift = [] if bias is None else [distrax.Block(distrax.Shift(jnp.asarray(bias)), 1)]
         super().__init__(shift + factors)
+
+    def __repr__(self) -> str:
+        return f"LULinear(event_size={self.bijectors[-1].matrix.shape[-1]})"
+
+
+class Dense(distrax.Bijector):
+    """y = loc + A x, for a matrix A whose inverse and log |det| are known.
+
+    Args:
+        loc: of shape [D].
+        matrix: A, of shape [D, D].
+        inverse: A^-1, of shape [D, D].
+        log_det: log |det A|, a scalar.
+
+    Raises:
+        ValueError: if the shapes are not these.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> eye = jnp.eye(2)
+        >>> Dense(jnp.ones(2), 2 * eye, eye / 2, 2 * jnp.log(2.0)).forward(jnp.ones(2))
+        Array([3., 3.], dtype=float32)
+    """
+
+    def __init__(self, loc: Array, matrix: Array, inverse: Array, log_det: Array):
+        size = jnp.shape(loc)[-1] if jnp.ndim(loc) else 0
+        for name, array in (("matrix", matrix), ("inverse", inverse)):
+            if jnp.shape(array) != (size, size):
+                raise ValueError(
+                    f"`{name}` must have shape {(size, size)}, for a `loc` of shape "
+                    f"{jnp.shape(loc)}; got shape {jnp.shape(array)}."
+                )
+        self._loc, self._matrix, self._inverse, self._log_det = loc, matrix, inverse, log_det
+        super().__init__(event_ndims_in=1, is_constant_jacobian=True)
+
+    def __repr__(self) -> str:
+        return f"Dense(event_size={jnp.shape(self._loc)[0]})"
+
+    def _rows(self, x: Array, sign: int) -> Array:
+        return jnp.broadcast_to(sign * self._log_det, x.shape[:-1]).astype(x.dtype)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        self._check_forward_input_shape(x)
+        y = self._loc + x @ self._matrix.T
+        return y, self._rows(y, 1)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        self._check_inverse_input_shape(y)
+        x = (y - self._loc) @ self._inverse.T
+        return x, self._rows(x, -1)
+
+
+class LowRank(distrax.Bijector):
+    """y = loc + scale * (x + U (gain * (U^T x))), with orthonormal columns of U.
+
+    log |det| = sum log scale + sum log(1 + gain), and the inverse is of the same form: with
+    w = (y - loc) / scale, x = w - U (gain / (1 + gain) * (U^T w)).
+
+    Args:
+        loc: of shape [D].
+        scale: of shape [D], positive.
+        basis: U, of shape [D, R], with orthonormal columns.
+        gain: of shape [R], above -1.
+
+    Raises:
+        ValueError: if the shapes are not these.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> basis = jnp.array([[1.0], [0.0]])
+        >>> LowRank(jnp.zeros(2), jnp.ones(2), basis, jnp.array([3.0])).forward(jnp.ones(2))
+        Array([4., 1.], dtype=float32)
+    """
+
+    def __init__(self, loc: Array, scale: Array, basis: Array, gain: Array):
+        checks.trailing_shape("scale", scale, jnp.shape(loc), "this map")
+        checks.trailing_shape("basis", basis, jnp.shape(loc) + jnp.shape(gain), "this map")
+        self._loc, self._scale, self._basis, self._gain = loc, scale, basis, gain
+        super().__init__(event_ndims_in=1, is_constant_jacobian=True)
+
+    def __repr__(self) -> str:
+        return f"LowRank(event_size={jnp.shape(self._loc)[0]}, rank={jnp.shape(self._gain)[0]})"
+
+    def _log_det(self, x: Array, sign: int) -> Array:
+        log_det = jnp.sum(jnp.log(self._scale)) + jnp.sum(jnp.log1p(self._gain))
+        return jnp.broadcast_to(sign * log_det, x.shape[:-1]).astype(x.dtype)
+
+    def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
+        self._check_forward_input_shape(x)
+        scaled = x + (x @ self._basis * self._gain) @ self._basis.T
+        y = self._loc + self._scale * scaled
+        return y, self._log_det(y, 1)
+
+    def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
+        self._check_inverse_input_shape(y)
+        w = (y - self._loc) / self._scale
+        x = w - (w @ self._basis * (self._gain / (1 + self._gain))) @ self._basis.T
+        return x, self._log_det(x, -1)

@@ -42,10 +42,14 @@ class Units(distrax.Bijector):
         self._bounds = None if lower is None or upper is None else (lower, upper)
         super().__init__(event_ndims_in=jnp.ndim(shift), is_constant_jacobian=self._bounds is None)
 
+    def __repr__(self) -> str:
+        bounded = "" if self._bounds is None else ", bounded"
+        return f"Units(event_shape={jnp.shape(self._shift)}{bounded})"
+
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        """y and the log-determinant, summed over the event."""
         self._check_forward_input_shape(x)
-        y = self._shift + self._scale * x
+        shift, scale = self._rows(x)
+        y = shift + scale * x
         log_det = jnp.broadcast_to(jnp.log(self._scale), y.shape)
         if self._bounds is not None:
             v = y
@@ -73,7 +77,13 @@ class Units(distrax.Bijector):
                 v = jnp.where(where, support.inverse(safe), v)
                 log_det += jnp.where(where, support.inverse_log_det_jacobian(safe, 0), 0)
             log_det = jnp.where(outside, -jnp.inf, log_det)
-        return (v - self._shift) / self._scale, self._sum(log_det)
+        shift, scale = self._rows(v)
+        return (v - shift) / scale, self._sum(log_det)
+
+    def _rows(self, x: Array) -> tuple[Array, Array]:
+        """Shift and scale with as many axes as x."""
+        lead = tuple(range(jnp.ndim(x) - self.event_ndims_in))
+        return jnp.expand_dims(self._shift, lead), jnp.expand_dims(self._scale, lead)
 
     def _sum(self, log_det: Array) -> Array:
         return log_det.sum(tuple(range(-self.event_ndims_in, 0)))

@@ -1,6 +1,7 @@
 """Concrete distributions: continuous relaxations of Bernoulli and of categorical ones.
 
-Draws are made as logits y and densities are taken there, where nothing is rounded to 0 or 1.
+Draws are made as logits y and densities are taken there, where nothing is rounded to 0 or 1. A
+draw that rounding would put on one of these is the number next to it, so that it has a density.
 
 Source: Maddison, Mnih, Teh, "The Concrete Distribution", 2017; Jang, Gu, Poole, "Categorical
 Reparameterization with Gumbel-Softmax", 2017.
@@ -8,11 +9,11 @@ Reparameterization with Gumbel-Softmax", 2017.
 
 import abc
 import math
-from typing import Any
 
 import distrax
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -26,19 +27,21 @@ class Concrete(distrax.Distribution):
         temperature: T.
     """
 
-    def __init__(self, logits: Array, temperature: Any):
+    def __init__(self, logits: Array, temperature: ArrayLike):
         super().__init__()
         self._logits = logits
         self._temperature = jnp.asarray(temperature, logits.dtype)
 
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}(batch_shape={self.batch_shape}, event_shape={self.event_shape})"
+
     @property
     def batch_shape(self) -> Shape:
-        """The leading axes of the logits."""
         return self._logits.shape[: self._logits.ndim - len(self.event_shape)]
 
     @property
-    def dtype(self) -> Any:
-        """That of the logits."""
+    def dtype(self) -> jnp.dtype:
         return self._logits.dtype
 
     @abc.abstractmethod
@@ -76,19 +79,17 @@ class BinaryConcrete(Concrete):
 
     @property
     def event_shape(self) -> Shape:
-        """()."""
         return ()
 
     def log_prob(self, value: Array) -> Array:
-        """The log density, of shape [...] for values of that shape."""
-        return self._log_prob(jax.scipy.special.logit(jnp.asarray(value, self.dtype)))
+        return self._log_prob(jax.scipy.special.logit(_inside(jnp.asarray(value, self.dtype))))
 
     def _draw(self, key: Array, n: int) -> Array:
         noise = jax.random.logistic(key, (n, *self._logits.shape), self.dtype)
         return (self._logits + noise) / self._temperature
 
     def _value(self, y: Array) -> Array:
-        return jax.nn.sigmoid(y)
+        return _inside(jax.nn.sigmoid(y))
 
     def _log_prob(self, y: Array) -> Array:
         noise = self._temperature * y - self._logits
@@ -114,25 +115,31 @@ class OneHotConcrete(Concrete):
 
     @property
     def event_shape(self) -> Shape:
-        """(K,)."""
         return self._logits.shape[-1:]
 
     def log_prob(self, value: Array) -> Array:
-        """The log density, of shape [...] for values of shape [..., K]."""
-        return self._log_prob(jnp.log(value))
+        return self._log_prob(jnp.log(_inside(jnp.asarray(value, self.dtype), upper=False)))
 
     def _draw(self, key: Array, n: int) -> Array:
         noise = jax.random.gumbel(key, (n, *self._logits.shape), self.dtype)
         return jax.nn.log_softmax((self._logits + noise) / self._temperature)
 
     def _value(self, y: Array) -> Array:
-        return jnp.exp(y)
+        return _inside(jnp.exp(y), upper=False)
 
     def _log_prob(self, y: Array) -> Array:
         count, t = self._logits.shape[-1], self._temperature
         total = jax.nn.logsumexp(self._logits - t * y, -1)
         each = jnp.sum(self._logits - (t + 1) * y, -1)
         return math.lgamma(count) + (count - 1) * jnp.log(t) - count * total + each
+
+
+def _inside(z: Array, *, upper: bool = True) -> Array:
+    """z with the number next to it in the place of 0, and if asked for of 1."""
+    info = jnp.finfo(z.dtype)
+    # Processors flush smaller numbers than `tiny` to zero.
+    z = jnp.where((z >= 0) & (z < info.tiny), info.tiny, z)
+    return jnp.where(z == 1, 1 - info.epsneg, z) if upper else z
 
 
 class RelaxedDistribution(distrax.Distribution):
@@ -148,23 +155,22 @@ class RelaxedDistribution(distrax.Distribution):
         self._relaxed = relaxed
         self.discrete = discrete
 
+    def __repr__(self) -> str:
+        return f"RelaxedDistribution({self._relaxed!r})"
+
     @property
     def event_shape(self) -> Shape:
-        """That of both."""
         return self._relaxed.event_shape
 
     @property
     def batch_shape(self) -> Shape:
-        """That of both."""
         return self._relaxed.batch_shape
 
     @property
-    def dtype(self) -> Any:
-        """That of the continuous one."""
+    def dtype(self) -> jnp.dtype:
         return self._relaxed.dtype
 
     def log_prob(self, value: Array) -> Array:
-        """The log density of the continuous one."""
         return self._relaxed.log_prob(value)
 
     def _sample_n(self, key: Array, n: int) -> Array:

@@ -12,7 +12,6 @@ discrete distribution of one number names its values in an attribute `atoms`, of
 """
 
 import math
-from typing import Any
 
 import distrax
 import jax
@@ -24,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 def draw(
-    distribution: Any, key: Array, sample_shape: Shape, *, reparameterized: bool
+    distribution: distrax.Distribution, key: Array, sample_shape: Shape, *, reparameterized: bool
 ) -> tuple[Array, Array]:
     """Draws, and the log probability of the choices behind them.
 
@@ -59,7 +58,7 @@ def draw(
 
 
 def draw_each(
-    distribution: Any, key: Array, sample_shape: Shape, *, reparameterized: bool
+    distribution: distrax.Distribution, key: Array, sample_shape: Shape, *, reparameterized: bool
 ) -> tuple[Array, Array]:
     """A draw for each of the C choices that there are, and the log probability of each.
 
@@ -98,14 +97,14 @@ def draw_each(
     return z, distribution.log_prob(z)
 
 
-def num_choices(distribution: Any, *, reparameterized: bool) -> int | None:
+def num_choices(distribution: distrax.Distribution, *, reparameterized: bool) -> int | None:
     """How many choices a draw may be made of: 1 if it is none, None if there is no end of them."""
     if hasattr(distribution, "num_choices"):
         return distribution.num_choices(reparameterized)
     return 1 if reparameterized else support_size(distribution)
 
 
-def support_size(distribution: Any) -> int | None:
+def support_size(distribution: distrax.Distribution) -> int | None:
     """How many values a discrete distribution can take; None for one that is not discrete."""
     if hasattr(distribution, "support_size"):
         return distribution.support_size()
@@ -113,7 +112,7 @@ def support_size(distribution: Any) -> int | None:
     return None if atoms is None else len(atoms) ** math.prod(places)
 
 
-def support(distribution: Any) -> Array:
+def support(distribution: distrax.Distribution) -> Array:
     """All values of a discrete distribution, of shape [support_size, *event].
 
     Raises:
@@ -140,7 +139,7 @@ def support(distribution: Any) -> Array:
     return atoms[digits].reshape(len(numbers), *places, *atoms.shape[1:])
 
 
-def _atoms(distribution: Any) -> tuple[Array | None, Shape]:
+def _atoms(distribution: distrax.Distribution) -> tuple[Array | None, Shape]:
     """(the values of one number, the axes of independent numbers)."""
     inner = distribution
     while isinstance(inner, distrax.Independent):

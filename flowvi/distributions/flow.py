@@ -6,11 +6,14 @@ their parameters. Every pair with a flow in it is therefore registered here, and
 `distrax.Transformed` over our bijectors keeps the defect, on both sides of a KL.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import distrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flowvi._tfp import tfd
 from flowvi.bijectors.score import forward_with_score
@@ -20,6 +23,16 @@ Array = jax.Array
 Shape = tuple[int, ...]
 
 
+def _row_by_row(method: Callable[["FlowDistribution"], Array]) -> Callable[..., Array]:
+    """Maps a method over the axes that `jax.vmap` has put before those of the batch."""
+
+    @functools.wraps(method)
+    def call(self: "FlowDistribution") -> Array:
+        return jax.vmap(call)(self) if self._is_mapped else method(self)
+
+    return call
+
+
 class FlowDistribution(distrax.Transformed):
     """The distribution of y = f(x) for x from a base and a bijector f.
 
@@ -27,7 +40,9 @@ class FlowDistribution(distrax.Transformed):
 
     It differs from `distrax.Transformed` in that a base without a batch shape is sampled once for
     every row of the bijector's batch (rows never share noise), the bijector is called on whole
-    batches, and `kl_divergence` never returns a silent zero.
+    batches, and `kl_divergence` never returns a silent zero. Mean, covariance, variance and
+    standard deviation are exact where the map is affine, mode and entropy where its log-determinant
+    is constant; where they are not, a NotImplementedError says what to call instead.
 
     Args:
         distribution: the base.
@@ -50,12 +65,29 @@ class FlowDistribution(distrax.Transformed):
         bijector: distrax.Bijector,
         *,
         batch_shape: Shape | None = None,
-        dtype: Any = None,
+        dtype: jax.typing.DTypeLike | None = None,
     ):
         super().__init__(distribution, bijector)
-        self._batch_shape = distribution.batch_shape if batch_shape is None else batch_shape
         self._event_shape = distribution.event_shape
         self._dtype = jnp.dtype(distribution.dtype if dtype is None else dtype)
+        batch_shape = distribution.batch_shape if batch_shape is None else batch_shape
+        # A leaf, to which `jax.vmap` adds its axes as it does to all others.
+        self._batch = np.broadcast_to(np.zeros((), self._dtype), batch_shape)
+        self._batch_ndim = len(batch_shape)
+
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={self.batch_shape}, event_shape={self.event_shape}"
+        return f"FlowDistribution({shapes}, bijector={self.bijector!r})"
+
+    @property
+    def batch_shape(self) -> Shape:
+        """That of the flow, after the axes over which `jax.vmap` has made it."""
+        return self._batch.shape
+
+    @property
+    def _is_mapped(self) -> bool:
+        """Whether `jax.vmap` has put an axis before those of the batch, in every leaf."""
+        return self._batch.ndim > self._batch_ndim
 
     def _base_sample_shape(self, n: int) -> Shape:
         """The sample shape that gives the base one draw for each row of our batch."""
@@ -63,25 +95,25 @@ class FlowDistribution(distrax.Transformed):
         return (n, *self.batch_shape[:missing])
 
     def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
-        """Draws, and the log probability of the base's choices; see `draws.draw`."""
-        missing = self._base_sample_shape(1)[1:]
-        x, log_choice = draws.draw(
-            self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
-        )
-        return self.bijector.forward(x.astype(self.dtype)), log_choice
+        return self._push_draws(draws.draw, key, sample_shape, reparameterized)
 
     def draw_each(
         self, key: Array, sample_shape: Shape, reparameterized: bool
     ) -> tuple[Array, Array]:
-        """A draw for each of the base's choices; see `draws.draw_each`."""
-        missing = self._base_sample_shape(1)[1:]
-        x, log_choice = draws.draw_each(
-            self.distribution, key, (*sample_shape, *missing), reparameterized=reparameterized
-        )
+        return self._push_draws(draws.draw_each, key, sample_shape, reparameterized)
+
+    def _push_draws(
+        self,
+        draw: Callable[..., tuple[Array, Array]],
+        key: Array,
+        sample_shape: Shape,
+        reparameterized: bool,
+    ) -> tuple[Array, Array]:
+        shape = (*sample_shape, *self._base_sample_shape(1)[1:])
+        x, log_choice = draw(self.distribution, key, shape, reparameterized=reparameterized)
         return self.bijector.forward(x.astype(self.dtype)), log_choice
 
     def num_choices(self, reparameterized: bool) -> int | None:
-        """How many choices the base has; see `draws.num_choices`."""
         return draws.num_choices(self.distribution, reparameterized=reparameterized)
 
     def support_size(self) -> None:
@@ -132,7 +164,7 @@ class FlowDistribution(distrax.Transformed):
         """The images y of points x of the root, log p(y), and the gradient of log p at y.
 
         The gradient of each for the parameters is that of its own meaning: of y the path of the
-        draw, of log p(y) that of the density at a point held fixed, of the last none. With s_x and
+        draw, of log p(y) that of the density at a fixed point, of the last none. With s_x and
         s_y the gradients of the base's log density and of this one, and dx and dy the paths,
 
             d log p(y) = d log p_base(x) + s_x . dx - d log |det J f(x)| - s_y . dy
@@ -159,10 +191,16 @@ class FlowDistribution(distrax.Transformed):
         return y, log_prob, new
 
     def _sample_n(self, key: Array, n: int) -> Array:
+        if self._is_mapped:
+            keys = jax.random.split(key, len(self._batch))
+            return jax.vmap(lambda d, k: d._sample_n(k, n), out_axes=1)(self, keys)
         x = self.distribution.sample(seed=key, sample_shape=self._base_sample_shape(n))
         return self.bijector.forward(x.astype(self.dtype))
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
+        if self._is_mapped:
+            keys = jax.random.split(key, len(self._batch))
+            return jax.vmap(lambda d, k: d._sample_n_and_log_prob(k, n), out_axes=1)(self, keys)
         x, log_prob = self.distribution.sample_and_log_prob(
             seed=key, sample_shape=self._base_sample_shape(n)
         )
@@ -170,7 +208,13 @@ class FlowDistribution(distrax.Transformed):
         return y, log_prob.astype(self.dtype) - log_det
 
     def log_prob(self, value: Array) -> Array:
-        """log p(value), of shape [...] for values of shape [..., *event_shape]."""
+        if self._is_mapped:
+            value = jnp.asarray(value)
+            split = value.ndim - len(self.event_shape)
+            rows = jnp.broadcast_shapes(value.shape[:split], self.batch_shape)
+            axis = len(rows) - len(self.batch_shape)
+            value = jnp.broadcast_to(value, (*rows, *value.shape[split:]))
+            return jax.vmap(FlowDistribution.log_prob, (0, axis), axis)(self, value)
         x, log_det = self.bijector.inverse_and_log_det(value)
         return self.distribution.log_prob(x).astype(log_det.dtype) + log_det
 
@@ -184,16 +228,13 @@ class FlowDistribution(distrax.Transformed):
         """A statistic of the base, once for every row of our batch."""
         return jnp.broadcast_to(value, self.batch_shape + self.event_shape).astype(self.dtype)
 
+    @_row_by_row
     def mean(self) -> Array:
-        """The mean, where the map is affine.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if not self.bijector.is_constant_jacobian:
             self._refuse("mean", "`sample(seed=key, sample_shape=1000).mean(0)`")
         return self.bijector.forward(self._base_rows(self.distribution.mean()))
 
+    @_row_by_row
     def covariance(self) -> Array:
         """The covariance matrix J C J^T of shape [..., D, D], where the map is affine and D a size.
 
@@ -218,40 +259,24 @@ class FlowDistribution(distrax.Transformed):
             self.event_shape[0], dtype=self.dtype
         )
 
+    @_row_by_row
     def variance(self) -> Array:
-        """The variance of each coordinate, where the map is affine.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if not self.bijector.is_constant_jacobian or len(self.event_shape) != 1:
             self._refuse("variance", "`sample(seed=key, sample_shape=1000).var(0)`")
         return jnp.diagonal(self.covariance(), axis1=-2, axis2=-1)
 
     def stddev(self) -> Array:
-        """The standard deviation of each coordinate, where the map is affine.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         return jnp.sqrt(self.variance())
 
+    @_row_by_row
     def mode(self) -> Array:
-        """The mode, where the map's Jacobian determinant is constant.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
         if not self.bijector.is_constant_log_det:
             self._refuse("mode", "the sample of largest `log_prob`, refined by an optimizer")
         return self.bijector.forward(self._base_rows(self.distribution.mode()))
 
     def entropy(self, input_hint: Array | None = None) -> Array:
-        """The entropy in nats, where the map's Jacobian determinant is constant.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
+        if self._is_mapped:
+            return jax.vmap(FlowDistribution.entropy, (0, None))(self, input_hint)
         if not self.bijector.is_constant_log_det:
             self._refuse(
                 "entropy", "`-sample_and_log_prob(seed=key, sample_shape=1000)[1].mean(0)`"
@@ -262,9 +287,9 @@ class FlowDistribution(distrax.Transformed):
 
     def kl_divergence(
         self,
-        other_dist: Any,
+        other_dist: distrax.DistributionLike,
         *,
-        seed: Any = None,
+        seed: Array | int | None = None,
         num_samples: int | None = None,
         **kwargs: Any,
     ) -> Array:
@@ -296,7 +321,8 @@ def along(x: Array, score: Array, event_ndims: int) -> Array:
     return jnp.sum((x - jax.lax.stop_gradient(x)) * score, axis=axes)
 
 
-def _refuse_kl(first: Any, second: Any, *unused: Any, **kwargs: Any) -> NoReturn:
+def _refuse_kl(first: object, second: object, *unused: object, **kwargs: object) -> NoReturn:
+    del unused, kwargs
     raise NotImplementedError(
         f"KL({type(first).__name__} || {type(second).__name__}) has no closed form. Estimate it "
         "from samples: `p.kl_divergence(q, seed=key, num_samples=1000)` for a flow p, or "

@@ -1,28 +1,32 @@
-"""`check_bijector`: the laws, applied."""
+"""`check_bijector`: the properties, applied."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+
+import distrax
+import jax
+from numpy.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.testing.laws import LAWS, Law
+from flowvi.testing.properties import EVALUATIONS, PROPERTIES, Property
 from flowvi.testing.trial import BrokenError, Trial, make_trial
 
 
 def check_bijector(
-    bijector: Any,
-    x: Any,
+    bijector: distrax.Bijector | Callable[[jax.Array], jax.Array],
+    x: ArrayLike,
     *,
     order: Sequence[int] | None = None,
     batch_shape: Sequence[int] = (),
-    laws: Iterable[str] | None = None,
+    properties: Iterable[str] | None = None,
     tolerance: float | None = None,
     max_autodiff_size: int = 33,
 ) -> None:
-    """Checks that a bijector keeps the laws of a bijector on a batch of events.
+    """Checks that a bijector has the properties of a bijector, on a batch of events.
 
-    With f the bijector, J its Jacobian at a row of x, y = f(x), and t the tolerance, the laws are
+    With f the bijector, J its Jacobian at a row of x, y = f(x), and t the tolerance, the
+    properties are
 
-    | name | law |
+    | name | property |
     |---|---|
     | `shape` | y, x are batches of events of the right rank; log-dets have the shape of the batch |
     | `dtype` | results have the dtype of the input, also 32-bit input while 64-bit is enabled |
@@ -32,10 +36,14 @@ def check_bijector(
       t (scale(x) + abs(J^-1) scale(y)) |
     | `log_det` | the forward log-det is log abs(det J), with J by automatic differentiation |
     | `inverse_log_det` | the log-det of the inverse at y is minus the forward one at f^-1(y) |
+    | `inverse_jacobian` | the derivatives of the inverse at y undo those of f at x; up to sqrt(t) |
+    | `constant_jacobian` | the Jacobian is the same at all rows, and the log-det does not move,
+      where the bijector claims so |
     | `triangular` | where an order is claimed, output order[k] depends on inputs
       order[: k + 1] only, and on order[k] |
     | `batch` | a batch equals its rows alone; further leading axes and an empty batch work |
-    | `jit` | compiled equals eager, rebuilt equals itself, a second call is not traced again |
+    | `jit` | rebuilt from its leaves it gives the same results, and is not traced again |
+    | `eager` | results without compilation equal those with it |
 
     Here scale(v) is abs(v), or where that is larger the largest abs(v) of the same coordinate in
     the batch, up to 1. An error in x is judged by the conditioning of the inverse, so that a steep
@@ -47,17 +55,17 @@ def check_bijector(
             [..., *batch_shape, *event_shape], where the leading axes hold at least one event.
         order: order[k] is the coordinate that stands at position k. None claims no structure.
         batch_shape: the bijector's own batch shape, such as that of a batch of contexts.
-        laws: the names of the laws to check; None is all.
+        properties: the names of the properties to check; None is all.
         tolerance: t; by default 1e-9 in float64 and 1e-4 in float32.
         max_autodiff_size: `log_det` is skipped for events with more coordinates than this, and
             conditioning is then estimated from a few random directions.
 
     Raises:
-        AssertionError: if a law is broken. The message names each broken law, where it broke, by
-            how much, and what was allowed.
+        AssertionError: if a property is broken. The message names each broken one, where it
+            broke, by how much, and what was allowed.
         TypeError: if x is not float32 or float64, or `order` holds no integers.
         ValueError: if x is empty, not finite or has too few axes, `order` is no permutation of the
-            coordinates, or a law is unknown.
+            coordinates, or a property is unknown.
 
     Example:
         >>> import distrax
@@ -65,18 +73,18 @@ def check_bijector(
         >>> from flowvi.testing import check_bijector
         >>> x = jax.random.normal(jax.random.key(0), (5, 3))
         >>> check_bijector(distrax.Block(distrax.Tanh(), 1), x, order=(0, 1, 2))
-        >>> check_bijector(distrax.Tanh(), x[:, 0], laws=["shape", "finite"])
+        >>> check_bijector(distrax.Tanh(), x[:, 0], properties=["shape", "finite"])
         >>> class Wrong(distrax.ScalarAffine):
         ...     def forward_and_log_det(self, x):
         ...         y, log_det = super().forward_and_log_det(x)
         ...         return y, -log_det
-        >>> check_bijector(Wrong(shift=0.0, scale=2.0), x, laws=["log_det"])
+        >>> check_bijector(Wrong(shift=0.0, scale=2.0), x, properties=["log_det"])
         Traceback (most recent call last):
             ...
-        AssertionError: Wrong breaks 1 of 1 laws:
+        AssertionError: Wrong breaks 1 of 1 properties:
           log_det: the forward log-det against autodiff at row 0: got -0.693..., expected 0.693...
     """
-    chosen = _choose(laws)
+    chosen = _choose(properties)
     checks.positive_int("max_autodiff_size", max_autodiff_size)
     trial = make_trial(
         bijector,
@@ -85,6 +93,7 @@ def check_bijector(
         batch_shape=batch_shape,
         tolerance=tolerance,
         max_autodiff_size=max_autodiff_size,
+        evaluations={name for each in chosen for name in EVALUATIONS[each]},
     )
     broken: dict[str, list[str]] = {}
     cause: Exception | None = None
@@ -93,9 +102,9 @@ def check_bijector(
     except BrokenError as error:
         # Without results nothing can be compared.
         broken, cause = {_culprit(trial): [str(error)]}, error
-    for name, law in chosen.items() if not broken else ():
-        complaints, stopped_by = _judge(law, trial)
-        # One error can stop many laws, and is told once.
+    for name, holds in chosen.items() if not broken else ():
+        complaints, stopped_by = _judge(holds, trial)
+        # One error can stop many properties, and is told once.
         told = [complaint for earlier in broken.values() for complaint in earlier]
         if new := [complaint for complaint in complaints if complaint not in told]:
             broken[name] = new
@@ -104,12 +113,12 @@ def check_bijector(
             break
     if broken:
         lines = [f"  {name}: {text}" for name, complaints in broken.items() for text in complaints]
-        title = f"{trial.bijector.name} breaks {len(broken)} of {len(chosen)} laws:"
+        title = f"{trial.bijector.name} breaks {len(broken)} of {len(chosen)} properties:"
         raise AssertionError("\n".join([title, *lines])) from cause
 
 
 def _culprit(trial: Trial) -> str:
-    """The law to blame for an error in the compiled bijector."""
+    """The property to blame for an error in the compiled bijector."""
     try:
         y, _ = trial.bijector.forward_and_log_det(trial.x)
         trial.bijector.inverse_and_log_det(y)
@@ -118,21 +127,21 @@ def _culprit(trial: Trial) -> str:
     return "jit"
 
 
-def _choose(laws: Iterable[str] | None) -> dict[str, Law]:
-    if laws is None:
-        return LAWS
-    names = [laws] if isinstance(laws, str) else list(laws)
+def _choose(properties: Iterable[str] | None) -> dict[str, Property]:
+    if properties is None:
+        return PROPERTIES
+    names = [properties] if isinstance(properties, str) else list(properties)
     for name in names:
-        if name not in LAWS:
-            raise ValueError(f"`laws` must be out of {', '.join(LAWS)}; got {name!r}.")
-    return {name: LAWS[name] for name in LAWS if name in names}
+        if name not in PROPERTIES:
+            raise ValueError(f"`properties` must be out of {', '.join(PROPERTIES)}; got {name!r}.")
+    return {name: PROPERTIES[name] for name in PROPERTIES if name in names}
 
 
-def _judge(law: Law, trial: Trial) -> tuple[list[str], Exception | None]:
-    """The complaints of a law, and the error that stopped it, if any."""
+def _judge(holds: Property, trial: Trial) -> tuple[list[str], Exception | None]:
+    """The complaints of a property, and the error that stopped it, if any."""
     complaints: list[str] = []
     try:
-        for complaint in law(trial):
+        for complaint in holds(trial):
             complaints.append(complaint)
     except BrokenError as error:
         return [*complaints, str(error)], error

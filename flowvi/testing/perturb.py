@@ -1,18 +1,16 @@
 """Badly conditioned parameters."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi.params import Fixed
+from flowvi.params import Fixed, PyTree
 
 
-def perturbed(params: Any, scale: float, seed: int) -> Any:
+def perturbed(params: PyTree, scale: float, seed: int) -> PyTree:
     """Adds scale * N(0, 1) to every float leaf outside `flowvi.Fixed`.
 
-    A new flow is the identity, which keeps every law. Perturbed by 0.3 it is a rugged map, and
+    A new flow is the identity, which has every property. Perturbed by 0.3 it is a rugged map, and
     by 10 or more its transformers stand at their bounds.
 
     Args:
@@ -31,13 +29,15 @@ def perturbed(params: Any, scale: float, seed: int) -> Any:
         >>> bool(family.log_prob(params, jax.numpy.zeros(2)) != -jax.numpy.log(2 * jax.numpy.pi))
         True
     """
-    nodes, structure = jax.tree.flatten(params, is_leaf=lambda node: isinstance(node, Fixed))
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(structure, [_noisy(node, scale, rng) for node in nodes])
+    is_leaf = lambda node: isinstance(node, Fixed)  # noqa: E731
+    return jax.tree.map(lambda node: _noisy(node, scale, rng), params, is_leaf=is_leaf)
 
 
-def _noisy(node: Any, scale: float, rng: np.random.Generator) -> Any:
+def _noisy(node: PyTree, scale: float, rng: np.random.Generator) -> PyTree:
     if isinstance(node, Fixed) or not jnp.issubdtype(jnp.result_type(node), jnp.floating):
         return node
     noise = scale * rng.standard_normal(jnp.shape(node))
-    return node + jnp.asarray(noise, jnp.result_type(node))
+    # In numpy where it can be, for JAX would compile a program for every shape.
+    node = node if isinstance(node, jax.core.Tracer) else np.asarray(node)
+    return jnp.asarray(node + noise.astype(node.dtype))

@@ -71,7 +71,15 @@ The cost, for n rows and hidden layers of H units
 
 Source: forward substitution in blocks, as in Golub, Van Loan, "Matrix Computations", 2013, section
 3.1; the derivative is the implicit function theorem, as in Krantz, Parks, "The Implicit Function
-Theorem", 2013. We know of no earlier use for autoregressive flows.
+Theorem", 2013.
+
+Related work keeps what a step has computed for the next one: cached activations of convolutional
+autoregressive networks (Ramachandran et al., "Fast Generation for Convolutional Autoregressive
+Models", 2017, arXiv 1704.06001), and caches of keys and values in flows made of transformers. Song,
+Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving",
+2021, arXiv 2002.03629, solve for all coordinates at once by fixed-point iterations. What is new
+here, as far as we know, is the walk for masked networks, with its adjoint and derivatives of every
+order.
 """
 
 from flowvi.triangular.solve import forward_with_score, inverse_and_log_det

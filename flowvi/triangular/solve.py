@@ -3,19 +3,22 @@
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from flowvi import masked
+from flowvi.params import PyTree
 from flowvi.transformers import Transformer
 from flowvi.triangular.walks import Group, ascend, descend, groups
 
 Array = jax.Array
 Weights = tuple[tuple[Array, Array], ...]
+#: A number for each unit and output, by layer, and for each coordinate.
+Solution = tuple[list[Array], Array]
 
 #: Bytes of a square weight matrix from which groups pay: 120 units in double precision.
 GROUPED = 115_200
@@ -71,7 +74,7 @@ def _solve(system: _System, weights: Weights, y: Array) -> tuple[list[Array], Ar
 
 
 @_solve.defjvp
-def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
+def _solve_jvp(system: _System, primals: PyTree, tangents: PyTree) -> tuple[PyTree, PyTree]:
     weights, y = primals
     # By this name a caller that trades memory for time can keep what is slow to compute anew.
     (zs, x), (d_weights, dy) = checkpoint_name(_solve(system, weights, y), "walk"), tangents
@@ -81,17 +84,17 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
     num_params = system.network.num_params
     matrices = [w for w, _ in weights]
 
-    def matvec(unknown: Any) -> Any:
+    def matvec(unknown: Solution) -> Solution:
         dz, dx = unknown
         dh = [dx, *(s * z for s, z in zip(slopes, dz, strict=False))]
         rows = [z - w.T @ h for z, w, h in zip(dz, matrices, dh, strict=True)]
         through = (t_o * dz[-1]).reshape(dx.shape[0], num_params, dx.shape[-1]).sum(1)
         return rows, t_x * dx + through
 
-    def solve_up(_: Any, rhs: Any) -> Any:
+    def solve_up(_: object, rhs: Solution) -> Solution:
         r, r_y = rhs
 
-        def coordinate(do: Array, here: Any) -> Array:
+        def coordinate(do: Array, here: tuple[Array, Array, Array]) -> Array:
             r_k, t_x_k, t_o_k = here
             return (r_k - (t_o_k * do).sum(0)) / t_x_k
 
@@ -106,7 +109,7 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
             aux,
         )
 
-    def solve_down(_: Any, rhs: Any) -> Any:
+    def solve_down(_: object, rhs: Solution) -> Solution:
         g, g_x = rhs
         return descend(system.plan, matrices, g, slopes, g_x, t_x, t_o)
 
@@ -119,7 +122,7 @@ def _solve_jvp(system: _System, primals: Any, tangents: Any) -> Any:
     return (zs, x), solution
 
 
-def _tied(parts: Any) -> Any:
+def _tied(parts: Solution) -> Solution:
     """`parts`, each of them depending on all of them as far as JAX can tell.
 
     JAX transposes a linear solve only where all of its right-hand side is unknown together, but
@@ -191,12 +194,12 @@ def _pull_back(
     return descend(system.plan, matrices, rhs, slopes, score - g_x, t_x, t_o)[1]
 
 
-def num_groups(network: masked.MaskedNetwork, dtype: Any) -> int:
+def num_groups(network: masked.MaskedNetwork, dtype: DTypeLike) -> int:
     """How many groups to cut the coordinates into.
 
     Each group is a loop of its own in the program, and takes a fifth of a second to compile, twice
-    that in a gradient. It pays where weight matrices outgrow the caches: at 122 units
-    and in double precision, four groups save a quarter of a walk; in single precision, nothing.
+    that in a gradient. It pays where weight matrices outgrow the caches: at 122 units and in double
+    precision, four groups save a quarter of a walk; in single precision, nothing.
     """
     if max(network.hidden_sizes, default=0) ** 2 * np.dtype(dtype).itemsize < GROUPED:
         return 1

@@ -7,13 +7,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi import masked, masks
+from flowvi.params import PyTree
 
 Array = jax.Array
 Slice = tuple[int, int]
@@ -71,9 +71,9 @@ def ascend(
     weights_t: list[Array],
     rhs: list[Array],
     aux: list[Array | None],
-    hidden: Callable[[Array, Any], Array],
-    coordinate: Callable[[Array, Any], Array],
-    coordinate_aux: Any,
+    hidden: Callable[[Array, PyTree], Array],
+    coordinate: Callable[[Array, PyTree], Array],
+    coordinate_aux: PyTree,
 ) -> tuple[list[Array], Array]:
     """The walk up: solves z = rhs + (strictly earlier parts of W^T h), x_k = coordinate(o_k).
 
@@ -145,9 +145,9 @@ class _StepUp:
     known: list[Array]
     blocks: list[Array]
     aux: list[Array | None]
-    coordinate_aux: Any
-    hidden: Callable[[Array, Any], Array]
-    coordinate: Callable[[Array, Any], Array]
+    coordinate_aux: PyTree
+    hidden: Callable[[Array, PyTree], Array]
+    coordinate: Callable[[Array, PyTree], Array]
 
     def __call__(self, j: Array, state: list[list[Array]]) -> list[list[Array]]:
         """Step j: a window of each layer, from the layer before it, then the coordinate."""

@@ -1,5 +1,6 @@
 """Planted mistakes, each of which `check_bijector` must catch and name."""
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Without hidden layers, for a quick compilation: a mutant is one whatever it is made of.
 NETWORK = MaskedNetwork(3, (), 2)
 ORDER = (0, 1, 2)
-X = jax.random.normal(jax.random.key(0), (4, 3))
+X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
 
 def conditioner(network=NETWORK):
@@ -30,11 +31,13 @@ class Healthy(fv.IAF):
         super().__init__(conditioner(network), Affine())
 
 
-def caught(bijector, law, **options):
-    with pytest.raises(AssertionError, match=rf"breaks \d+ of \d+ laws:[\s\S]*\n  {law}: "):
-        check_bijector(bijector, X, order=ORDER, **options)
+def caught(bijector, name, properties=None):
+    properties = [name] if properties is None else properties
+    with pytest.raises(AssertionError, match=rf"breaks \d+ of \d+ properties:[\s\S]*\n  {name}: "):
+        check_bijector(bijector, X, order=ORDER, properties=properties)
 
 
+@pytest.mark.compilations(60)
 def test_the_healthy_one_passes():
     check_bijector(Healthy(), X, order=ORDER)
 
@@ -57,8 +60,8 @@ def test_one_dimension_missing_from_the_log_det():
     caught(Mutant(), "log_det")
 
 
-@pytest.mark.parametrize(("shift", "law"), [(0, "log_det"), (1, "triangular")])
-def test_a_mask_off_by_one(monkeypatch, shift, law):
+@pytest.mark.parametrize(("shift", "name"), [(0, "log_det"), (1, "triangular")])
+def test_a_mask_off_by_one(monkeypatch, shift, name):
     def off_by_one(network, params):
         first, (_, b) = original(network, params)
         degrees = np.asarray(network.degrees[1])[:, None]
@@ -70,7 +73,7 @@ def test_a_mask_off_by_one(monkeypatch, shift, law):
     monkeypatch.setattr(masked, "weights", off_by_one)
     # A description of its own: programs are cached by it.
     bijector = Healthy(MaskedNetwork(3, (9 + shift,), 2))
-    caught(bijector, law, laws=["log_det", "triangular"])
+    caught(bijector, name, properties=["log_det", "triangular"])
 
 
 def test_an_inverse_stopped_one_step_early():
@@ -102,3 +105,59 @@ def test_an_inverse_right_only_for_batch_size_one():
             return (x + (rows.sum(0) - rows[:1].sum(0)) * 1e-2), log_det
 
     caught(Mutant(), "batch")
+
+
+@pytest.mark.parametrize("what", ["x", "log_det"])
+def test_an_inverse_that_stops_gradients(what):
+    class Mutant(Healthy):
+        def inverse_and_log_det(self, y):
+            x, log_det = super().inverse_and_log_det(y)
+            if what == "x":
+                return jax.lax.stop_gradient(x), log_det
+            return x, jax.lax.stop_gradient(log_det)
+
+    caught(Mutant(), "inverse_jacobian")
+
+
+def test_an_inverse_whose_parameters_stop_gradients():
+    class Mutant(Healthy):
+        def inverse_and_log_det(self, y):
+            x, _ = super().inverse_and_log_det(y)
+            scalar = self._scalar_bijector(jax.lax.stop_gradient(x))
+            x, log_det = scalar.inverse_and_log_det(y)
+            return x, log_det.sum(-1)
+
+    caught(Mutant(), "inverse_jacobian")
+
+
+def test_a_false_claim_of_a_constant_jacobian():
+    class Mutant(Healthy):
+        @property
+        def is_constant_jacobian(self):
+            return True
+
+    caught(Mutant(), "constant_jacobian")
+
+
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_a_false_claim_of_a_constant_log_det(num_rows):
+    bijector = distrax.Block(distrax.Lambda(jnp.sinh, is_constant_jacobian=True), 1)
+    with pytest.raises(AssertionError, match="is_constant_log_det` is True: the derivative of the"):
+        check_bijector(bijector, X[:num_rows], properties=["constant_jacobian"])
+
+
+def test_a_false_claim_of_a_constant_jacobian_of_constant_determinant():
+    class Shear(distrax.Bijector):
+        """y_1 = x_1 + x_0^2: its log-determinant is zero at all rows."""
+
+        def __init__(self):
+            super().__init__(event_ndims_in=1, is_constant_jacobian=True)
+
+        def forward_and_log_det(self, x):
+            return x.at[..., 1].add(x[..., 0] ** 2), jnp.zeros(x.shape[:-1])
+
+        def inverse_and_log_det(self, y):
+            return y.at[..., 1].add(-(y[..., 0] ** 2)), jnp.zeros(y.shape[:-1])
+
+    with pytest.raises(AssertionError, match="is_constant_jacobian` is True: the derivative of f"):
+        check_bijector(Shear(), X)

@@ -8,11 +8,11 @@ import pytest
 from tensorflow_probability.substrates import jax as tfp
 
 import flowvi as fv
-from flowvi.testing import LAWS, check_bijector, perturbed
+from flowvi.testing import PROPERTIES, check_bijector, perturbed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-X = jax.random.normal(jax.random.key(0), (4, 3))
+X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 TANH = distrax.Block(distrax.Tanh(), 1)
 
 HEALTHY = {
@@ -23,7 +23,7 @@ HEALTHY = {
     "one_event_without_a_batch": (TANH, X[0], {}),
     "own_batch_shape": (
         distrax.Block(distrax.ScalarAffine(jnp.arange(4.0)[:, None], jnp.full((4, 1), 2.0)), 1),
-        jnp.stack([X, -X]),
+        np.stack([X, -X]),
         {"batch_shape": (4,)},
     ),
     "function": (jnp.exp, X, {}),
@@ -83,12 +83,12 @@ def test_a_wrong_order_names_both_coordinates():
     with pytest.raises(AssertionError, match=message):
         check_bijector(bijector, x, order=(1, 0))
     with pytest.raises(AssertionError, match="depends on inputs from position 1 on"):
-        check_bijector(bijector, x, order=(1, 0), laws=["triangular"], max_autodiff_size=1)
+        check_bijector(bijector, x, order=(1, 0), properties=["triangular"], max_autodiff_size=1)
 
 
-def test_chosen_laws_only():
-    check_bijector(Bent(inverse=lambda y: y + 1), X, laws=["shape", "dtype", "finite"])
-    assert set(LAWS) >= {"round_trip", "log_det", "triangular", "batch", "jit", "dtype"}
+def test_chosen_properties_only():
+    check_bijector(Bent(inverse=lambda y: y + 1), X, properties=["shape", "dtype", "finite"])
+    assert set(PROPERTIES) >= {"round_trip", "log_det", "triangular", "batch", "jit", "dtype"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,12 @@ def test_chosen_laws_only():
         (np.full((2, 3), np.nan), {}, ValueError, "`x` must be finite"),
         (X, {"order": (0, 0, 1)}, ValueError, "`order` must hold each of 0, ..., 2 once"),
         (X, {"batch_shape": (5,)}, ValueError, r"`x` must have a shape that ends in \(5, 3\)"),
-        (X, {"laws": ["lgo_det"]}, ValueError, "`laws` must be out of shape, .*got 'lgo_det'"),
+        (
+            X,
+            {"properties": ["lgo_det"]},
+            ValueError,
+            "`properties` must be out of shape, .*got 'lgo_det'",
+        ),
         (X, {"max_autodiff_size": 0}, ValueError, "`max_autodiff_size` must be a positive integer"),
     ],
 )

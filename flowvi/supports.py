@@ -112,7 +112,7 @@ class Support(abc.ABC):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Interval(Support):
     """Real numbers strictly between bounds: what u on the real line stands for.
 
@@ -129,6 +129,11 @@ class Interval(Support):
 
     lower: Ends = -math.inf
     upper: Ends = math.inf
+
+    def __repr__(self) -> str:
+        lower, upper = self.bounds()
+        pairs = [f"({a:g}, {b:g})" for a, b in zip(lower.flat, upper.flat, strict=True)]
+        return pairs[0] if len(set(pairs)) == 1 else f"[{', '.join(pairs)}]"
 
     def __post_init__(self) -> None:
         for name in ("lower", "upper"):

@@ -37,8 +37,13 @@ NORMALS = {
 
 
 def perturbed(params, scale=0.3, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: (a + scale * rng.normal(size=a.shape)).astype(a.dtype), params)
+    """Parameters with noise on all that is not frozen."""
+    rng, is_fixed = np.random.default_rng(seed), lambda node: isinstance(node, fv.Fixed)
+    return jax.tree.map(
+        lambda a: a if is_fixed(a) else (a + scale * rng.normal(size=a.shape)).astype(a.dtype),
+        params,
+        is_leaf=is_fixed,
+    )
 
 
 def conditional(family, size):
@@ -109,7 +114,7 @@ OTHERS = {
     ),
     **{
         f"{name}_context": FAMILIES[name](2, context_size=3)
-        for name in ("maf", "iaf_affine", "maf_lu", "coupling", "flow_on_flow")
+        for name in ("maf", "iaf_affine", "maf_lu", "coupling")
     },
     "flow_on_features": conditional(
         fv.coupling(3, **AFFINE, context_size=5, base=fv.gaussian(3, scale="full")), (4, 4)
@@ -143,8 +148,11 @@ def program(name):
         q = family.distribution(params, context)
         draw = functools.partial(q.sample, seed=KEY)
         x, log_prob = q.sample_and_log_prob(seed=KEY, sample_shape=(4,))
-        found = {"x": x, "log_prob": log_prob, "again": draw(sample_shape=(4,))}
-        found |= {"scored": q.log_prob(x), "none": draw(sample_shape=0)}
+        found = {"x": x, "log_prob": log_prob, "scored": q.log_prob(x)}
+        if context is None or name in PARAMETRIC:  # or it would be compiled for nothing new
+            found["again"] = draw(sample_shape=(4,))
+        if name not in PLAIN:
+            found["none"] = draw(sample_shape=0)
         if jnp.issubdtype(x.dtype, jnp.floating):
             broken = x.reshape(-1).at[0].set(jnp.nan).reshape(x.shape)
             found["broken"] = q.log_prob(broken)
@@ -169,13 +177,15 @@ def test_samples_have_the_density_they_claim(name):
     family, found = CASES[name], results(name)
     batch = () if family.context_shape is None else (6,)
     assert found["x"].shape == (4, *batch, *family.event_shape)
-    assert found["none"].shape == (0, *batch, *family.event_shape)
+    if "none" in found:
+        assert found["none"].shape == (0, *batch, *family.event_shape)
     assert found["log_prob"].shape == (4, *batch)
     assert np.isfinite(found["log_prob"]).all()
     for other in ("scored", "rows"):
         if other in found:
             np.testing.assert_allclose(found[other], found["log_prob"], rtol=1e-4, atol=3e-4)
-    np.testing.assert_allclose(found["again"], found["x"], rtol=1e-4, atol=1e-5)
+    if "again" in found:
+        np.testing.assert_allclose(found["again"], found["x"], rtol=1e-4, atol=1e-5)
     if "broken" in found:
         isnan = np.isnan(found["broken"]).ravel()
         assert isnan[0] and not isnan[1:].any()
@@ -213,7 +223,7 @@ def test_any_finite_parameters_are_accepted(name, scale):
 def test_nan_in_parameters_gives_nan(name):
     broken = jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, started(name))
     found = program(name)(broken, contexts(name, 6))
-    assert np.isnan(found["log_prob"]).all()
+    assert np.isnan(found["scored"]).all()
 
 
 @pytest.mark.parametrize("name", [*PARAMETRIC, "custom", "joint", "joint_posterior", "local"])
@@ -230,8 +240,10 @@ def test_reparameterized_is_honest(name):
 
         return jax.grad(total, argnums=arguments)(params, context)
 
-    found = jax.tree.leaves(gradients(perturbed(started(name)), context))
-    arrived = all((np.asarray(g) != 0).any() for g in found)
+    found = gradients(perturbed(started(name)), context)
+    params, *rest = found if isinstance(arguments, tuple) else (found,)
+    arrived = all((np.asarray(g) != 0).any() for g in jax.tree.leaves(params))
+    arrived = arrived and all((np.asarray(g) != 0).all() for g in rest)
     assert arrived is family.reparameterized
     assert family.reparameterized is (name not in NOT_REPARAMETERIZED)
 

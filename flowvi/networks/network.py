@@ -81,6 +81,11 @@ def as_shape(size: int | Shape) -> Shape:
     return (size,) if isinstance(size, int) else size
 
 
+def shown(size: int | Shape) -> int | Shape:
+    """A size or a shape as one writes it."""
+    return size[0] if isinstance(size, tuple) and len(size) == 1 else size
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class MLP(Network):
     """A dense network: x of shape [..., *input_shape] to an array of shape [..., *output_shape].
@@ -131,7 +136,7 @@ class MLP(Network):
         activation_function(self.activation)
 
     def __repr__(self) -> str:
-        return f"MLP({self.input_size} -> {self.output_size})"
+        return f"MLP({shown(self.input_size)} -> {shown(self.output_size)})"
 
     @property
     def input_shape(self) -> Shape:

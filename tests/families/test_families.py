@@ -219,7 +219,9 @@ def test_any_finite_parameters_are_accepted(name, scale):
     assert not np.isnan(log_prob).any() and (log_prob < np.inf).all()
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if jax.tree.leaves(jax.eval_shape(CASES[n].init, KEY))])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if jax.tree.leaves(jax.eval_shape(CASES[n].init, KEY))]
+)
 def test_nan_in_parameters_gives_nan(name):
     broken = jax.tree.map(lambda a: a * np.nan if a.dtype.kind == "f" else a, started(name))
     found = program(name)(broken, contexts(name, 6))

@@ -84,7 +84,7 @@ def test_a_check_in_chunks(tmp_path, monkeypatch):
 OUTSIDE = {
     "bernoulli": (
         fv.bernoulli(2),
-        r"`images` must hold only 0 and 1 for bernoulli\(2\); got 0.5 in row 1, column 1, and 1 "
+        r"`images` must hold only 0 and 1 for .*; got 0.5 in row 1, column 1, and 1 "
         r"more. Perhaps binarise it once, `x > 0.5` .*`fv.continuous_bernoulli`",
     ),
     "continuous": (
@@ -94,7 +94,7 @@ OUTSIDE = {
     "categorical": (fv.categorical(2, 3), r"hold only the numbers 0, ..., 2 of classes.*got 0.5"),
     "one_hot": (
         fv.categorical((), 2, one_hot=True),
-        r"must hold only rows of the identity for categorical\(.*got 1.0 in row 1, column 0",
+        r"must hold only rows of the identity for .*got 1.0 in row 1, column 0",
     ),
     "positive": (
         fv.custom(jnp.sum, 2, support=(-1, 2)),
@@ -117,7 +117,7 @@ def test_families_check_their_support(name):
         each += [decoder, fv.local(family, 3), fv.unconditional(family)]
     for one in each:
         one.check_support(inside)
-        with pytest.raises(ValueError, match=message.replace(repr(family), ".*")):
+        with pytest.raises(ValueError, match=message):
             one.check_support(outside, "images")
     fv.gaussian(2).check_support(outside)
 

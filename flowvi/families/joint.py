@@ -99,9 +99,7 @@ class JointDistribution(distrax.Distribution):
 
         return self._draws(key, one, sample_shape)
 
-    def _draws(
-        self, key: Array, one: Callable[..., tuple[Array, ArrayLike]], shape: Shape
-    ) -> tuple[Array, Array]:
+    def _draws(self, key: Array, one: Callable[..., Draws], shape: Shape) -> tuple[Array, Array]:
         """Draws of one member after the other, and the sum of a number that comes with each."""
         parts: list[Array] = []
         total = jnp.zeros(())

@@ -17,7 +17,14 @@ KEY = jax.random.key(0)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "context_size"),
-    [*((name, None) for name in FAMILIES), ("maf", 2), ("coupling_affine", 2), ("iaf_affine", 2)],
+    [
+        *((name, None) for name in ("iaf", "maf_lu", "coupling", "flow_on_normal")),
+        ("maf", 2),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [*((name, None) for name in FAMILIES), ("coupling", 2), ("iaf_affine", 2)]
+        ),
+    ],
 )
 def test_the_score_is_the_gradient_of_the_log_density(name, context_size):
     options = {} if context_size is None else {"context_size": context_size}
@@ -43,7 +50,9 @@ def test_the_score_is_the_gradient_of_the_log_density(name, context_size):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["iaf", "maf_lu", "coupling", "flow_on_normal"])
+@pytest.mark.parametrize(
+    "name", ["iaf", pytest.param("maf_lu", marks=pytest.mark.slow), "coupling"]
+)
 def test_each_part_has_the_gradient_of_its_own_meaning(name):
     family = FAMILIES[name](3)
     params = perturbed(jax.jit(family.init)(KEY))
@@ -95,7 +104,7 @@ def test_bijectors_without_a_way_of_their_own():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["iaf", "flow_on_flow"])
+@pytest.mark.parametrize("name", ["iaf", pytest.param("flow_on_flow", marks=pytest.mark.slow)])
 def test_the_gradient_of_the_elbo_is_that_of_the_frozen_density(name):
     family = FAMILIES[name](3)
     params = perturbed(jax.jit(family.init)(KEY))

@@ -71,18 +71,14 @@ class JointDistribution(distrax.Distribution):
         return jnp.split(value, ends, axis=-1)
 
     def _sample_n(self, key: Array, n: int) -> Array:
-        def one(
-            q: distrax.Distribution, key: Array, shape: Shape, flag: bool
-        ) -> tuple[Array, float]:
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             del flag
             return q.sample(seed=key, sample_shape=shape), jnp.zeros(())
 
         return self._draws(key, one, (n,))[0]
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
-        def one(
-            q: distrax.Distribution, key: Array, shape: Shape, flag: bool
-        ) -> tuple[Array, Array]:
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             del flag
             return q.sample_and_log_prob(seed=key, sample_shape=shape)
 
@@ -92,9 +88,7 @@ class JointDistribution(distrax.Distribution):
         """Draws, and the log probability of the choices of all members; see `distributions`."""
         del reparameterized
 
-        def one(
-            q: distrax.Distribution, key: Array, shape: Shape, flag: bool
-        ) -> tuple[Array, Array]:
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             return distributions.draw(q, key, shape, reparameterized=flag)
 
         return self._draws(key, one, sample_shape)

@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import distrax
 import jax
@@ -15,7 +16,7 @@ from flowvi.families.family import Array, Context, Family, Params, Shape, bare_i
 from flowvi.params import PyTree
 from flowvi.supports import Support, concatenated
 
-Member = distrax.Distribution
+Member: TypeAlias = distrax.Distribution
 Draws = tuple[Array, Array]
 
 

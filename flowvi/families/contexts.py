@@ -256,7 +256,10 @@ class Unconditional(Composed):
     context_shape: None = dataclasses.field(default=None, init=False)
 
     def __repr__(self) -> str:
-        return shown("unconditional", self.family, learned=None if self.learned else False)
+        inner = repr(self.family)
+        if self.learned and inner.startswith("mixture("):
+            return inner.replace(", components='predicted'", "")
+        return shown("unconditional", inner, learned=None if self.learned else False)
 
     def own(self, key: Array) -> dict[str, Params]:
         context: Context = jnp.zeros(self.family.context_shape or ())

@@ -1,7 +1,9 @@
 """The flow families: IAF, MAF and coupling."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict, Unpack
+
+from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.families.contexts import conditional
@@ -41,17 +43,43 @@ def _base(base: Family | None, event_size: int, context_size: int | None) -> Fam
     return conditional(base, MLP(context_size, (), base.context_shape))
 
 
+class FlowOptions(TypedDict, total=False):
+    """Options of `iaf` and `maf`.
+
+    Attributes:
+        num_layers: the number of autoregressive layers, 5 by default.
+        hidden_sizes: widths of the hidden layers of each conditioner; two of max(64, 2 D), at most
+            512, by default.
+        transformer: "spline", "affine", or a transformer.
+        context_size: the length of the context vector, or None.
+        base: the family of the noise, a standard normal by default. It may take the context too,
+            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
+            parameters depend on the context.
+        activation: a name such as "silu", or a function.
+        mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
+            does so after a learned LU-linear map; or a permutation.
+    """
+
+    num_layers: int
+    hidden_sizes: Sequence[int] | None
+    transformer: str | Transformer
+    context_size: int | None
+    base: Family | None
+    activation: Activation
+    mixing: str | ArrayLike
+
+
 def _autoregressive(
     event_size: int,
     density_first: bool,
     *,
-    num_layers: int,
-    hidden_sizes: Sequence[int] | None,
-    transformer: str | Transformer,
-    context_size: int | None,
-    base: Family | None,
-    activation: Activation,
-    mixing: Any,
+    num_layers: int = NUM_LAYERS,
+    hidden_sizes: Sequence[int] | None = None,
+    transformer: str | Transformer = "spline",
+    context_size: int | None = None,
+    base: Family | None = None,
+    activation: Activation = "silu",
+    mixing: str | ArrayLike = "reverse",
 ) -> Flow:
     size = checks.positive_int("event_size", event_size)
     scalar = as_transformer(transformer)
@@ -68,34 +96,15 @@ def _autoregressive(
     return Flow(_base(base, size, context_size), layers, context_size)
 
 
-def iaf(
-    event_size: int,
-    *,
-    num_layers: int = NUM_LAYERS,
-    hidden_sizes: Sequence[int] | None = None,
-    transformer: str | Transformer = "spline",
-    context_size: int | None = None,
-    base: Family | None = None,
-    activation: Activation = "silu",
-    mixing: Any = "reverse",
-) -> Flow:
+def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
     """Inverse autoregressive flow: samples, and their densities, in one pass of each layer.
 
     The choice for variational posteriors. A new flow is the identity: it equals its base.
 
     Args:
         event_size: D, at least 1.
-        num_layers: the number of autoregressive layers.
-        hidden_sizes: widths of the hidden layers of each conditioner; two of max(64, 2 D), at most
-            512, by default.
-        transformer: "spline", "affine", or a transformer.
-        context_size: the length of the context vector, or None.
-        base: the family of the noise, a standard normal by default. It may take the context too,
-            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
-            parameters depend on the context.
-        activation: a name such as "silu", or a function.
-        mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
-            does so after a learned LU-linear map; or a permutation.
+        **options: those of `FlowOptions`: num_layers, hidden_sizes, transformer, context_size,
+            base, activation, mixing.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.
@@ -112,48 +121,19 @@ def iaf(
         >>> x.shape, log_prob.shape
         ((100, 2), (100,))
     """
-    return _autoregressive(
-        event_size,
-        density_first=False,
-        num_layers=num_layers,
-        hidden_sizes=hidden_sizes,
-        transformer=transformer,
-        context_size=context_size,
-        base=base,
-        activation=activation,
-        mixing=mixing,
-    )
+    return _autoregressive(event_size, density_first=False, **options)
 
 
-def maf(
-    event_size: int,
-    *,
-    num_layers: int = NUM_LAYERS,
-    hidden_sizes: Sequence[int] | None = None,
-    transformer: str | Transformer = "spline",
-    context_size: int | None = None,
-    base: Family | None = None,
-    activation: Activation = "silu",
-    mixing: Any = "reverse",
-) -> Flow:
+def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
     """Masked autoregressive flow: densities in one pass of each layer.
 
-    The choice for density estimation. A new flow is the identity: it equals its base.
+    The choice for density estimation. A new flow is the identity: it equals its base. With a
+    context it is a conditional density p(x | context).
 
     Args:
         event_size: D, at least 1.
-        num_layers: the number of autoregressive layers.
-        hidden_sizes: widths of the hidden layers of each conditioner; two of max(64, 2 D), at most
-            512, by default.
-        transformer: "spline", "affine", or a transformer.
-        context_size: the length of the context vector, or None; with it the flow is a conditional
-            density p(x | context).
-        base: the family of the noise, a standard normal by default. It may take the context too,
-            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
-            parameters depend on the context.
-        activation: a name such as "silu", or a function.
-        mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
-            does so after a learned LU-linear map; or a permutation.
+        **options: those of `FlowOptions`: num_layers, hidden_sizes, transformer, context_size,
+            base, activation, mixing.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.
@@ -170,17 +150,7 @@ def maf(
         >>> family.log_prob(params, x, context).shape
         (100,)
     """
-    return _autoregressive(
-        event_size,
-        density_first=True,
-        num_layers=num_layers,
-        hidden_sizes=hidden_sizes,
-        transformer=transformer,
-        context_size=context_size,
-        base=base,
-        activation=activation,
-        mixing=mixing,
-    )
+    return _autoregressive(event_size, density_first=True, **options)
 
 
 def coupling(
@@ -198,14 +168,11 @@ def coupling(
     Args:
         event_size: D, at least 1.
         num_layers: the number of coupling layers; even coordinates move in every other one.
-        hidden_sizes: widths of the hidden layers of each conditioner; two of max(64, 2 D), at most
-            512, by default.
-        transformer: "spline", "affine", or a transformer.
-        context_size: the length of the context vector, or None.
-        base: the family of the noise, a standard normal by default. It may take the context too,
-            or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
-            parameters depend on the context.
-        activation: a name such as "silu", or a function.
+        hidden_sizes: as of `FlowOptions`.
+        transformer: as there.
+        context_size: as there.
+        base: as there.
+        activation: as there.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import distrax
 import jax
@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 from flowvi import distributions
 from flowvi.families.family import Array, Context, Family, Params, Shape, bare_init, replaced, shown
+from flowvi.params import PyTree
 from flowvi.supports import Support, concatenated
+
+Member: TypeAlias = distrax.Distribution
+Draws = tuple[Array, Array]
 
 
 class JointDistribution(distrax.Distribution):
@@ -51,7 +55,7 @@ class JointDistribution(distrax.Distribution):
         return self._first.batch_shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> jnp.dtype:
         """A float, whatever the dtypes of the members."""
         return jnp.result_type(float)
 
@@ -68,14 +72,14 @@ class JointDistribution(distrax.Distribution):
         return jnp.split(value, ends, axis=-1)
 
     def _sample_n(self, key: Array, n: int) -> Array:
-        def one(q: Any, key: Array, shape: Shape, flag: bool) -> tuple[Array, float]:
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             del flag
-            return q.sample(seed=key, sample_shape=shape), 0.0
+            return q.sample(seed=key, sample_shape=shape), jnp.zeros(())
 
         return self._draws(key, one, (n,))[0]
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
-        def one(q: Any, key: Array, shape: Shape, flag: bool) -> tuple[Array, Array]:
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             del flag
             return q.sample_and_log_prob(seed=key, sample_shape=shape)
 
@@ -85,15 +89,15 @@ class JointDistribution(distrax.Distribution):
         """Draws, and the log probability of the choices of all members; see `distributions`."""
         del reparameterized
 
-        def one(q: Any, key: Array, shape: Shape, flag: bool) -> tuple[Array, Array]:
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             return distributions.draw(q, key, shape, reparameterized=flag)
 
         return self._draws(key, one, sample_shape)
 
-    def _draws(self, key: Array, one: Callable[..., Any], shape: Shape) -> tuple[Array, Array]:
+    def _draws(self, key: Array, one: Callable[..., Draws], shape: Shape) -> tuple[Array, Array]:
         """Draws of one member after the other, and the sum of a number that comes with each."""
         parts: list[Array] = []
-        total: Any = 0.0
+        total = jnp.zeros(())
         keys = jax.random.split(key, len(self._sizes))
         for number, (key, flag) in enumerate(zip(keys, self._flags, strict=True)):
             q = self._member(number, parts[-1]) if parts else self._first
@@ -108,8 +112,8 @@ class JointDistribution(distrax.Distribution):
         """A draw for each combination of choices; see `distributions`."""
         del reparameterized
         keys = jax.random.split(key, len(self._sizes))
-        whole: Any = None
-        last: Any = None
+        whole: PyTree = None
+        last: PyTree = None
         total = jnp.zeros(())
         for number, (key, flag) in enumerate(zip(keys, self._flags, strict=True)):
             q = self._member(number, last) if number else self._first

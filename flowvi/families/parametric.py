@@ -89,7 +89,7 @@ class Parametric(Family):
             return {name: jnp.asarray(context[name]) for name in self.arguments}
         context = jnp.asarray(context)
         if len(self.arguments) == 1:
-            return dict.fromkeys(self.arguments, context)
+            return {next(iter(self.arguments)): context}
         batch_shape = context.shape[: context.ndim - len(self.context_shape)]
         result, start = {}, 0
         sizes = _pieces(list(self.arguments.values()), self._leading)

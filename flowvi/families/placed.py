@@ -216,7 +216,7 @@ def _forward(support: Support, y: np.ndarray) -> Array:
 @compiled()
 def _inverse(support: Support, x: np.ndarray) -> tuple[Array, Array]:
     bijector = support.bijector(x.dtype)
-    return (x, jnp.zeros(())) if bijector is None else bijector.inverse_and_log_det(x)
+    return (jnp.asarray(x), jnp.zeros(())) if bijector is None else bijector.inverse_and_log_det(x)
 
 
 def _moments(

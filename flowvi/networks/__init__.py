@@ -4,12 +4,9 @@ from flowvi.networks.adapters import as_network
 from flowvi.networks.convolutional import ConvDecoder, ConvEncoder
 from flowvi.networks.equinox import EquinoxNetwork
 from flowvi.networks.flax import LinenNetwork, NNXNetwork
-from flowvi.networks.foreign import ForeignNetwork
-from flowvi.networks.haiku import HaikuNetwork
+from flowvi.networks.foreign import ForeignNetwork, HaikuNetwork, PlainNetwork
 from flowvi.networks.made import MADE
-from flowvi.networks.mlp import MLP
-from flowvi.networks.network import Network
-from flowvi.networks.plain import PlainNetwork
+from flowvi.networks.network import MLP, Network
 
 __all__ = [
     "MADE",

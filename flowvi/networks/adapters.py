@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import haiku as hk
 
 from flowvi import checks
 from flowvi.networks.equinox import EquinoxNetwork
 from flowvi.networks.flax import LinenNetwork, NNXNetwork
-from flowvi.networks.foreign import ForeignNetwork, describe, parameters_of
-from flowvi.networks.haiku import HaikuNetwork
-from flowvi.networks.network import Network
-from flowvi.networks.plain import PlainNetwork
+from flowvi.networks.foreign import (
+    ForeignNetwork,
+    HaikuNetwork,
+    PlainNetwork,
+    describe,
+    parameters_of,
+)
+from flowvi.networks.network import Network, Shape
+from flowvi.params import PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -21,23 +24,21 @@ class Kept:
     """A constructor that returns a module that there is already, with the parameters it has.
 
     Arrays have no hash, so it is equal to nothing but itself.
-
-    Attributes:
-        module: the module.
     """
 
-    module: Any
+    module: PyTree
 
     def __repr__(self) -> str:
         kind = self.module[0] if isinstance(self.module, tuple) else self.module
         return f"a {type(kind).__qualname__}"
 
-    def __call__(self, **unused: Any) -> Any:
-        """The module."""
+    def __call__(self, **unused: PyTree) -> PyTree:
         return self.module
 
 
-def as_network(network: Any, input_shape: Any = None, *, train_flag: str | None = None) -> Network:
+def as_network(
+    network: PyTree, input_shape: int | Shape | None = None, *, train_flag: str | None = None
+) -> Network:
     """A network in the form that families use.
 
     | what to pass | for |
@@ -93,7 +94,7 @@ def as_network(network: Any, input_shape: Any = None, *, train_flag: str | None 
     if isinstance(network, Network):
         return network
     input_shape = own if input_shape is None else input_shape
-    kind, parts = _recognise(network)
+    kind, source = _recognise(network)
     if kind is None:
         raise TypeError(
             "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or a "
@@ -105,7 +106,7 @@ def as_network(network: Any, input_shape: Any = None, *, train_flag: str | None 
             "`context_shape` must be given for a network that does not know its input shape; "
             f"got None for {network!r}."
         )
-    result = kind(*parts, checks.shape("context_shape", input_shape), train_flag)
+    result = kind(source, checks.shape("context_shape", input_shape), train_flag)
     try:
         hash(result)
     except TypeError as error:
@@ -116,49 +117,48 @@ def as_network(network: Any, input_shape: Any = None, *, train_flag: str | None 
     return result
 
 
-def _recognise(network: Any) -> tuple[Callable[..., ForeignNetwork] | None, tuple[Any, ...]]:
-    """The adapter for a network, and its first arguments."""
+#: Libraries whose modules have their arrays inside.
+MADE_BY: dict[str, type[ForeignNetwork]] = {"flax.nnx": NNXNetwork, "equinox": EquinoxNetwork}
+
+
+def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
+    """The adapter for a network, and its source."""
     # Equinox gives a module and its state as a pair.
     first = network[0] if type(network) is tuple and network else network
     library = None if isinstance(first, type) else _library(type(first))
     if isinstance(network, hk.Transformed | hk.TransformedWithState):
-        return HaikuNetwork, (network,)
-    if library == "flax.linen":
-        return LinenNetwork, (network,)
+        return HaikuNetwork, network
     if library is not None:
-        return MADE_BY[library], (Kept(network),)
+        return (LinenNetwork, network) if library == LINEN else (MADE_BY[library], Kept(network))
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
         return PlainNetwork, network
     if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
         return PlainNetwork, (network.init, network.apply)
-    made = _library_made(network)
-    return (None, ()) if made is None else (MADE_BY[made], (network,))
+    return MADE_BY.get(_library_made(network)), network
 
 
-#: Libraries whose modules have their arrays inside.
-MADE_BY: dict[str, type[ForeignNetwork]] = {"flax.nnx": NNXNetwork, "equinox": EquinoxNetwork}
+LINEN = "flax.linen"
 
 
 def _library(kind: type) -> str | None:
     """The library to which a class belongs, told by name: none is imported for it."""
     modules = [base.__module__ + "." for base in kind.__mro__]
-    for library in ("flax.linen", *MADE_BY):
+    for library in (LINEN, *MADE_BY):
         if any(name.startswith(library + ".") for name in modules):
             return library
     return None
 
 
-def _library_made(function: Any) -> str | None:
+def _library_made(function: PyTree) -> str:
     """The library whose modules a function makes."""
     while isinstance(function, functools.partial):
         function = function.func
     if isinstance(function, type):
-        library = _library(function)
-        return library if library in MADE_BY else None
+        return _library(function) or ""
     if not callable(function):
-        return None
+        return ""
     names = parameters_of(function)
     # `eqx.nn.make_with_state` does not tell the parameters of what it returns.
     if "key" in names or getattr(function, "__module__", "").startswith("equinox."):
         return "equinox"
-    return "flax.nnx" if "rngs" in names else None
+    return "flax.nnx" if "rngs" in names else ""

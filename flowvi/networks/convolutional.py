@@ -3,27 +3,28 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.masked import activation_function
-from flowvi.networks.mlp import MLP
-from flowvi.networks.network import Network
-
-Array = jax.Array
-Shape = tuple[int, ...]
-Activation = str | Callable[[Array], Array]
+from flowvi.networks.network import MLP, Activation, Array, Network, Shape, as_shape, leading_shape
+from flowvi.params import PyTree
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """What an encoder and a decoder of images share."""
+    """What an encoder and a decoder of images share.
+
+    Attributes:
+        activation: a name such as "silu", or a function.
+        kernel_size: height and width of the window of each convolution.
+        hidden_sizes: widths of the hidden layers of the dense network.
+        channels: of each convolution.
+    """
 
     activation: Activation = dataclasses.field(default="silu", kw_only=True)
     kernel_size: int = dataclasses.field(default=3, kw_only=True)
@@ -69,7 +70,7 @@ def _weights(layer: dict[str, Array], stride: int = 1) -> Array:
     return layer["w"] * max(fan_in, 1.0) ** -0.5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConvEncoder(_Images, Network):
     """Images of shape [..., height, width, channels] to arrays of shape [..., *output_size].
 
@@ -79,10 +80,7 @@ class ConvEncoder(_Images, Network):
     Attributes:
         image_shape: (height, width, channels), or (height, width) for one channel without an axis.
         output_size: the length of the output, or its shape.
-        channels: of each convolution.
-        hidden_sizes: widths of the hidden layers of the dense network.
-        kernel_size: height and width of the window of each convolution.
-        activation: a name such as "silu", or a function.
+        channels: of each convolution. It takes `hidden_sizes`, `kernel_size` and `activation` too.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.
@@ -103,8 +101,11 @@ class ConvEncoder(_Images, Network):
         size = checks.size_or_shape("output_size", self.output_size)
         object.__setattr__(self, "output_size", size)
 
+    def __repr__(self) -> str:
+        return f"ConvEncoder({self.image_shape} -> {self.output_size})"
+
     @property
-    def input_shape(self) -> Shape:  # type: ignore[override]
+    def input_shape(self) -> Shape:
         """The shape of one image."""
         return self.image_shape
 
@@ -118,7 +119,7 @@ class ConvEncoder(_Images, Network):
         size = math.prod(self._image_sizes(self.image_shape)[-1]) * channels
         return MLP(size, self.hidden_sizes, self.output_size, activation=self.activation)
 
-    def init(self, key: Array) -> dict[str, Any]:
+    def init(self, key: Array) -> PyTree:
         """Fresh parameters: {"convolutions": ({"w", "b"}, ...), "dense"}."""
         first, second = jax.random.split(key)
         channels = (self._image_channels, *self.channels)
@@ -127,11 +128,9 @@ class ConvEncoder(_Images, Network):
             "dense": self._dense.init(second),
         }
 
-    def apply(self, params: dict[str, Any], x: Array) -> Array:
-        """See `Network.apply`."""
-        checks.trailing_shape("x", x, self.input_shape, "this network")
+    def apply(self, params: PyTree, x: Array) -> Array:
+        batch_shape = leading_shape(x, self)
         activation = activation_function(self.activation)
-        batch_shape = x.shape[: x.ndim - len(self.input_shape)]
         num_rows = math.prod(batch_shape)
         h = x.reshape(num_rows, *self.image_shape[:2], self._image_channels)
         for layer in params["convolutions"]:
@@ -143,7 +142,7 @@ class ConvEncoder(_Images, Network):
         return output.reshape(batch_shape + output.shape[1:])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConvDecoder(_Images, Network):
     """Arrays of shape [..., *input_size] to images of shape [..., height, width, channels].
 
@@ -155,11 +154,8 @@ class ConvDecoder(_Images, Network):
         image_shape: (height, width, channels), or (height, width) for one channel without an axis.
             For a distribution of several arguments, `channels` of the image is their total: a
             `fv.gaussian((8, 8, 3))` with predicted scale takes (8, 8, 6).
-        channels: of the images that enter each transposed convolution, reversed: the same as those
-            of the `ConvEncoder` on the way down.
-        hidden_sizes: widths of the hidden layers of the dense network.
-        kernel_size: height and width of the window of each convolution.
-        activation: a name such as "silu", or a function.
+        channels: as those of the `ConvEncoder` on the way down. It takes `hidden_sizes`,
+            `kernel_size` and `activation` too.
 
     Raises:
         ValueError, TypeError: if an argument is not of this kind.
@@ -180,10 +176,13 @@ class ConvDecoder(_Images, Network):
         size = checks.size_or_shape("input_size", self.input_size)
         object.__setattr__(self, "input_size", size)
 
+    def __repr__(self) -> str:
+        return f"ConvDecoder({self.input_size} -> {self.image_shape})"
+
     @property
-    def input_shape(self) -> Shape:  # type: ignore[override]
+    def input_shape(self) -> Shape:
         """The shape of one input."""
-        return (self.input_size,) if isinstance(self.input_size, int) else self.input_size
+        return as_shape(self.input_size)
 
     @property
     def _start(self) -> Shape:
@@ -195,7 +194,7 @@ class ConvDecoder(_Images, Network):
     def _dense(self) -> MLP:
         return MLP(self.input_size, self.hidden_sizes, self._start, activation=self.activation)
 
-    def init(self, key: Array) -> dict[str, Any]:
+    def init(self, key: Array) -> PyTree:
         """Fresh parameters: {"dense", "convolutions": ({"w", "b"}, ...)}."""
         first, second = jax.random.split(key)
         down = self.channels
@@ -206,11 +205,9 @@ class ConvDecoder(_Images, Network):
             "convolutions": self._init_layers(second, (*up, last)),
         }
 
-    def apply(self, params: dict[str, Any], x: Array) -> Array:
-        """See `Network.apply`."""
-        checks.trailing_shape("x", x, self.input_shape, "this network")
+    def apply(self, params: PyTree, x: Array) -> Array:
+        batch_shape = leading_shape(x, self)
         activation = activation_function(self.activation)
-        batch_shape = x.shape[: x.ndim - len(self.input_shape)]
         h = self._dense.apply(params["dense"], x).reshape(math.prod(batch_shape), *self._start)
         *up, last = params["convolutions"]
         targets = reversed(self._image_sizes(self.image_shape)[:-1])

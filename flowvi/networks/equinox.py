@@ -1,40 +1,23 @@
 """Networks of Equinox, which is imported where such a network is used, if ever."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from flowvi.networks.foreign import KEYS, ForeignNetwork, parameters_of
+from flowvi.networks.network import Array, Pair
+from flowvi.params import PyTree
 
-Array = jax.Array
 
-
-@dataclasses.dataclass(frozen=True, repr=False)
 class EquinoxNetwork(ForeignNetwork):
     """A module of Equinox, which maps one input to one output, and is mapped over rows here.
 
     Its inexact arrays are its parameters. Other arrays, and the `eqx.nn.State` of a module that has
     one, are state. The axis of rows is called "batch", as layers such as `eqx.nn.BatchNorm` ask.
 
-    Attributes:
-        make: (key) -> module, or (key) -> (module, state), as `eqx.nn.make_with_state` gives it.
-        input_shape: the shape of one input.
-        train_flag: see `ForeignNetwork`.
+    `source` is (key) -> module, or (key) -> (module, state) as of `eqx.nn.make_with_state`.
     """
 
-    make: Callable[..., Any]
-    input_shape: tuple[int, ...]
-    train_flag: str | None = None
-
-    @property
-    def subject(self) -> Any:
-        """What makes the module."""
-        return self.make
-
-    def _split(self, made: Any) -> tuple[Any, Any, Any]:
+    def _split(self, made: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         """(parameters, arrays that are none, all else), each with the structure of the whole."""
         import equinox as eqx
 
@@ -43,18 +26,16 @@ class EquinoxNetwork(ForeignNetwork):
         arrays, static = eqx.partition((rest, *state), _is_array)
         return params, arrays, static
 
-    def begin(self, key: Array, x: Array) -> tuple[Any, Any]:
-        """See `ForeignNetwork.begin`."""
+    def begin(self, key: Array, x: Array) -> Pair:
         del x
-        params, arrays, _ = self._split(self.make(key=key))
+        params, arrays, _ = self._split(self.source(key=key))
         return params, arrays
 
-    def call(self, params: Any, state: Any, x: Array, key: Array | None) -> tuple[Any, Any]:
-        """See `ForeignNetwork.call`."""
+    def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
         import equinox as eqx
 
         # Only the structure of this module is of use; its arrays are replaced.
-        made = eqx.filter_eval_shape(self.make, key=jax.random.key(0))
+        made = eqx.filter_eval_shape(self.source, key=jax.random.key(0))
         _, _, static = self._split(made)
         rest, *has_state = eqx.combine(state, static)
         module = eqx.combine(params, rest)
@@ -63,7 +44,7 @@ class EquinoxNetwork(ForeignNetwork):
         takes_key = [name for name in parameters_of(type(module).__call__) if name in KEYS]
         keys = None if key is None else jax.random.split(key, x.shape[0])
 
-        def one(x: Array, key: Array | None) -> Any:
+        def one(x: Array, key: Array | None) -> PyTree:
             return module(x, *has_state, **named, **dict.fromkeys(takes_key, key))
 
         if not has_state:
@@ -72,9 +53,9 @@ class EquinoxNetwork(ForeignNetwork):
         return output, (state[0], eqx.filter(new, _is_array))
 
 
-def _is_array(leaf: Any) -> bool:
+def _is_array(leaf: PyTree) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _is_inexact(leaf: Any) -> bool:
+def _is_inexact(leaf: PyTree) -> bool:
     return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -1,97 +1,63 @@
 """Networks of Flax, of either kind. Flax is imported where such a network is used, if ever."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from flowvi.networks.foreign import ForeignNetwork, parameters_of
+from flowvi.networks.network import Array, Pair
+from flowvi.params import PyTree
 
-Array = jax.Array
 
-
-@dataclasses.dataclass(frozen=True, repr=False)
 class LinenNetwork(ForeignNetwork):
     """A module of `flax.linen`. All its collections but "params" are state.
 
-    Attributes:
-        module: the module; hashable, so its attributes are tuples and not lists.
-        input_shape: the shape of one input.
-        train_flag: see `ForeignNetwork`.
+    `source` is the module; hashable, so its attributes are tuples and not lists.
     """
 
-    module: Any
-    input_shape: tuple[int, ...]
-    train_flag: str | None = None
-
-    @property
-    def subject(self) -> Any:
-        """The module."""
-        return self.module
-
-    def begin(self, key: Array, x: Array) -> tuple[Any, Any]:
-        """See `ForeignNetwork.begin`."""
-        variables = dict(self.module.init(key, x, **self.flags(type(self.module).__call__, True)))
+    def begin(self, key: Array, x: Array) -> Pair:
+        variables = dict(self.source.init(key, x, **self.flags(type(self.source).__call__, True)))
         return variables.pop("params", {}), variables
 
-    def call(self, params: Any, state: Any, x: Array, key: Array | None) -> tuple[Any, Any]:
-        """See `ForeignNetwork.call`."""
+    def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
         variables = {"params": params, **state}
-        flags = self.flags(type(self.module).__call__, key is not None)
+        flags = self.flags(type(self.source).__call__, key is not None)
         if key is None:
-            return self.module.apply(variables, x, **flags), state
+            return self.source.apply(variables, x, **flags), state
         # A stream of any other name is derived from "params".
         dropout, other = jax.random.split(key)
         rngs = {"dropout": dropout, "params": other}
-        return self.module.apply(variables, x, rngs=rngs, mutable=list(state), **flags)
+        return self.source.apply(variables, x, rngs=rngs, mutable=list(state), **flags)
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
 class NNXNetwork(ForeignNetwork):
     """A module of `flax.nnx`. Its variables that are neither parameters nor keys are state.
 
-    Attributes:
-        make: (rngs) -> module.
-        input_shape: the shape of one input.
-        train_flag: see `ForeignNetwork`.
+    `source` is (rngs) -> module.
     """
 
-    make: Callable[..., Any]
-    input_shape: tuple[int, ...]
-    train_flag: str | None = None
-
-    @property
-    def subject(self) -> Any:
-        """What makes the module."""
-        return self.make
-
-    def _split(self, module: Any) -> Any:
+    def _split(self, module: PyTree) -> PyTree:
         from flax import nnx
 
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
-    def begin(self, key: Array, x: Array) -> tuple[Any, Any]:
-        """See `ForeignNetwork.begin`."""
+    def begin(self, key: Array, x: Array) -> Pair:
         from flax import nnx
 
         del x
-        _, params, _, state = self._split(self.make(rngs=nnx.Rngs(key)))
+        _, params, _, state = self._split(self.source(rngs=nnx.Rngs(key)))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
-    def call(self, params: Any, state: Any, x: Array, key: Array | None) -> tuple[Any, Any]:
-        """See `ForeignNetwork.call`."""
+    def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
         from flax import nnx
 
         # Only the structure of this module is of use; its arrays are replaced.
-        abstract = nnx.eval_shape(lambda: self.make(rngs=nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: self.source(rngs=nnx.Rngs(0)))
         graph, like_params, like_rngs, like_state = self._split(abstract)
         nnx.replace_by_pure_dict(like_params, params)
         nnx.replace_by_pure_dict(like_state, state)
         rngs = _reseeded(like_rngs, jax.random.key(0) if key is None else key)
         module = nnx.merge(graph, like_params, rngs, like_state)
-        named: dict[str, Any] = self.flags(type(module).__call__, key is not None)
+        named: dict[str, PyTree] = self.flags(type(module).__call__, key is not None)
         if key is None:
             module.eval()
         else:
@@ -104,7 +70,7 @@ class NNXNetwork(ForeignNetwork):
         return output, nnx.to_pure_dict(new)
 
 
-def _reseeded(rngs: Any, key: Array) -> Any:
+def _reseeded(rngs: PyTree, key: Array) -> PyTree:
     """Streams of random numbers that depend on `key` alone, each on its own."""
     leaves, structure = jax.tree.flatten(rngs)
     for index, leaf in enumerate(leaves):

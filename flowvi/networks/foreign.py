@@ -1,20 +1,19 @@
-"""What networks of other libraries have in common."""
+"""Networks of Haiku, of two functions, and what those of all other libraries have in common."""
 
 import abc
+import dataclasses
 import functools
 import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from flowvi.networks.network import Network
-from flowvi.params import Fixed
-
-Array = jax.Array
+from flowvi.networks.network import Array, Network, Pair, Shape
+from flowvi.params import Fixed, PyTree
 
 #: Arguments by which networks are told training from evaluation, and their values in training.
 FLAGS = {
@@ -29,7 +28,7 @@ FLAGS = {
 KEYS = ("key", "rng")
 
 
-def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
     """The parameters of a function by name; none where it does not tell."""
     try:
         return dict(inspect.signature(function).parameters)
@@ -37,7 +36,7 @@ def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """The name of a function, or what an object says of itself, without its place in memory."""
     while isinstance(value, functools.partial):
         value = value.func
@@ -45,16 +44,21 @@ def describe(value: Any) -> str:
     return re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(value).split())) if name is None else name
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
 class ForeignNetwork(Network):
     """A network of another library, whose parameters are {"params": ..., "state": Fixed(...)}.
 
     "params" are those of the library; "state" is what else it keeps, such as batch statistics.
 
     Attributes:
+        source: what `as_network` was given, or what makes a module.
+        input_shape: the shape of one input.
         train_flag: the name of an argument that is True in training, where it is none of `FLAGS`.
     """
 
-    train_flag: Any
+    source: PyTree
+    input_shape: Shape
+    train_flag: str | None = None
 
     def __repr__(self) -> str:
         # The same from one run of a program to the next: it serves as a fingerprint too.
@@ -64,41 +68,38 @@ class ForeignNetwork(Network):
         return f"{type(self).__name__}({', '.join(words)})"
 
     @property
-    @abc.abstractmethod
-    def subject(self) -> Any:
+    def subject(self) -> PyTree:
         """What of it has a name."""
+        return self.source
 
     @abc.abstractmethod
-    def begin(self, key: Array, x: Array) -> tuple[Any, Any]:
+    def begin(self, key: Array, x: Array) -> Pair:
         """Fresh (params, state), for an input x of shape [1, *input_shape]."""
 
     @abc.abstractmethod
-    def call(self, params: Any, state: Any, x: Array, key: Array | None) -> tuple[Any, Any]:
+    def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
         """(output, state) for x of shape [n, *input_shape]; in training where there is a key."""
 
-    def flags(self, function: Callable[..., Any], training: bool) -> dict[str, bool]:
+    def flags(self, function: Callable[..., PyTree], training: bool) -> dict[str, PyTree]:
         """The arguments of a function that say "training", or "evaluation"."""
         known = parameters_of(function)
         named = {name: value is training for name, value in FLAGS.items() if name in known}
         return named if self.train_flag is None else {**named, self.train_flag: training}
 
-    def init(self, key: Array) -> Any:
-        """See `Network.init`."""
+    def init(self, key: Array) -> PyTree:
         params, state = self.begin(key, jnp.zeros((1, *self.input_shape)))
         return {"params": params, "state": Fixed(state)}
 
-    def apply(self, params: Any, x: Array) -> Any:
-        """See `Network.apply`."""
+    def apply(self, params: PyTree, x: Array) -> PyTree:
         return self._run(params, x, None)[0]
 
-    def train_apply(self, params: Any, key: Array, x: Array) -> tuple[Any, Any]:
-        """See `Network.train_apply`."""
+    def train_apply(self, params: PyTree, key: Array, x: Array) -> Pair:
         output, state = self._run(params, x, key)
         if not jax.tree.leaves(state):
             return output, params
         return output, {**params, "state": Fixed(jax.lax.stop_gradient(state))}
 
-    def _run(self, params: Any, x: Array, key: Array | None) -> tuple[Any, Any]:
+    def _run(self, params: PyTree, x: Array, key: Array | None) -> Pair:
         batch_shape = x.shape[: x.ndim - len(self.input_shape)]
         num_rows = math.prod(batch_shape)
         rows = x.reshape(num_rows, *self.input_shape)
@@ -113,3 +114,69 @@ class ForeignNetwork(Network):
             return each.reshape(batch_shape + each.shape[1:])
 
         return jax.tree.map(restore, output), state
+
+
+class HaikuNetwork(ForeignNetwork):
+    """A transformed Haiku function of one input, and maybe of a flag such as `is_training`.
+
+    `source` is what `hk.transform` or `hk.transform_with_state` returned, and
+    `hk.without_apply_rng` maybe.
+    """
+
+    @property
+    def subject(self) -> PyTree:
+        """The function that was transformed."""
+        return getattr(self.source.init, "_original_fn", self.source.init)
+
+    def begin(self, key: Array, x: Array) -> Pair:
+        result = self.source.init(key, x, **self.flags(self.subject, True))
+        return result if isinstance(self.source, hk.TransformedWithState) else (result, {})
+
+    def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
+        # `hk.without_apply_rng` leaves the type as it is and takes the argument away.
+        takes_rng = "rng" in parameters_of(self.source.apply)
+        inputs = [key, x] if takes_rng else [x]
+        flags = self.flags(self.subject, key is not None)
+        if isinstance(self.source, hk.TransformedWithState):
+            return self.source.apply(params, state, *inputs, **flags)
+        return self.source.apply(params, *inputs, **flags), {}
+
+
+class PlainNetwork(ForeignNetwork):
+    """Two functions, `init(key, x) -> params` and `apply(params, x) -> output`.
+
+    x is of shape [n, *input_shape]; `init` may also take the key alone. Further parameters of
+    `apply`, in any place, are known by name:
+
+    - `state`: then `init` returns (params, state), and `apply` returns (output, state);
+    - `key` or `rng`: random numbers in training, None in evaluation;
+    - a flag such as `train`, `is_training` or `deterministic`.
+
+    `source` is the pair of them.
+    """
+
+    @property
+    def subject(self) -> PyTree:
+        """`apply`."""
+        return self.source[1]
+
+    def begin(self, key: Array, x: Array) -> Pair:
+        init = self.source[0]
+        result = init(key) if len(parameters_of(init)) == 1 else init(key, x)
+        return result if "state" in parameters_of(self.subject) else (result, {})
+
+    def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
+        takes = parameters_of(self.subject)
+        known = {"state": state, **dict.fromkeys(KEYS, key)}
+        named = self.flags(self.subject, key is not None)
+        named |= {name: value for name, value in known.items() if name in takes}
+        free = [
+            name
+            for name, parameter in takes.items()
+            if name not in named and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        if len(free) < 2:
+            output = self.subject(params, x, **named)
+        else:
+            output = self.subject(**{free[0]: params, free[1]: x}, **named)
+        return output if "state" in takes else (output, {})

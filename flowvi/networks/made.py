@@ -1,14 +1,13 @@
 """MADE as a Haiku module."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import haiku as hk
 import jax
 
 from flowvi import masked
-
-Array = jax.Array
+from flowvi.networks.network import Activation, Array
+from flowvi.params import PyTree
 
 
 class MADE(hk.Module):
@@ -52,7 +51,7 @@ class MADE(hk.Module):
         num_params: int,
         *,
         context_size: int | None = None,
-        activation: str | Callable[[Array], Array] = "silu",
+        activation: Activation = "silu",
         order: Sequence[int] | None = None,
         name: str | None = None,
     ):
@@ -82,8 +81,7 @@ class MADE(hk.Module):
         Raises:
             ValueError: if the context is missing, superfluous or of the wrong size.
         """
-        params = _get_parameters(self._network)
-        return self._network.bind(params, context)
+        return self._network.bind(_get_parameters(self._network), context)
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
         """Parameters of shape [..., D, P] for x of shape [..., D].
@@ -94,14 +92,14 @@ class MADE(hk.Module):
         return self.bind(context)(x)
 
 
-def _get_parameters(network: masked.MaskedNetwork) -> dict[str, Any]:
+def _get_parameters(network: masked.MaskedNetwork) -> PyTree:
     """The network's parameter tree, each array a Haiku parameter named by its place in the tree."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
 
-    def get(index: int, path: Any, leaf: jax.ShapeDtypeStruct) -> Array:
+    def get(index: int, path: PyTree, leaf: jax.ShapeDtypeStruct) -> Array:
         # A key may be drawn only where the parameter is new: not inside of a loop, for example.
-        def fresh(shape: Sequence[int], dtype: Any) -> Array:
+        def fresh(shape: Sequence[int], dtype: PyTree) -> Array:
             del shape, dtype
             return jax.tree.leaves(network.init(hk.next_rng_key()))[index]
 

@@ -1,11 +1,23 @@
-"""What a family asks of a network."""
+"""What a family asks of a network, and the dense one."""
 
 import abc
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
+
+from flowvi import checks
+from flowvi.masked import activation_function, context_term, product
+from flowvi.params import PyTree
 
 Array = jax.Array
+Shape = tuple[int, ...]
+#: An output, or parameters, and what comes with it.
+Pair = tuple[PyTree, PyTree]
+Activation = str | Callable[[Array], Array]
 
 
 class Network(abc.ABC):
@@ -18,14 +30,17 @@ class Network(abc.ABC):
         input_shape: the shape of one input.
     """
 
-    input_shape: Any
+    if TYPE_CHECKING:
+        # A field of some subclasses, of which a property here would be the default.
+        @property
+        def input_shape(self) -> Shape: ...
 
     @abc.abstractmethod
-    def init(self, key: Array) -> Any:
+    def init(self, key: Array) -> PyTree:
         """Fresh parameters; what is no parameter, such as batch statistics, is `Fixed`."""
 
     @abc.abstractmethod
-    def apply(self, params: Any, x: Array) -> Any:
+    def apply(self, params: PyTree, x: Array) -> PyTree:
         """The output in evaluation: without dropout, and with batch statistics at rest.
 
         Args:
@@ -36,7 +51,7 @@ class Network(abc.ABC):
             An array of shape [*batch, ...], or a dict of such arrays.
         """
 
-    def train_apply(self, params: Any, key: Array, x: Array) -> tuple[Any, Any]:
+    def train_apply(self, params: PyTree, key: Array, x: Array) -> Pair:
         """The output in training, and parameters with new `Fixed` leaves.
 
         Args:
@@ -49,3 +64,114 @@ class Network(abc.ABC):
         """
         del key
         return self.apply(params, x), params
+
+
+def leading_shape(x: Array, network: Network) -> Shape:
+    """The leading axes of an input.
+
+    Raises:
+        ValueError: if its last axes are not the input shape.
+    """
+    checks.trailing_shape("x", x, network.input_shape, f"{network!r}")
+    return x.shape[: x.ndim - len(network.input_shape)]
+
+
+def as_shape(size: int | Shape) -> Shape:
+    """The shape behind a size."""
+    return (size,) if isinstance(size, int) else size
+
+
+def shown(size: int | Shape) -> int | Shape:
+    """A size or a shape as one writes it."""
+    return size[0] if isinstance(size, tuple) and len(size) == 1 else size
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class MLP(Network):
+    """A dense network: x of shape [..., *input_shape] to an array of shape [..., *output_shape].
+
+        h_1 = a(x W_1 + c U + b_1),  h_l = a(h_{l-1} W_l + b_l),  output = h_L W + b
+
+    Weights are stored with unit variance and divided by the square root of a layer's fan-in when
+    they are used, as in `flowvi.masked`, so that one learning rate suits it and the flows here.
+    Adam wants one about sqrt(width) times as large as for networks that store them divided.
+
+    Attributes:
+        input_size: the length of x, or the shape of one x, which is then flattened.
+        hidden_sizes: widths of the hidden layers; any number of them, also none.
+        output_size: the length of the output, or its shape.
+        context_size: the length of a second input c whose leading axes broadcast against x, or
+            None.
+        activation: a name such as "silu", or a function.
+        zero_output: whether the last layer starts at zero, and so does the output. For maps that
+            start as the identity; elsewhere it hurts, because nothing flows back through zeros.
+
+    Raises:
+        ValueError, TypeError: if a size or the activation is none.
+
+    Example:
+        >>> import jax
+        >>> network = MLP((28, 28), (16,), 4)
+        >>> network
+        MLP((28, 28) -> 4)
+        >>> params = network.init(jax.random.key(0))
+        >>> network.apply(params, jax.numpy.ones((3, 5, 28, 28))).shape
+        (3, 5, 4)
+    """
+
+    input_size: int | Shape
+    hidden_sizes: Shape
+    output_size: int | Shape
+    context_size: int | None = None
+    activation: Activation = "silu"
+    zero_output: bool = dataclasses.field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", checks.sizes("hidden_sizes", self.hidden_sizes))
+        for name in ("input_size", "output_size"):
+            object.__setattr__(self, name, checks.size_or_shape(name, getattr(self, name)))
+        if self.context_size is not None:
+            size = checks.positive_int("context_size", self.context_size)
+            object.__setattr__(self, "context_size", size)
+        activation_function(self.activation)
+
+    def __repr__(self) -> str:
+        return f"MLP({shown(self.input_size)} -> {shown(self.output_size)})"
+
+    @property
+    def input_shape(self) -> Shape:
+        """The shape of one input."""
+        return as_shape(self.input_size)
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of one output."""
+        return as_shape(self.output_size)
+
+    def init(self, key: Array) -> PyTree:
+        """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one."""
+        sizes = (math.prod(self.input_shape), *self.hidden_sizes, math.prod(self.output_shape))
+        keys = jax.random.split(key, len(sizes))
+        layers = [
+            {"w": jax.random.normal(k, (size_in, size_out)), "b": jnp.zeros(size_out)}
+            for k, size_in, size_out in zip(keys[1:], sizes[:-1], sizes[1:], strict=True)
+        ]
+        if self.zero_output:
+            layers[-1]["w"] = jnp.zeros_like(layers[-1]["w"])
+        params: PyTree = {"layers": tuple(layers)}
+        if self.context_size is not None:
+            w = jax.random.normal(keys[0], (self.context_size, sizes[1]))
+            is_last = not self.hidden_sizes
+            params["context"] = jnp.zeros_like(w) if is_last and self.zero_output else w
+        return params
+
+    def apply(self, params: PyTree, x: Array, context: Array | None = None) -> Array:
+        h = x.reshape(*leading_shape(x, self), math.prod(self.input_shape))
+        activation = activation_function(self.activation)
+        for index, layer in enumerate(params["layers"]):
+            h = h if index == 0 else activation(h)
+            # It is the rows that are scaled: there are fewer of them than weights, most often.
+            h = product(h * layer["w"].shape[0] ** -0.5, layer["w"]) + layer["b"]
+            if index == 0 and self.context_size is not None:
+                h = h + context_term(params, jnp.asarray(context))
+        return h.reshape(h.shape[:-1] + self.output_shape)

@@ -349,7 +349,8 @@ def as_arrays(name: str, data: PyTree) -> PyTree:
     def as_array(path: tuple, leaf: object) -> Array | np.ndarray:
         where = name + jax.tree_util.keystr(path)
         no_mask(where, leaf)
-        array = leaf if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf)
+        known = isinstance(leaf, jax.Array | np.ndarray) and not isinstance(leaf, np.ma.MaskedArray)
+        array = leaf if known else np.asarray(leaf)
         if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
             raise TypeError(f"`{where}` must hold numbers; got dtype {array.dtype}.")
         return array

@@ -198,11 +198,13 @@ class _Encoder:
         arrays: the arrays so far, by name.
         keep: whether to collect arrays; else they are told by their digests alone.
         inside: whether this is inside of an object, where there may be what a file cannot hold.
+        others: whether to look into the dataclasses of others too, such as a user's loss.
     """
 
     arrays: Arrays
     keep: bool = False
     inside: bool = False
+    others: bool = False
 
     def encode(self, value: object, where: str) -> Json:
         """The JSON of a value, which is called `where` in messages and names of arrays."""
@@ -227,7 +229,8 @@ class _Encoder:
                 return {"kind": type(value).__name__, "items": each}
         if _is_array(value):
             return self._array(value, where)
-        if dataclasses.is_dataclass(value) and _is_ours(type(value)):
+        is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        if is_object and (self.others or _is_ours(type(value))):
             fields = {
                 field.name: getattr(value, field.name)
                 for field in dataclasses.fields(value)
@@ -502,7 +505,7 @@ def check_numbers(name: str, params: PyTree) -> None:
 
 def describe(name: str, value: object) -> dict[str, str]:
     """A configuration in words: the name of each field, and of fields in it -> its value."""
-    return dict(_flat(name, _Encoder({}).encode(value, "")))
+    return dict(_flat(name, _Encoder({}, others=True).encode(value, "")))
 
 
 def _flat(name: str, node: Json) -> Iterator[tuple[str, str]]:

@@ -537,7 +537,8 @@ def _flat(name: str, node: Json) -> Iterator[tuple[str, str]]:
 
 def difference(saved: dict[str, str], here: dict[str, str]) -> str | None:
     """The first difference between two configurations, in words; None if there is none."""
-    for name in [*saved, *here]:
+    # A digest tells least, so it comes last.
+    for name in sorted(saved | here, key=lambda name: name.startswith("the digest of ")):
         there, own = (each.get(name, "absent") for each in (saved, here))
         if there != own:
             return f"{name} is {there} there and {own} here"

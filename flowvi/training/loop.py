@@ -144,6 +144,7 @@ def fit(
     arguments.check_functions(loss_fn, optimizer, validate, callback)
     arguments.check_flag("progress", progress)
     num_steps = checks.positive_int("num_steps", num_steps)
+    max_bad = checks.positive_int("max_bad_steps", max_bad_steps)
     validate = arguments.check_validation(
         loss_fn, validate, validation_data, validate_every, patience
     )
@@ -189,7 +190,6 @@ def fit(
         display = stack.enter_context(Display(num_steps, progress))
         stack.enter_context(run.carried_by_exceptions())
         reason = record.reason
-        max_bad = checks.positive_int("max_bad_steps", max_bad_steps)
         pace = Pace()
         while reason is None:
             begun = time.perf_counter()

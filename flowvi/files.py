@@ -486,7 +486,8 @@ def _described(leaf: object) -> str:
 
 
 def _has_nan(leaf: object) -> bool:
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    dtype = leaf.dtype if _is_array(leaf) else jnp.result_type(leaf)  # type: ignore[attr-defined]
+    if not jnp.issubdtype(dtype, jnp.floating):
         return False
     return bool(np.isnan(np.asarray(leaf, np.float64)).any())
 

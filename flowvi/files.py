@@ -249,7 +249,9 @@ class _Encoder:
         if self.keep and not self.inside:
             raise TypeError(f"`{where}` must be an array of numbers; got {value!r}.")
         # Its inside is not ours to read.
-        return {"kind": "foreign", "name": getattr(value, "__qualname__", type(value).__qualname__)}
+        node = {"kind": "foreign", "name": getattr(value, "__qualname__", type(value).__qualname__)}
+        # But a module that is a dataclass, as those of Flax and Equinox, shows its settings.
+        return {**node, "settings": dict(describe("", value))} if is_object else node
 
     def _object(self, value: object, fields: dict[str, object], where: str) -> Json:
         name = f"{type(value).__module__}:{type(value).__qualname__}"

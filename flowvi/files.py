@@ -187,7 +187,26 @@ def load(path: Path, *, like: object = None) -> PyTree:
         See `save`.
     """
     about, arrays = read(path)
-    return _Decoder(path, arrays, like).decode(about, "value", None)
+    decoder = _Decoder(path, arrays, like)
+    value = decoder.decode(about, "value", None)
+    if like is not None and not decoder.is_foreign(about):
+        _check_like(path, value, like)
+    return value
+
+
+def _check_like(path: Path, value: PyTree, like: object) -> None:
+    """Checks that the families of what was saved are configured as `like`."""
+    marks = jax.tree.leaves(getattr(value, "params", value), is_leaf=_is_origin)
+    for own in [mark.family for mark in marks if _is_origin(mark)]:
+        if not (own in _parts(like) or like in _parts(own)):
+            different = difference(describe("like", own), describe("like", like))
+            raise ValueError(
+                f"`like` must be configured as what was saved; in {os.fspath(path)!r} {different}."
+            )
+
+
+def _is_origin(node: object) -> bool:
+    return isinstance(node, Origin)
 
 
 @dataclasses.dataclass
@@ -293,7 +312,7 @@ class _Decoder:
         """The value of some JSON; `template` has the types of foreign containers."""
         if not isinstance(node, dict):
             return node
-        if self._is_foreign(node):
+        if self.is_foreign(node):
             found = self._of_like(node)
             if found is not None:
                 return found
@@ -398,12 +417,13 @@ class _Decoder:
             return kind(fields["value"])
         return kind(**{n: self.decode(each, f"{where}.{n}", None) for n, each in fields.items()})
 
-    def _is_foreign(self, node: Json) -> bool:
+    def is_foreign(self, node: Json) -> bool:
+        """Whether there is something in a node that a file cannot hold."""
         if isinstance(node, list):
-            return any(map(self._is_foreign, node))
+            return any(map(self.is_foreign, node))
         if not isinstance(node, dict):
             return False
-        return node.get("kind") == "foreign" or any(map(self._is_foreign, node.values()))
+        return node.get("kind") == "foreign" or any(map(self.is_foreign, node.values()))
 
     def _of_like(self, node: Node) -> object | None:
         """The part of `like` whose description is that of a node."""

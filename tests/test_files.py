@@ -245,7 +245,6 @@ def test_changed_bytes_are_refused(path, place):
     content = bytearray(path.read_bytes())
     content[place] ^= 0x10
     path.write_bytes(content)
-    expected = f"the array .{W if place < -24 else ''}" if place < 0 else ""
     expected = {-1: r"the array .value\['v'\]", -25: f"the array .{W}", -30: f"the array .{W}"}
     refused(path, DAMAGED + f".*{expected.get(place, '')}")
 
@@ -261,7 +260,6 @@ def test_truncated_files_are_refused(path, keep):
 def test_a_length_of_terabytes_takes_no_memory(path):
     fv.save(path, TREE)
     content = bytearray(path.read_bytes())
-    content[len(files.MAGIC) :][:8] = content[:8]
     content[len(files.MAGIC) : len(files.MAGIC) + 8] = (2**42).to_bytes(8, "little")
     path.write_bytes(content)
     refused(path, DAMAGED)
@@ -346,10 +344,6 @@ def test_descriptions_that_lie_are_refused(path, name):
     refused(path, message)
 
 
-def _params_with(path, change):
-    fv.save(path, change(params()))
-
-
 def changed(leaf):
     """Parameters with another leaf in the place of the first one, and its name."""
     (place, old), *_ = jax.tree_util.tree_leaves_with_path(params())
@@ -413,10 +407,8 @@ def test_files_of_other_programs_execute_nothing(path, capsys):
         fv.load(path.with_suffix(".other"))
 
 
-@pytest.mark.parametrize("value", ["text", np.array(["a"]), np.array([None]), object(), print])
+@pytest.mark.parametrize("value", [np.array(["a"]), np.array([None]), object(), print])
 def test_what_cannot_be_saved(path, value):
-    if isinstance(value, str):
-        value = np.str_(value)
     with pytest.raises(TypeError, match=r"`value\['w'\]` must be an array of numbers; got"):
         fv.save(path, {"w": value})
     assert not list(path.parent.iterdir())
@@ -503,7 +495,7 @@ def test_descriptions_name_what_differs():
         ),
         "it.power is 2 there and 2.5 here": (Loss(2), Loss(2.5)),
         "it.weights[1] is 2 there and 3 here": (Loss(2, (1, 2)), Loss(2, (1, 3))),
-        "it is Loss there and describe here": (Loss(2), files.describe),
+        "it is Loss there and flowvi.files:describe here": (Loss(2), files.describe),
         "it['a'] is absent there and 3 here": ({}, {"a": 3}),
     }
     for message, (one, other) in cases.items():

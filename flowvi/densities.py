@@ -99,7 +99,9 @@ class Density(Fitted):
             return np.asarray(draws[0]), np.asarray(draws[1])
         family, inner = self.family, self.params["family"]
         family.check_context(context)
-        features = family.features(self.params, context)
+        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
+            features = family.features(self.params, context)
+        features = None if features is None else np.asarray(features)
         y, log_prob = family.family.sample_and_log_prob(inner, key, num_samples, features)
         # Units are put on in double precision, as they were taken off.
         x = family.unstandardize(self.params, y)

@@ -234,6 +234,8 @@ def fit_density(
         "num_steps": steps,
         "batch_size": batch_size,
     }
+    # The default schedule and the moments of validations depend on the number of steps.
+    schedule = {"num_steps": str(steps)} if num_held_out or "optimizer" not in given else {}
     result = fit(
         _Loss(NegativeLogLikelihood(inner)),
         inner_params,
@@ -241,8 +243,7 @@ def fit_density(
         key=fit_key,
         data=split.training(standardize),
         check_finite=False,  # they have been looked at
-        # The default schedule and the moments of validations depend on the number of steps.
-        configuration={"num_steps": str(steps), **files.describe("family", own)},
+        configuration={**schedule, **files.describe("family", own)},
         **settings,
         **validation,
     )

@@ -74,7 +74,7 @@ def gap(density, context=None):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return quick(NORMAL, normal(), num_steps=200, validation_fraction=0.1)
+    return quick(NORMAL, normal(), num_steps=200, validation_fraction=0.1, patience=None)
 
 
 def test_a_density_in_its_own_units(fitted):
@@ -94,7 +94,7 @@ def test_a_density_in_its_own_units(fitted):
     direct = fitted.family.log_prob(fitted.params, x.astype(np.float32))
     np.testing.assert_allclose(log_prob, direct, rtol=1e-4)
     np.testing.assert_allclose(fitted.distribution().log_prob(jnp.float32(x[0])), direct[0], rtol=1e-4)
-    assert fitted.sample(KEY).shape == (2,) and fitted.sample(KEY, (2, 3)).shape == (2, 3, 2)
+    assert fitted.sample(KEY, (2, 3)).shape == (2, 3, 2)
 
 
 def test_it_comes_back_from_a_file_and_from_pickle(fitted, tmp_path):
@@ -170,7 +170,7 @@ def test_held_out_likelihood_in_chunks(monkeypatch):
 
 def test_a_second_fit_compiles_nothing(fitted):
     with compilations() as names:
-        quick(NORMAL, normal() + 1, num_steps=200, validation_fraction=0.1)
+        quick(NORMAL, normal() + 1, num_steps=200, validation_fraction=0.1, patience=None)
     assert names == []
 
 
@@ -343,16 +343,14 @@ def test_it_resumes(tmp_path):
     assert_trees_equal(again.params, whole.params)
     assert_trees_equal(again.history, whole.history)
 
-    def refused(message, x=x, family=NORMAL, **others):
+    def refused(message, x=x, **others):
         with pytest.raises(ValueError, match=f"of this very fit; in .*{message}"):
-            quick(family, x, **{**options, "resume": True, **others})
+            quick(NORMAL, x, **{**options, "resume": True, **others})
 
     # The default schedule depends on it.
     refused("num_steps is 60 there and 80 here", num_steps=80)
     refused("family.*support.lower is -inf there and 0.0 here", support="positive")
-    refused("family.* is .* there and .* here", family=fv.full_rank(2))
-    refused("the digest of .* is", x=x + 1)
-    refused("averaging is 0.995 there and None here", averaging=None)
+    refused("the digest of .* is", x=2 * x)
 
 
 def test_an_own_schedule_may_be_extended(tmp_path):
@@ -527,7 +525,7 @@ LEARNERS = {
 
 @pytest.mark.parametrize("name", ["mixture", "unconditional"])
 def test_quick_learners(name):
-    assert gap(quick(LEARNERS[name](), normal(2000), num_steps=300)) < 0.05
+    assert gap(quick(LEARNERS[name](), normal(2000), num_steps=1000)) < 0.05
 
 
 @pytest.mark.slow

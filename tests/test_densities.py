@@ -79,7 +79,9 @@ def fitted():
 
 def test_a_density_in_its_own_units(fitted):
     assert gap(fitted) < 0.05
-    assert repr(fitted).startswith("Density(standardized(mean_field(2)), num_rows=360, stop_reason=")
+    assert repr(fitted).startswith(
+        "Density(standardized(mean_field(2)), num_rows=360, stop_reason="
+    )
     assert len(repr(fitted)) < 250
     assert (fitted.dtype, fitted.num_steps, fitted.stop_reason) == ("float64", 200, "max_steps")
     assert isinstance(fitted.family, Standardized)
@@ -93,7 +95,9 @@ def test_a_density_in_its_own_units(fitted):
     np.testing.assert_allclose(log_prob, fitted.log_prob(x), rtol=1e-5)
     direct = fitted.family.log_prob(fitted.params, x.astype(np.float32))
     np.testing.assert_allclose(log_prob, direct, rtol=1e-4)
-    np.testing.assert_allclose(fitted.distribution().log_prob(jnp.float32(x[0])), direct[0], rtol=1e-4)
+    np.testing.assert_allclose(
+        fitted.distribution().log_prob(jnp.float32(x[0])), direct[0], rtol=1e-4
+    )
     assert fitted.sample(KEY, (2, 3)).shape == (2, 3, 2)
 
 
@@ -197,7 +201,9 @@ def test_params_to_start_from():
     third = quick(NORMAL, x, params=bare, **stands)
     assert_trees_equal(third.params["family"]["transform"], bare["transform"])
     np.testing.assert_allclose(units(third)["shift"], x.mean(0), rtol=1e-5)
-    with pytest.raises(ValueError, match=r"`params` must be those of .*mean_field\(2\)\); got those"):
+    with pytest.raises(
+        ValueError, match=r"`params` must be those of .*mean_field\(2\)\); got those"
+    ):
         quick(NORMAL, x, params=jax.jit(AFFINE.init)(KEY))
     with pytest.raises(ValueError, match=r"`params` must be those of .*; got those of .*full_rank"):
         quick(NORMAL, x, params=quick(fv.full_rank(2), x).params)
@@ -221,7 +227,10 @@ def test_numbers_far_from_zero_without_double_precision():
     # The mean is known to the spacing of single precision.
     np.testing.assert_allclose(x.mean(0), FAR.mean(0), atol=20)
     np.testing.assert_allclose(density.log_prob(x), log_prob, atol=1e-3)
-    assert abs(-np.mean(density.log_prob(FAR)) - (np.log(FAR.std(0)).sum() + np.log(2 * np.pi * np.e))) < 0.05
+    assert (
+        abs(-np.mean(density.log_prob(FAR)) - (np.log(FAR.std(0)).sum() + np.log(2 * np.pi * np.e)))
+        < 0.05
+    )
     assert abs(density.history["validation"].min() - ENTROPY) < 0.2
 
 
@@ -379,7 +388,11 @@ MASKED = np.ma.masked_array(X, np.arange(100).reshape(50, 2) == 15)
 TWO = np.ones((50, 2))
 
 CASES = {
-    "family": (TypeError, r"`family` must be a family, such as `fv.maf\(2\)`; got 'maf'", {"family": "maf"}),
+    "family": (
+        TypeError,
+        r"`family` must be a family, such as `fv.maf\(2\)`; got 'maf'",
+        {"family": "maf"},
+    ),
     "key": (TypeError, "`key` must be a random key", {"key": 0}),
     "integers": (
         TypeError,
@@ -431,14 +444,34 @@ CASES = {
         r"strictly inside its support \(0, 1\); got 1.0 in row 0, column 1, and 49 more",
         {"x": np.stack([X[:, 0], np.ones(50)], 1), "support": [None, (0, 1)]},
     ),
-    "support name": (ValueError, "`support` must be None, .*; got 'negative'", {"support": "negative"}),
+    "support name": (
+        ValueError,
+        "`support` must be None, .*; got 'negative'",
+        {"support": "negative"},
+    ),
     "support kind": (TypeError, "`support` must be None, .* of these.*got 3", {"support": 3}),
     "support entry": (TypeError, "`support` must be .*; got 3", {"support": ["positive", 3]}),
-    "support length": (ValueError, "must have one entry for each column .*got 3 entries", {"support": ["positive"] * 3}),
-    "support order": (ValueError, r"`support` must have low < high; got \(1, 0\)", {"support": (1, 0)}),
+    "support length": (
+        ValueError,
+        "must have one entry for each column .*got 3 entries",
+        {"support": ["positive"] * 3},
+    ),
+    "support order": (
+        ValueError,
+        r"`support` must have low < high; got \(1, 0\)",
+        {"support": (1, 0)},
+    ),
     "support nan": (ValueError, "`support` must have low < high", {"support": (0, np.nan)}),
-    "context missing": (ValueError, "`context` must be an array .* got None", {"family": CONDITIONAL}),
-    "context superfluous": (ValueError, "`context` must be None for .* which takes none", {"context": TWO}),
+    "context missing": (
+        ValueError,
+        "`context` must be an array .* got None",
+        {"family": CONDITIONAL},
+    ),
+    "context superfluous": (
+        ValueError,
+        "`context` must be None for .* which takes none",
+        {"context": TWO},
+    ),
     "context shape": (
         ValueError,
         r"`context` must have shape \[num_rows, 2\], a row for each of the 50 .*got shape \(50, 3\)",

@@ -99,7 +99,8 @@ def test_families_are_all_there():
     named = {
         name
         for name in fv.__all__
-        if callable(getattr(fv, name)) and getattr(fv, name).__module__.startswith("flowvi.families")
+        if callable(getattr(fv, name))
+        and getattr(fv, name).__module__.startswith("flowvi.families")
     }
     other = {"Family", "Annealing", "custom", "from_distrax"}  # of foreign functions: below
     assert {name for name in named if name.islower()} - other <= {
@@ -137,7 +138,9 @@ def test_double_precision(path):
     with jax.enable_x64(True):
         fv.save(path, {"w": jnp.asarray(tree["w"])})
         assert_trees_equal(fv.load(path), {"w": tree["w"]})
-    with pytest.raises(ValueError, match=r"`value\['w'\]` in .* is float64. Perhaps turn on 64-bit"):
+    with pytest.raises(
+        ValueError, match=r"`value\['w'\]` in .* is float64. Perhaps turn on 64-bit"
+    ):
         fv.load(path)
 
 
@@ -172,10 +175,16 @@ def foreign(size=4):
 def test_foreign_networks_are_handed_over(path):
     family = foreign()
     fv.save(path, params(family))
-    with pytest.raises(ValueError, match="`like` must be given for .*which a file cannot hold") as caught:
+    with pytest.raises(
+        ValueError, match=r"`like` must be given for .*which a file cannot hold"
+    ) as caught:
         fv.load(path)
     assert "Module" in str(caught.value) and len(str(caught.value)) < 300
-    for like in (family, {"some": [family]}, family.network if hasattr(family, "network") else family):
+    for like in (
+        family,
+        {"some": [family]},
+        family.network if hasattr(family, "network") else family,
+    ):
         assert_trees_equal(fv.load(path, like=like), params(family))
     with pytest.raises(ValueError, match="what was given has none that is configured alike"):
         fv.load(path, like=foreign(5))
@@ -190,7 +199,7 @@ def log_density(event):
 def test_functions_of_others_are_handed_over(path):
     family = fv.custom(log_density, 2)
     fv.save(path, family)
-    with pytest.raises(ValueError, match="`like` must be given for .* log_density, which a file"):
+    with pytest.raises(ValueError, match=r"`like` must be given for .* log_density, which a file"):
         fv.load(path)
     assert fv.load(path, like=family) == family
     # One of ours and of JAX is known by its name.
@@ -200,8 +209,10 @@ def test_functions_of_others_are_handed_over(path):
 
 
 def test_a_like_that_is_configured_otherwise(path):
-    with pytest.raises(ValueError, match="`like` must .*num_layers is 2 there and 3 here"):
-        round_trip(path, params(), like=fv.maf(2, num_layers=3, hidden_sizes=[8], transformer="affine"))
+    with pytest.raises(ValueError, match=r"`like` must .*num_layers is 2 there and 3 here"):
+        round_trip(
+            path, params(), like=fv.maf(2, num_layers=3, hidden_sizes=[8], transformer="affine")
+        )
     assert_trees_equal(round_trip(path, params(), like=FAMILY), params())
 
 
@@ -223,7 +234,11 @@ def rewritten(path, change):
     header = json.dumps(change(header) or header).encode()
     digest = hashlib.sha256(header).digest()
     path.write_bytes(
-        files.MAGIC + len(header).to_bytes(8, "little") + digest + header + content[start + length :]
+        files.MAGIC
+        + len(header).to_bytes(8, "little")
+        + digest
+        + header
+        + content[start + length :]
     )
 
 

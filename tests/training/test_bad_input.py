@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -81,11 +80,7 @@ CASES = {
     ),
     "averaging flag": (TypeError, "`averaging` must be a number", {"averaging": True}),
     "batch text": (TypeError, "`batch_size` must be a positive integer", {"batch_size": "5"}),
-    "keys": (
-        TypeError,
-        "`key` must be a random key",
-        {"key": np.zeros((2, 2), np.uint32)},
-    ),
+    "keys": (TypeError, "`key` must be a random key", {"key": np.zeros((2, 2), np.uint32)}),
     "optimizer": (
         TypeError,
         r"`optimizer` must be an Optax optimizer, .* got 0.1",

@@ -19,7 +19,7 @@ import pytest
 from flowvi import files
 from flowvi.params import Fixed, PerRow
 from flowvi.training import Plateau, StopReason, checkpoints
-from tests.training.helpers import KEY, Loader, assert_same, compilations, rows, run, start
+from tests.training.helpers import Loader, assert_same, compilations, rows, run, start
 
 ADAM = optax.adam(0.05)
 
@@ -243,7 +243,7 @@ def test_another_function_or_loader_is_refused_by_name(tmp_path):
     noisy(tmp_path, num_steps=10, **options)
     with pytest.raises(ValueError, match=r"loss_fn is Noisy there and other here"):
         noisy(tmp_path, resume=True, **options, loss_fn=other)
-    with pytest.raises(ValueError, match="the digest of the data is .* there and .* here"):
+    with pytest.raises(ValueError, match=r"the digest of the data is .* there and .* here"):
         noisy(tmp_path, resume=True, data=Seeded(1), batch_size=None)
     noisy(tmp_path, resume=True, num_steps=11, data=Seeded(0), batch_size=None)
 
@@ -256,12 +256,12 @@ def test_what_ends_a_run_may_differ(done):
 def test_other_files_are_refused(done):
     (path,) = done.glob("step_*.flowvi")
     files.save(path, start())
-    with pytest.raises(ValueError, match="must hold checkpoints; .* is another file of flowvi"):
+    with pytest.raises(ValueError, match=r"must hold checkpoints; .* is another file of flowvi"):
         noisy(done, resume=True)
     path.write_bytes(b"123")
     with (
         pytest.warns(RuntimeWarning, match="checkpoint of step 20 is damaged and left out"),
-        pytest.raises(ValueError, match="must hold a checkpoint that is whole; all in .* damaged"),
+        pytest.raises(ValueError, match=r"must hold a checkpoint that is whole; all in .* damaged"),
     ):
         noisy(done, resume=True)
 
@@ -314,7 +314,9 @@ def test_a_full_disk_is_warned_of(tmp_path, whole, monkeypatch):
         write(path, about, arrays)
 
     monkeypatch.setattr(files, "write", full)
-    message = "could not be written to .*, so training goes on without it, and older ones stay: .*space"
+    message = (
+        "could not be written to .*, so training goes on without it, and older ones stay: .*space"
+    )
     with pytest.warns(RuntimeWarning, match=message) as caught:
         result = noisy(tmp_path)
     assert len(caught) == 2
@@ -330,7 +332,9 @@ def test_two_fits_in_one_directory(tmp_path):
     def callback(progress):
         del progress
         if not caught:
-            with pytest.raises(ValueError, match="must belong to one running fit; .* is locked by"):
+            with pytest.raises(
+                ValueError, match=r"must belong to one running fit; .* is locked by"
+            ):
                 noisy(tmp_path, resume=True)
             caught.append(1)
 

@@ -11,7 +11,6 @@ from flowvi.params import Fixed
 from flowvi.training import StopReason, program
 from tests.training.helpers import (
     ADAM,
-    KEY,
     assert_same,
     assert_trees_equal,
     compilations,
@@ -107,9 +106,7 @@ def test_key_is_its_own_in_each_step():
         assert batch is None
         return params**2, {"noise": jax.random.normal(key)}
 
-    noise = [
-        run(loss_fn, 1.0, key=jax.random.key(seed)).history["noise"] for seed in (0, 0, 1)
-    ]
+    noise = [run(loss_fn, 1.0, key=jax.random.key(seed)).history["noise"] for seed in (0, 0, 1)]
     assert len(np.unique(noise[0])) == 20
     np.testing.assert_array_equal(noise[0], noise[1])
     assert not np.isin(noise[0], noise[2]).any()
@@ -158,7 +155,11 @@ def test_optimizers_leave_fixed_leaves_alone_and_may_differ_by_key():
         "decays": np.ones(2, np.float32),
     }
     optimizer = optax.multi_transform(
-        {"slow": optax.set_to_zero(), "fast": optax.sgd(0.1), "decays": optax.adamw(0.1, weight_decay=0.5)},
+        {
+            "slow": optax.set_to_zero(),
+            "fast": optax.sgd(0.1),
+            "decays": optax.adamw(0.1, weight_decay=0.5),
+        },
         {"slow": "slow", "fast": "fast", "decays": "decays"},
     )
 

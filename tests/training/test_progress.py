@@ -81,6 +81,7 @@ def test_off(stderr):
 
 def test_closed_after_an_error(stderr):
     terminal = stderr(Terminal())
+
     def callback(seen):
         raise RuntimeError("mine")
 

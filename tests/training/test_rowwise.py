@@ -14,6 +14,7 @@ from flowvi.training.rowwise import rowwise, tables
 from flowvi.training.step import train_step
 from tests.tolerances import FLOAT32
 from tests.training.helpers import KEY, assert_trees_equal, compilations, run
+
 NUM_ROWS = 7
 X = np.random.default_rng(0).normal(size=(NUM_ROWS, 2)).astype(np.float32)
 DATA = {"x": X, "row": np.arange(NUM_ROWS)}
@@ -66,7 +67,9 @@ def stepped(optimizer):
     stepper = rowwise(optimizer)
     return (
         jax.jit(lambda params: stepper.init(partition(params)[0])),
-        jax.jit(lambda params, state, batch: train_step(distance, stepper, params, state, KEY, batch)),
+        jax.jit(
+            lambda params, state, batch: train_step(distance, stepper, params, state, KEY, batch)
+        ),
     )
 
 
@@ -277,10 +280,7 @@ BAD = {
     "in a batch": (
         ValueError,
         r'`batch 2 of data\["row"\]` must lie between 0 and 6, .*; got 9 in row 0',
-        {
-            "data": Batches([{"x": X[:1], "row": np.array([i])} for i in (0, 9)]),
-            "batch_size": None,
-        },
+        {"data": Batches([{"x": X[:1], "row": np.array([i])} for i in (0, 9)]), "batch_size": None},
     ),
 }
 

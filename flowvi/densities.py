@@ -101,7 +101,9 @@ class Density(Fitted):
             return np.asarray(draws[0]), np.asarray(draws[1])
         family, inner = self.family, self.params["family"]
         family.check_context(context)
-        features = family.features(self.params, context)
+        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
+            features = family.features(self.params, context)
+        features = None if features is None else np.asarray(features)
         y, log_prob = family.family.sample_and_log_prob(inner, key, num_samples, features)
         # Units are put on in double precision, as they were taken off.
         x = family.unstandardize(self.params, y)
@@ -266,6 +268,8 @@ def fit_density(
         "num_steps": steps,
         "batch_size": batch_size,
     }
+    # The default schedule and the moments of validations depend on the number of steps.
+    schedule = {"num_steps": str(steps)} if num_held_out or "optimizer" not in given else {}
     result = fit(
         _Loss(NegativeLogLikelihood(inner)),
         inner_params,
@@ -273,8 +277,7 @@ def fit_density(
         key=fit_key,
         data=split.training(standardize),
         check_finite=False,  # they have been looked at
-        # The default schedule and the moments of validations depend on the number of steps.
-        configuration={"num_steps": str(steps), **files.describe("family", own)},
+        configuration={**schedule, **files.describe("family", own)},
         **settings,
         **validation,
     )

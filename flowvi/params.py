@@ -5,7 +5,6 @@ and is saved with it, but no optimizer moves it: standardisation, whitening, bat
 running baselines. Only a loss or a family's training form hands back new ones.
 """
 
-from collections.abc import Hashable
 from typing import Any, TypeGuard
 
 import jax
@@ -61,14 +60,14 @@ class Origin:
         family: the family; hashable and equal by configuration.
     """
 
-    def __init__(self, family: Hashable):
+    def __init__(self, family: Any):
         self.family = family
 
-    def tree_flatten(self) -> tuple[tuple[()], Hashable]:
+    def tree_flatten(self) -> tuple[tuple[()], Any]:
         return (), self.family
 
     @classmethod
-    def tree_unflatten(cls, aux: Hashable, children: tuple[()]) -> "Origin":
+    def tree_unflatten(cls, aux: Any, children: tuple[()]) -> "Origin":
         del children
         return cls(aux)
 

@@ -109,11 +109,13 @@ class _Encoder:
         arrays: the arrays so far, by name.
         keep: whether to collect arrays; else they are told by their digests alone.
         inside: whether this is inside of an object, where there may be what a file cannot hold.
+        others: whether to look into the dataclasses of others too, such as a user's loss.
     """
 
     arrays: Arrays
     keep: bool = False
     inside: bool = False
+    others: bool = False
 
     def encode(self, value: object, where: str) -> Json:
         """The JSON of a value, which is called `where` in messages and names of arrays."""
@@ -138,7 +140,8 @@ class _Encoder:
                 return {"kind": type(value).__name__, "items": each}
         if _is_array(value):
             return self._array(value, where)
-        if dataclasses.is_dataclass(value) and _is_ours(type(value)):
+        is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        if is_object and (self.others or _is_ours(type(value))):
             fields = {
                 field.name: getattr(value, field.name)
                 for field in dataclasses.fields(value)
@@ -159,7 +162,9 @@ class _Encoder:
         if self.keep and not self.inside:
             raise TypeError(f"`{where}` must be an array of numbers; got {value!r}.")
         # Its inside is not ours to read.
-        return {"kind": "foreign", "name": getattr(value, "__qualname__", type(value).__qualname__)}
+        node = {"kind": "foreign", "name": getattr(value, "__qualname__", type(value).__qualname__)}
+        # But a module that is a dataclass, as those of Flax and Equinox, shows its settings.
+        return {**node, "settings": dict(describe("", value))} if is_object else node
 
     def _object(self, value: object, fields: dict[str, object], where: str) -> Json:
         name = f"{type(value).__module__}:{type(value).__qualname__}"
@@ -399,7 +404,8 @@ def _described(leaf: PyTree) -> str:
 
 
 def _has_nan(leaf: object) -> bool:
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+    dtype = leaf.dtype if _is_array(leaf) else jnp.result_type(leaf)  # type: ignore[attr-defined]
+    if not jnp.issubdtype(dtype, jnp.floating):
         return False
     return bool(np.isnan(np.asarray(leaf, np.float64)).any())
 
@@ -418,7 +424,7 @@ def check_numbers(name: str, params: PyTree) -> None:
 
 def describe(name: str, value: object) -> dict[str, str]:
     """A configuration in words: the name of each field, and of fields in it -> its value."""
-    return dict(_flat(name, _Encoder({}).encode(value, "")))
+    return dict(_flat(name, _Encoder({}, others=True).encode(value, "")))
 
 
 def _flat(name: str, node: Json) -> Iterator[tuple[str, str]]:
@@ -450,7 +456,8 @@ def _flat(name: str, node: Json) -> Iterator[tuple[str, str]]:
 
 def difference(saved: dict[str, str], here: dict[str, str]) -> str | None:
     """The first difference between two configurations, in words; None if there is none."""
-    for name in [*saved, *here]:
+    # A digest tells least, so it comes last.
+    for name in sorted(saved | here, key=lambda name: name.startswith("the digest of ")):
         there, own = (each.get(name, "absent") for each in (saved, here))
         if there != own:
             return f"{name} is {there} there and {own} here"

@@ -146,6 +146,7 @@ def fit(
     arguments.check_functions(loss_fn, optimizer, validate, callback)
     arguments.check_options(progress, resume, plateau, averaging)
     num_steps = checks.positive_int("num_steps", num_steps)
+    max_bad = checks.positive_int("max_bad_steps", max_bad_steps)
     arguments.check_validation(
         validate_every, validate=validate, validation_data=validation_data, patience=patience
     )
@@ -192,7 +193,6 @@ def fit(
         display = stack.enter_context(Display(num_steps, progress))
         stack.enter_context(run.carried_by_exceptions())
         reason = record.reason
-        max_bad = checks.positive_int("max_bad_steps", max_bad_steps)
         pace = Pace()
         while reason is None:
             begun = time.perf_counter()

@@ -1,17 +1,17 @@
-"""What the tests of the training room share."""
+"""What the tests of the training room share: one loss and one optimizer, so that programs are too."""
 
 import contextlib
-import dataclasses
 import logging
-from typing import ClassVar
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from flowvi.families import Family
-from flowvi.params import Fixed
+from flowvi.training import fit
+
+KEY = jax.random.key(0)
+ADAM = optax.adam(0.05)
 
 
 def quadratic(params, key, batch):
@@ -20,12 +20,36 @@ def quadratic(params, key, batch):
     return jnp.mean((batch - params["mean"]) ** 2)
 
 
+def noisy(params, key, batch):
+    """The same with noise and a metric, so that keys and rows leave their traces."""
+    noise = jax.random.normal(key, (3,))
+    return jnp.mean((batch - params["mean"] + noise) ** 2), {"first": batch[0, 0]}
+
+
 def start():
-    return {"mean": jnp.zeros(3)}
+    return {"mean": np.zeros(3, np.float32)}
 
 
 def rows(num_rows=60):
-    return 1.0 + jax.random.normal(jax.random.key(7), (num_rows, 3))
+    return (1 + np.random.default_rng(7).normal(size=(num_rows, 3))).astype(np.float32)
+
+
+def run(loss_fn=quadratic, params=None, optimizer=ADAM, **options):
+    """`fit` of the plainest loss, a few steps, without a bar."""
+    options = {"key": KEY, "num_steps": 20, "progress": False, **options}
+    return fit(loss_fn, start() if params is None else params, optimizer, **options)
+
+
+class Loader:
+    """Batches of rows in order, the last one ragged; it can be iterated again and again."""
+
+    def __init__(self, x, batch_size):
+        self.x, self.batch_size, self.epochs = x, batch_size, 0
+
+    def __iter__(self):
+        self.epochs += 1
+        for i in range(0, len(self.x), self.batch_size):
+            yield self.x[i : i + self.batch_size]
 
 
 @contextlib.contextmanager
@@ -51,52 +75,24 @@ def compilations():
         logger.propagate = propagate
 
 
+def plain(leaf):
+    """A leaf as a numpy array; a random key as its numbers."""
+    is_key = jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
 def assert_trees_equal(left, right):
     """Bit for bit."""
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
+        a, b = plain(a), plain(b)
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
 
-@dataclasses.dataclass(frozen=True)
-class Gauss(Family):
-    """A diagonal Gaussian with units, for the loop's tests to train quickly."""
-
-    event_shape: tuple[int, ...] = (2,)
-    context_shape: tuple[int, ...] | None = None
-    reparameterized: bool = True
-    has_units: ClassVar[bool] = True
-
-    def init(self, key):
-        del key
-        return {"loc": jnp.zeros(self.event_shape), "log_scale": jnp.zeros(self.event_shape)}
-
-    def with_units(self, params, units, context_units=None):
-        return {**params, "units": Fixed(units), "context_units": Fixed(context_units)}
-
-    def distribution(self, params, context=None):
-        self.check_context(context)
-        loc, scale = params["loc"], jnp.exp(params["log_scale"])
-        if context is not None:
-            loc = loc + context.sum(tuple(range(-len(self.context_shape), 0)))[..., None]
-        if "units" in params:
-            units = params["units"].value
-            loc, scale = units["shift"] + units["scale"] * loc, units["scale"] * scale
-        return distrax.Independent(distrax.Normal(loc, scale), len(self.event_shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class Counting(Gauss):
-    """One that counts its training batches in a Fixed leaf."""
-
-    has_units: ClassVar[bool] = False
-
-    def init(self, key):
-        return {**super().init(key), "seen": Fixed(jnp.zeros((), jnp.int32))}
-
-    def train_distribution(self, params, key, context=None):
-        del key
-        params = {**params, "seen": Fixed(params["seen"].value + 1)}
-        return self.distribution(params, context), params
+def assert_same(first, second):
+    """Two results, to the bit and in all that does not tell the time."""
+    for name in ("params", "last_params", "opt_state", "history"):
+        assert_trees_equal(getattr(first, name), getattr(second, name))
+    for name in ("best_step", "num_steps", "num_bad_steps", "stop_reason"):
+        assert getattr(first, name) == getattr(second, name)

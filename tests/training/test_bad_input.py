@@ -1,16 +1,15 @@
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from flowvi.params import Fixed
-from flowvi.training import fit
-from tests.training.helpers import compilations, quadratic, rows, start
+from flowvi.training import Plateau
+from tests.training.helpers import compilations, quadratic, rows, run, start
 
 SGD = optax.sgd(0.1)
+ZEROS = np.zeros(3, np.float32)
 
 
 @dataclasses.dataclass
@@ -29,7 +28,7 @@ def returning(value):
     return loss_fn
 
 
-LOSS = jnp.float32(0)
+LOSS = np.float32(0)
 CASES = {
     "steps zero": (ValueError, "`num_steps` must be a positive integer; got 0", {"num_steps": 0}),
     "steps float": (
@@ -49,7 +48,39 @@ CASES = {
         "`loss_fn` must be hashable.*frozen dataclass",
         {"loss_fn": Unhashable()},
     ),
-    "callback": (TypeError, "`callback` must be a function; got True", {"callback": True}),
+    "callback": (TypeError, "`callback` must be a function; got 3", {"callback": 3}),
+    "validate": (
+        TypeError,
+        "`validate` must be a function; got 3",
+        {"validate": 3, "validate_every": 2},
+    ),
+    "progress": (TypeError, "`progress` must be True or False; got -1", {"progress": -1}),
+    "resume": (
+        TypeError,
+        "`resume` must be True or False; got 'yes'",
+        {"resume": "yes", "checkpoint_dir": "/nowhere"},
+    ),
+    "plateau": (
+        TypeError,
+        r"`plateau` must be an `fv.Plateau\(...\)` or None; got 5",
+        {"plateau": 5},
+    ),
+    "checkpoint every": (
+        ValueError,
+        "`checkpoint_every` must be a positive integer; got 0",
+        {"checkpoint_every": 0, "checkpoint_dir": "/nowhere"},
+    ),
+    "averaging": (ValueError, "`averaging` must lie between 0 and 1; got 1.0", {"averaging": 1.0}),
+    "averaging zero": (ValueError, "`averaging` must lie between 0 and 1", {"averaging": 0.0}),
+    "averaging nan": (ValueError, "`averaging` must lie between 0 and 1", {"averaging": np.nan}),
+    "averaging text": (
+        TypeError,
+        "`averaging` must be a number between 0 and 1 or None; got '0.9'",
+        {"averaging": "0.9"},
+    ),
+    "averaging flag": (TypeError, "`averaging` must be a number", {"averaging": True}),
+    "batch text": (TypeError, "`batch_size` must be a positive integer", {"batch_size": "5"}),
+    "keys": (TypeError, "`key` must be a random key", {"key": np.zeros((2, 2), np.uint32)}),
     "optimizer": (
         TypeError,
         r"`optimizer` must be an Optax optimizer, .* got 0.1",
@@ -58,7 +89,7 @@ CASES = {
     "params integer": (
         TypeError,
         r"`params\['n'\]` must be a floating array; got dtype int32. Perhaps wrap it in `Fixed`",
-        {"params": start() | {"n": jnp.arange(3)}},
+        {"params": start() | {"n": np.arange(3, dtype=np.int32)}},
     ),
     "params string": (
         TypeError,
@@ -68,7 +99,7 @@ CASES = {
     "params fixed": (
         ValueError,
         "`params` must have at least one leaf outside `Fixed`; got none",
-        {"params": {"mean": Fixed(jnp.zeros(3))}},
+        {"params": {"mean": Fixed(ZEROS)}},
     ),
     "params empty": (ValueError, "`params` must have at least one leaf", {"params": {}}),
     "data text": (
@@ -146,7 +177,7 @@ CASES = {
     "validation not scalar": (
         ValueError,
         r"`validate` must return a scalar loss; got shape \(3,\)",
-        {"validate_every": 1, "validate": returning(jnp.zeros(3))},
+        {"validate_every": 1, "validate": returning(ZEROS)},
     ),
     "loss not scalar": (
         ValueError,
@@ -156,7 +187,7 @@ CASES = {
     "loss integer": (
         TypeError,
         "`loss_fn` must return a floating loss; got shape .* and dtype int32",
-        {"loss_fn": returning(jnp.int32(1))},
+        {"loss_fn": returning(np.int32(1))},
     ),
     "loss nothing": (
         ValueError,
@@ -192,8 +223,8 @@ CASES = {
         ValueError,
         r"keep the shape and dtype of the Fixed leaf `params\['s'\].value`, shape \(\) .* \(2,\)",
         {
-            "params": start() | {"s": Fixed(jnp.zeros(()))},
-            "loss_fn": returning(lambda params: (LOSS, {}, params | {"s": Fixed(jnp.zeros(2))})),
+            "params": start() | {"s": Fixed(np.float32(0))},
+            "loss_fn": returning(lambda params: (LOSS, {}, params | {"s": Fixed(ZEROS[:2])})),
         },
     ),
 }
@@ -202,20 +233,34 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_message(case):
     kind, message, changes = CASES[case]
-    arguments = {
-        "loss_fn": quadratic,
-        "params": start(),
-        "optimizer": SGD,
-        "key": jax.random.key(0),
-        "num_steps": 5,
-        "data": rows(),
-        "progress": False,
-    } | changes
-    with compilations() as names, pytest.raises(kind, match=message):
-        fit(
-            arguments.pop("loss_fn"),
-            arguments.pop("params"),
-            arguments.pop("optimizer"),
-            **arguments,
-        )
-    assert not any("_run" in name or "_begin" in name for name in names)
+    arguments = {"optimizer": SGD, "num_steps": 5, "data": rows()} | changes
+    with compilations() as names, pytest.raises(kind, match=message) as caught:
+        run(**arguments)
+    assert not names  # shapes and options are looked at first
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "`window` must be a positive integer; got 0"),
+        ({"patience": -1}, "`patience` must be a positive integer; got -1"),
+        ({"tolerance": 0}, "`tolerance` must be a positive number or None; got 0"),
+        ({"tolerance": np.inf}, "`tolerance` must be a positive number or None; got inf"),
+    ],
+)
+def test_plateaus(options, message):
+    with pytest.raises(ValueError, match=message):
+        Plateau(**options)
+
+
+def test_metrics_of_the_validation():
+    def named(params, key, batch):
+        return quadratic(params, key, batch), {"validation_kl": LOSS, "kl": LOSS}
+
+    def validation(params, key, batch):
+        return quadratic(params, key, batch), {"kl": LOSS}
+
+    options = {"data": rows(), "validation_data": rows(), "validate_every": 2}
+    with pytest.raises(ValueError, match="`loss_fn` must not name a metric 'validation_kl', under"):
+        run(named, validate=validation, **options)

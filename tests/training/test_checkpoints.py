@@ -1,9 +1,13 @@
+import dataclasses
+import errno
 import os
 import pathlib
-import shutil
+import re
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 
 import jax
@@ -12,286 +16,430 @@ import numpy as np
 import optax
 import pytest
 
-from flowvi.params import Fixed
-from flowvi.training import Plateau, StopReason, fit, fit_density, sources
-from tests.training.helpers import Gauss, assert_trees_equal, rows, start
-from tests.training.test_sources import Loader
+from flowvi import files
+from flowvi.params import Fixed, PerRow
+from flowvi.training import Plateau, StopReason, checkpoints
+from tests.training.helpers import Loader, assert_same, compilations, rows, run, start
 
-pytest.importorskip("orbax.checkpoint", reason="checkpoints need Orbax, an extra")
-
-KEY = jax.random.key(0)
 ADAM = optax.adam(0.05)
 
 
-def noisy(params, key, batch):
-    """With a metric and a Fixed leaf that moves."""
-    noise = jax.random.normal(key, (3,))
-    loss = jnp.mean((batch - params["mean"] + noise) ** 2)
-    seen = Fixed(params["seen"].value + 1)
-    return loss, {"first": params["mean"][0]}, {**params, "seen": seen}
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    """A loss with a metric and a Fixed leaf that moves."""
+
+    power: int = 2
+
+    def __call__(self, params, key, batch):
+        noise = jax.random.normal(key, (3,))
+        loss = jnp.mean(jnp.abs(batch - params["mean"] + noise) ** self.power)
+        seen = Fixed(params["seen"].value + 1)
+        return loss, {"first": params["mean"][0]}, {**params, "seen": seen}
 
 
-def params():
-    return {**start(), "seen": Fixed(jnp.zeros((), jnp.int32)), "key": Fixed(jax.random.key(5))}
+NOISY = Noisy()
+PARAMS = {**start(), "seen": Fixed(np.int32(0)), "key": Fixed(jax.random.key(5))}
+VALIDATION = {"validation_data": rows(20), "validate_every": 7}
 
 
-def run(directory=None, num_steps=60, **options):
-    return fit(
-        noisy,
-        params(),
-        ADAM,
-        key=KEY,
-        num_steps=num_steps,
-        progress=False,
-        checkpoint_dir=directory,
-        **{
-            "data": rows(),
-            "batch_size": 25,
-            "validation_data": rows(20),
-            "validate_every": 7,
-            **({} if directory is None else {"checkpoint_every": 20}),
-            **options,
-        },
-    )
-
-
-def assert_same(first, second):
-    plain = lambda tree: jax.tree.map(  # noqa: E731
-        lambda a: jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a,
-        tree,
-    )
-    assert_trees_equal(plain(first.params), plain(second.params))
-    assert_trees_equal(plain(first.last_params), plain(second.last_params))
-    assert_trees_equal(first.history, second.history)
-    assert first.best_step == second.best_step
-    assert first.num_steps == second.num_steps
-    assert first.stop_reason == second.stop_reason
+def noisy(directory=None, **options):
+    every = {} if directory is None else {"checkpoint_every": 20}
+    defaults = {"data": rows(), "batch_size": 25, "num_steps": 60, **VALIDATION, **every}
+    settings = {**defaults, "checkpoint_dir": directory, **options}
+    return run(settings.pop("loss_fn", NOISY), settings.pop("params", PARAMS),
+               settings.pop("optimizer", ADAM), **settings)  # fmt: skip
 
 
 def steps_in(directory):
-    return sorted(int(path.name) for path in pathlib.Path(directory).iterdir())
+    return sorted(int(path.stem.split("_")[1]) for path in directory.glob("step_*.flowvi"))
 
 
 def stop_at(step):
-    return lambda look: look.step >= step
+    return lambda progress: progress.step >= step
 
 
-@pytest.mark.parametrize("averaging", [None, 0.9])
-def test_resumes_to_the_same_bits(tmp_path, monkeypatch, averaging):
-    monkeypatch.setattr("flowvi.training.record.LOOK_SECONDS", 0.0)
-    whole = run(averaging=averaging)
-    first = run(tmp_path, averaging=averaging, callback=stop_at(33))
-    assert first.stop_reason is StopReason.CALLBACK
-    assert first.num_steps < 60
-    second = run(tmp_path, averaging=averaging, resume=True)
-    assert_same(whole, second)
-    assert steps_in(tmp_path) == sorted({20, first.num_steps, 40, 60})[-3:]
+@pytest.fixture
+def every_step(monkeypatch):
+    monkeypatch.setattr("flowvi.training.record.PACE_SECONDS", 0.0)
 
 
-def test_resumes_a_shorter_run_and_one_that_is_over(tmp_path):
+@pytest.fixture(scope="module")
+def whole():
+    return noisy()
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A directory with the checkpoints of 20 steps."""
+    noisy(tmp_path, num_steps=20)
+    return tmp_path
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    np.save(tmp_path / "x.npy", rows())
+    return np.load(tmp_path / "x.npy", mmap_mode="r")
+
+
+class TestResume:
+    """A resumed run is a straight one, to the bit."""
+
+    def check(self, directory, straight=None, **options):
+        straight = noisy(**options) if straight is None else straight
+        first = noisy(directory, **options, callback=stop_at(33))
+        assert first.stop_reason is StopReason.CALLBACK
+        assert first.num_steps == 33
+        assert_same(straight, noisy(directory, resume=True, **options))
+        assert steps_in(directory) == [33, 40, 60]
+        # And one that is over comes back.
+        assert_same(straight, noisy(directory, resume=True, **options))
+
+    def test_with_validation(self, tmp_path, every_step, whole):
+        self.check(tmp_path / "new" / "folder", whole)
+
+    def test_with_averaging(self, tmp_path, every_step):
+        self.check(tmp_path, averaging=0.9)
+
+    def test_without_validation(self, tmp_path, every_step):
+        self.check(tmp_path, validation_data=None, validate_every=None)
+
+    def test_with_a_schedule_free_optimizer(self, tmp_path, every_step):
+        self.check(tmp_path, optimizer=optax.contrib.schedule_free_sgd(0.1))
+
+    def test_with_a_table(self, tmp_path, every_step):
+        params = {"table": PerRow({"z": rows()}), "m": np.ones(3, np.float32)}
+        data = {"x": rows()[::-1], "row": np.arange(60)}
+        options = {"loss_fn": distance, "params": params, "data": data, "averaging": 0.9}
+        self.check(tmp_path, **options, validation_data=data)
+
+    def test_with_an_iterable(self, tmp_path, every_step, monkeypatch):
+        monkeypatch.setattr("flowvi.training.sources.CHUNK_BYTES", 3 * 25 * 12)
+        self.check(tmp_path, data=Loader(rows(), 25), batch_size=None)
+
+    def test_with_a_memory_map(self, tmp_path, every_step, mapped, monkeypatch):
+        monkeypatch.setattr("flowvi.training.sources.CHUNK_BYTES", 3 * 25 * 12)
+        self.check(tmp_path / "run", data=mapped)
+
+
+def distance(params, key, batch):
+    noise = 0.1 * jax.random.normal(key)
+    square = (params["table"].take(batch["row"])["z"] * params["m"] - batch["x"] + noise) ** 2
+    return jnp.mean(square)
+
+
+def test_a_shorter_run_is_extended(tmp_path, whole):
     # At its end it validates, as the longer run does after six times seven steps.
-    run(tmp_path, num_steps=42)
-    assert_same(run(), run(tmp_path, resume=True))
-    assert_same(run(), run(tmp_path, resume=True))
+    noisy(tmp_path, num_steps=42)
+    assert_same(whole, noisy(tmp_path, resume=True))
 
 
-def test_begins_where_there_is_nothing(tmp_path):
-    assert_same(run(), run(tmp_path / "new" / "folder", resume=True))
+def test_bad_steps_and_their_row_survive(tmp_path, every_step):
+    x = np.ones((100, 3), np.float32)
+    x[::3] = np.nan
+    options = {"data": x, "check_finite": False, "batch_size": 1, "max_bad_steps": 100}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        straight = noisy(**options)
+        noisy(tmp_path, **options, callback=stop_at(33))
+        assert_same(straight, noisy(tmp_path, resume=True, **options))
+    assert straight.num_bad_steps > 10
 
 
-def test_patience_and_plateau_survive(tmp_path, monkeypatch):
-    monkeypatch.setattr("flowvi.training.record.LOOK_SECONDS", 0.0)
+def test_patience_and_plateau_survive(tmp_path, every_step):
     options = {"patience": 4, "plateau": Plateau(window=10, patience=3), "num_steps": 500}
-    whole = run(**options)
-    assert whole.stop_reason in (StopReason.PATIENCE, StopReason.PLATEAU)
-    run(tmp_path, **options, callback=stop_at(whole.num_steps // 2))
-    assert_same(whole, run(tmp_path, resume=True, **options))
-    assert_same(whole, run(tmp_path, resume=True, **options))
+    straight = noisy(**options)
+    assert straight.stop_reason in (StopReason.PATIENCE, StopReason.PLATEAU)
+    noisy(tmp_path, **options, callback=stop_at(straight.num_steps // 2))
+    for _ in range(2):
+        assert_same(straight, noisy(tmp_path, resume=True, **options))
 
 
-@pytest.mark.parametrize("kind", ["memory map", "iterable"])
-def test_other_sources_resume_too(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("flowvi.training.record.LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(sources, "CHUNK_BATCHES", 3)
-    np.save(tmp_path / "x.npy", np.asarray(rows()))
-    options = {"data": np.load(tmp_path / "x.npy", mmap_mode="r")}
-    if kind == "iterable":
-        options = {"data": Loader(rows(), 25), "batch_size": None}
-    whole = run(**options)
-    run(tmp_path / "run", **options, callback=stop_at(33))
-    assert_same(whole, run(tmp_path / "run", resume=True, **options))
+def test_a_result_of_a_run_that_was_over_before(tmp_path, whole):
+    noisy(tmp_path)
+    with compilations() as names:
+        assert_same(whole, noisy(tmp_path, resume=True))
+    assert not [name for name in names if "_run" in name]
 
 
-def test_density_resumes(tmp_path):
-    x = rows(300)[:, :2]
-    options = {"key": KEY, "progress": False, "patience": None}
-    whole = fit_density(Gauss(), x, num_steps=60, **options)
-    again = {"checkpoint_dir": tmp_path, "checkpoint_every": 25}
-    fit_density(Gauss(), x, num_steps=60, **options, **again)
-    assert_same(whole, fit_density(Gauss(), x, num_steps=60, resume=True, **options, **again))
+# ------------------------------------------------------------------------------------ refusals
 
 
-# Orbax leaves coroutines behind where it cannot read a file.
-orbax_leaves_coroutines = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore:coroutine .* was never awaited:RuntimeWarning",
-)
+def cast(tree, dtype):
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
 
-def damage(path, how):
-    if how == "removed":
-        path.unlink()
-    else:
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
+class Seeded(Loader):
+    def __init__(self, seed):
+        super().__init__(np.random.default_rng(seed).normal(size=(50, 3)).astype(np.float32), 25)
 
 
-@orbax_leaves_coroutines
-@pytest.mark.parametrize("how", ["truncated", "removed"])
-def test_damaged_checkpoints_are_left_out(tmp_path, how):
-    whole = run()
-    run(tmp_path)
-    assert steps_in(tmp_path) == [20, 40, 60]
-    files = [p for p in (tmp_path / "60").rglob("*") if p.is_file() and p.stat().st_size]
-    for path in files:
-        damage(path, how)
-    with pytest.warns(RuntimeWarning, match="checkpoint of step 60 .* is damaged and left out"):
-        assert_same(whole, run(tmp_path, resume=True))
-    assert steps_in(tmp_path) == [20, 40, 60]
+MOVED = rows()
+MOVED[3, 1] += 1e-3
+
+OTHERS = {
+    "batch size": ({"batch_size": 20}, "batch_size is 25 there and 20 here"),
+    "validation": ({"validate_every": 5}, "validate_every is 7 there and 5 here"),
+    "averaging": ({"averaging": 0.9}, r"averaging is None there and 0.9 here"),
+    "key": ({"key": jax.random.key(1)}, r"the key is \[0, 0\] there and \[0, 1\] here"),
+    "loss": ({"loss_fn": Noisy(3)}, "loss_fn.power is 2 there and 3 here"),
+    "more rows": ({"data": rows(70)}, "the digest of the data is "),
+    "values": ({"data": MOVED}, "the digest of the data is "),
+    "dtype": ({"data": cast(rows(), np.float16)}, "the digest of the data is "),
+    "validation data": (
+        {"validation_data": rows(20) + 1},
+        "the digest of the data of the validation is ",
+    ),
+    "fixed": (
+        {"params": {**PARAMS, "seen": Fixed(np.int32(1))}},
+        "the digest of the Fixed leaves of the parameters is ",
+    ),
+    "fixed key": (
+        {"params": {**PARAMS, "key": Fixed(jax.random.key(6))}},
+        "the digest of the Fixed leaves of the parameters is ",
+    ),
+    "learning rate": (
+        {"optimizer": optax.adam(0.06)},
+        "the digest of the first update of the optimizer is ",
+    ),
+    "optimizer of one structure": (
+        {"optimizer": optax.adamw(0.05)},
+        "the digest of the first update of the optimizer is ",
+    ),
+    "optimizer": ({"optimizer": optax.sgd(0.05)}, "the optimizer's state.* and absent here"),
+    "shape": (
+        {"params": {**PARAMS, "more": np.zeros(2, np.float32)}},
+        r"params\['more'\] is absent there and float32\[2\] here",
+    ),
+    "configuration": (
+        {"configuration": {"the weather": "rain"}},
+        "the weather is absent there and rain here",
+    ),
+}
 
 
-@orbax_leaves_coroutines
-def test_any_one_damaged_file_is_noticed_or_harmless(tmp_path):
-    whole = run()
-    run(tmp_path)
-    files = [p for p in (tmp_path / "60").rglob("*") if p.is_file() and p.stat().st_size]
-    for index, path in enumerate(files):
-        copy = tmp_path.with_name(f"{tmp_path.name}_{index}")
-        shutil.copytree(tmp_path, copy)
-        damage(copy / path.relative_to(tmp_path), "truncated")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            assert_same(whole, run(copy, resume=True))
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("twenty")
+    noisy(directory, num_steps=20)
+    return directory
 
 
-@orbax_leaves_coroutines
-def test_all_damaged(tmp_path):
-    run(tmp_path, num_steps=20)
-    for path in [p for p in (tmp_path / "20").rglob("*") if p.is_file() and p.stat().st_size]:
-        damage(path, "truncated")
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_run_is_refused_by_name(twenty, case):
+    options, message = OTHERS[case]
+    rule = "`checkpoint_dir` must hold checkpoints of this very fit; in .*step_0000000020.flowvi'"
+    with pytest.raises(ValueError, match=f"{rule} {message}") as caught:
+        noisy(twenty, resume=True, **options)
+    assert len(str(caught.value)) < 350
+    assert steps_in(twenty) == [20]
+
+
+def other(params, key, batch):
+    return NOISY(params, key, batch)
+
+
+def test_another_function_or_loader_is_refused_by_name(tmp_path):
+    options = {"data": Seeded(0), "batch_size": None}
+    noisy(tmp_path, num_steps=10, **options)
+    with pytest.raises(ValueError, match=r"loss_fn is Noisy there and other here"):
+        noisy(tmp_path, resume=True, **options, loss_fn=other)
+    with pytest.raises(ValueError, match=r"the digest of the data is .* there and .* here"):
+        noisy(tmp_path, resume=True, data=Seeded(1), batch_size=None)
+    noisy(tmp_path, resume=True, num_steps=11, data=Seeded(0), batch_size=None)
+
+
+def test_what_ends_a_run_may_differ(done):
+    noisy(done, resume=True, patience=3, max_bad_steps=5, checkpoint_every=30, num_steps=30)
+    assert steps_in(done) == [20, 30]
+
+
+def test_other_files_are_refused(done):
+    (path,) = done.glob("step_*.flowvi")
+    files.save(path, start())
+    with pytest.raises(ValueError, match=r"must hold checkpoints; .* is another file of flowvi"):
+        noisy(done, resume=True)
+    path.write_bytes(b"123")
     with (
-        pytest.warns(RuntimeWarning, match="damaged"),
-        pytest.raises(ValueError, match="must hold a checkpoint that is whole; all 1 in"),
+        pytest.warns(RuntimeWarning, match="checkpoint of step 20 is damaged and left out"),
+        pytest.raises(ValueError, match=r"must hold a checkpoint that is whole; all in .* damaged"),
     ):
-        run(tmp_path, resume=True)
+        noisy(done, resume=True)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 20}, "batch_size is 25 there and 20 here"),
-        ({"data": rows(70)}, "the number of rows is 60 there and 70 here"),
-        ({"validate_every": 5}, "validate_every is 7 there and 5 here"),
-    ],
-)
-def test_another_run_is_refused_by_name(tmp_path, options, message):
-    run(tmp_path, num_steps=20)
-    with pytest.raises(
-        ValueError, match=f"`checkpoint_dir` must hold .* this very fit; .*{message}"
-    ):
-        run(tmp_path, resume=True, **options)
-
-
-def test_another_model_key_or_optimizer_is_refused_by_name(tmp_path):
-    def other(params, optimizer=ADAM, key=KEY):
-        def loss_fn(params, key, batch):
-            del key, batch
-            return jnp.sum(params["mean"] ** 2)
-
-        fit(
-            loss_fn,
-            params,
-            optimizer,
-            key=key,
-            num_steps=20,
-            progress=False,
-            checkpoint_dir=tmp_path,
-            resume=True,
-        )
-
-    other({"mean": jnp.ones(3)})
-    with pytest.raises(
-        ValueError, match=r"params\['mean'\] is float32\[3\] there and float32\[4\]"
-    ):
-        other({"mean": jnp.ones(4)})
-    with pytest.raises(ValueError, match=r"the optimizer's state.* there and absent here"):
-        other({"mean": jnp.ones(3)}, optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r"key is \[0, 0\] there and \[0, 1\] here"):
-        other({"mean": jnp.ones(3)}, key=jax.random.key(1))
-
-
-def test_files_of_another_program_are_refused(tmp_path):
-    (tmp_path / "5").mkdir()
-    (tmp_path / "5" / "weights.bin").write_bytes(b"123")
-    with pytest.raises(ValueError, match="`checkpoint_dir` must hold checkpoints of this very fit"):
-        run(tmp_path, resume=True)
-
-
-def test_a_used_directory_is_not_written_over(tmp_path):
-    run(tmp_path, num_steps=20)
+def test_a_used_directory_is_not_written_over(done):
     with pytest.raises(ValueError, match=r"must hold no checkpoints where `resume` is False; .*20"):
-        run(tmp_path)
+        noisy(done)
+    # The refusal has left no lock.
+    noisy(done, resume=True, num_steps=25)
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="`checkpoint_dir` must be a directory that can be"):
-        run(tmp_path / "file")
+        noisy(tmp_path / "file")
 
 
 @pytest.mark.parametrize("options", [{"checkpoint_every": 5}, {"resume": True}])
 def test_options_without_a_directory(options):
     with pytest.raises(ValueError, match="`checkpoint_dir` must be a directory where"):
-        run(**options)
+        noisy(**options)
 
 
-def test_kill_in_the_middle(tmp_path):
+# ------------------------------------------------------------------------------------- accidents
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "changed"])
+def test_damaged_checkpoints_are_left_out(tmp_path, whole, how):
+    noisy(tmp_path)
+    assert steps_in(tmp_path) == [20, 40, 60]
+    for step in (40, 60):
+        path = tmp_path / f"step_{step:010d}.flowvi"
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        damaged[-3] ^= 1
+        path.write_bytes({"truncated": content[:700], "empty": b"", "changed": damaged}[how])
+    with pytest.warns(RuntimeWarning, match="checkpoint of step .* is damaged and left") as caught:
+        assert_same(whole, noisy(tmp_path, resume=True))
+    assert len(caught) == 2
+    assert steps_in(tmp_path) == [20, 40, 60]
+
+
+def test_a_full_disk_is_warned_of(tmp_path, whole, monkeypatch):
+    write = files.write
+
+    def full(path, about, arrays):
+        if about["checkpoint"] >= 40:
+            pathlib.Path(f"{path}.part").write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, about, arrays)
+
+    monkeypatch.setattr(files, "write", full)
+    message = (
+        "could not be written to .*, so training goes on without it, and older ones stay: .*space"
+    )
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        result = noisy(tmp_path)
+    assert len(caught) == 2
+    assert_same(result, whole)
+    assert steps_in(tmp_path) == [20]
+    monkeypatch.undo()
+    assert_same(whole, noisy(tmp_path, resume=True))
+
+
+def test_two_fits_in_one_directory(tmp_path):
+    caught = []
+
+    def callback(progress):
+        del progress
+        if not caught:
+            with pytest.raises(
+                ValueError, match=r"must belong to one running fit; .* is locked by"
+            ):
+                noisy(tmp_path, resume=True)
+            caught.append(1)
+
+    noisy(tmp_path, num_steps=20, callback=callback)
+    assert caught
+    noisy(tmp_path, num_steps=21, resume=True)
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_kill_leaves_no_lock(done):
+    # What another process holds goes with it.
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, done / "lock"], stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=f"{re.escape(str(done))}' is locked by another"):
+            noisy(done, resume=True)
+        holder.kill()
+    noisy(done, resume=True, num_steps=21)
+
+
+def test_three_fits_in_threads(tmp_path, whole):
+    results = [None] * 3
+
+    def work(index):
+        results[index] = noisy(tmp_path / str(index))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, result in enumerate(results):
+        assert_same(result, whole)
+        assert steps_in(tmp_path / str(index)) == [20, 40, 60]
+
+
+def test_an_exception_leaves_the_last_checkpoint_and_no_lock(tmp_path, every_step, whole):
+    def callback(progress):
+        if progress.step == 33:
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        noisy(tmp_path, callback=callback)
+    assert caught.value.result.num_steps == 33
+    assert steps_in(tmp_path) == [20]
+    assert_same(whole, noisy(tmp_path, resume=True))
+
+
+def test_old_checkpoints_go(tmp_path):
+    noisy(tmp_path, checkpoint_every=5)
+    assert checkpoints.KEPT == 3
+    assert steps_in(tmp_path) == [50, 55, 60]
+    assert {path.name for path in tmp_path.iterdir()} - {"lock"} == {
+        f"step_{step:010d}.flowvi" for step in (50, 55, 60)
+    }
+    assert [len(path.read_bytes()) < 20_000 for path in tmp_path.glob("step*")] == [True] * 3
+
+
+SCRIPT = """
+    import os, pathlib, sys, threading, time
+    import jax, jax.numpy as jnp, optax
+    import flowvi as fv
+
+    where, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+    def watch():
+        while not [path for path in where.glob("*.flowvi") if int(path.stem[5:]) > 400]:
+            time.sleep(0.0005)
+        os.kill(os.getpid(), number)
+
+    def loss_fn(params, key, batch):
+        return jnp.sum((params - jax.random.normal(key, (3,))) ** 2)
+
+    if number:
+        where.mkdir()
+        threading.Thread(target=watch, daemon=True).start()
+    result = fv.fit(loss_fn, jnp.zeros(3), optax.adam(0.1), key=jax.random.key(0),
+                    num_steps=2000, progress=False, checkpoint_dir=where,
+                    checkpoint_every=100, resume=True)
+    print(result.params.tolist(), result.history["loss"].sum())
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_no_lock_and_loses_no_bit(tmp_path):
     # In a process of its own, which kills itself while a checkpoint is being written.
-    script = """
-        import os, pathlib, sys, threading, time
-        import jax, jax.numpy as jnp, optax
-        import flowvi as fv
-
-        where, kill = pathlib.Path(sys.argv[1]), sys.argv[2] == "kill"
-
-        def watch():
-            while not (steps := [p for p in where.glob("*") if int(p.name.split(".")[0]) > 400]):
-                time.sleep(0.0005)
-            os.kill(os.getpid(), 9)
-
-        def loss_fn(params, key, batch):
-            return jnp.sum((params - jax.random.normal(key, (3,))) ** 2)
-
-        if kill:
-            where.mkdir()
-            threading.Thread(target=watch, daemon=True).start()
-        result = fv.fit(loss_fn, jnp.zeros(3), optax.adam(0.1), key=jax.random.key(0),
-                        num_steps=2000, progress=False, checkpoint_dir=where,
-                        checkpoint_every=100, resume=True)
-        print(result.params.tolist(), result.history["loss"].sum())
-    """
-
-    def python(directory, mode):
+    def python(directory, number):
         return subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), directory, mode],
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCRIPT), directory, str(number)],
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             capture_output=True,
             text=True,
             check=False,
         )
 
-    killed = python(tmp_path / "killed", "kill")
-    assert killed.returncode == -9, killed.stderr
-    resumed, whole = python(tmp_path / "killed", "go"), python(tmp_path / "whole", "go")
-    assert whole.returncode == 0, whole.stderr
-    assert resumed.stdout == whole.stdout
+    killed = python(tmp_path / "killed", int(signal.SIGKILL))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed, straight = python(tmp_path / "killed", 0), python(tmp_path / "straight", 0)
+    assert straight.returncode == 0, straight.stderr
+    assert resumed.stdout == straight.stdout

@@ -258,7 +258,8 @@ def family(
     def init(key: Array) -> Params:
         params = make.init(key)
         if in_units:
-            params = make.with_units(params, {k: jnp.asarray(v) for k, v in UNITS.items()})
+            units = {name: jnp.asarray(UNITS[name]) for name in ("shift", "scale")}
+            params = {**params, "units": fv.Fixed(units)}
         context = None if context_shape is None else jax.random.normal(key, context_shape)
         return {"family": params, "context": fv.Fixed(context)}
 
@@ -304,7 +305,11 @@ REGISTRY: dict[str, Case] = {
     ),
     "maf_family_128": family(fv.maf(128, num_layers=2, hidden_sizes=[128], transformer="affine")),
     "maf_family_in_units": family(
-        fv.maf(4, num_layers=1, hidden_sizes=[8], transformer="affine"), in_units=True
+        fv.standardized(
+            fv.maf(4, num_layers=1, hidden_sizes=[8], transformer="affine"),
+            [None, "positive", (None, 3.0), (-1.0, 4.0)],
+        ),
+        in_units=True,
     ),
     "maf_family_context": family(
         fv.conditional(

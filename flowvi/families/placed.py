@@ -291,8 +291,8 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
 class Whitened(Composed):
     """A family pushed through an affine map that no optimizer moves; see `whitened`.
 
-    Its parameters are {"family", "whitening"}, whose map starts as the identity; with a marginal
-    transformer also "marginal", its parameters for each coordinate.
+    Its parameters are {"family", "whitening", "width"}; the map starts as the identity. With a marginal
+    transformer there is also "marginal", its parameters for each coordinate.
     """
 
     family: Family
@@ -316,7 +316,7 @@ class Whitened(Composed):
         else:
             whitening["scale"] = jnp.ones(size)
             whitening |= {"basis": jnp.eye(size, self.rank), "gain": jnp.zeros(self.rank)}
-        params = {"family": bare_init(self.family, key)}
+        params = {"family": bare_init(self.family, key), "width": Fixed(jnp.ones(()))}
         if self.marginal is not None:
             params["marginal"] = jnp.zeros((size, self.marginal.num_params))
         return self.place(params, whitening)
@@ -335,16 +335,14 @@ class Whitened(Composed):
 
     def widen(self, params: Params, factor: float) -> Params:
         """Parameters with a base `factor` times as wide as that of the family, before its maps."""
-        before = params["width"].value if "width" in params else 1.0
-        return {**params, "width": Fixed(jnp.asarray(before * factor, jnp.result_type(float)))}
+        return {**params, "width": Fixed(params["width"].value * factor)}
 
     def push(
         self, params: Params, inner: distrax.Distribution, context: Context
     ) -> FlowDistribution:
         del context
         whitening = params["whitening"].value
-        if "width" in params:
-            inner = _wider(inner, params["width"].value)
+        inner = _wider(inner, params["width"].value)
         bijectors = self._affine(whitening, params.get("marginal"))
         return _pushed(inner, bijectors, whitening["loc"].dtype)
 

@@ -144,7 +144,7 @@ class _Encoder:
         if is_object and (self.others or _is_ours(type(value))):
             fields = {
                 field.name: getattr(value, field.name)
-                for field in dataclasses.fields(value)
+                for field in dataclasses.fields(value)  # type: ignore[arg-type]
                 if field.init and field.metadata.get("file", True)
             }
             return self._object(value, fields, where)

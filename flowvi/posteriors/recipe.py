@@ -219,8 +219,7 @@ def fit_posterior(
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, tempering or 1.0, placed.rank)
     params = _fresh(loss_fn, placed, init_key)
-    # It has a width from the start, so that one program draws from it, widened or not.
-    fresh = placed.widen(params["posterior"], 1.0)
+    fresh = params["posterior"]
 
     # All candidates are judged from the same draws.
     def judged(params: PyTree) -> _Judged:

@@ -245,51 +245,41 @@ def test_a_step_copies_no_table():
     assert analysis.alias_size_in_bytes > 6 * table
 
 
+#: What each message is said to, by the kind of error.
 BAD = {
-    "no data": (
-        ValueError,
-        '`data` must be a dict with "row", .* got NoneType. Perhaps pass',
-        {"data": None, "batch_size": None},
-    ),
-    "no rows": (
-        ValueError,
-        '`data` must be a dict with "row", .* got a dict of x',
-        {"data": {"x": X}},
-    ),
-    "an array": (ValueError, '`data` must be a dict with "row", .* got ndarray', {"data": X}),
-    "floats": (
-        TypeError,
-        r'`data\["row"\]` must hold numbers of rows, integers; got dtype float32',
-        {"data": {"x": X, "row": np.arange(7, dtype=np.float32)}},
-    ),
-    "too large": (
-        ValueError,
-        r'`data\["row"\]` must lie between 0 and 6, .*; got 7 in row 6',
-        {"data": {"x": X, "row": np.arange(7) + 1}},
-    ),
-    "negative": (
-        ValueError,
-        r'`data\["row"\]` must lie between 0 and 6, .*; got -1 in row 0',
-        {"data": {"x": X, "row": np.arange(7) - 1}},
-    ),
-    "shape": (
-        ValueError,
-        r'`data\["row"\]` must have shape \[num_rows\]; got shape \(7, 1\)',
-        {"data": {"x": X, "row": np.arange(7)[:, None]}},
-    ),
-    "in a batch": (
-        ValueError,
-        r'`batch 2 of data\["row"\]` must lie between 0 and 6, .*; got 9 in row 0',
-        {"data": Batches([{"x": X[:1], "row": np.array([i])} for i in (0, 9)]), "batch_size": None},
-    ),
+    TypeError: {
+        r'`data\["row"\]` must hold numbers of rows, integers; got dtype float32': {
+            "data": {"x": X, "row": np.arange(7, dtype=np.float32)}
+        }
+    },
+    ValueError: {
+        '`data` must be a dict with "row", .* got NoneType. Perhaps pass': {
+            "data": None,
+            "batch_size": None,
+        },
+        '`data` must be a dict with "row", .* got a dict of x': {"data": {"x": X}},
+        '`data` must be a dict with "row", .* got ndarray': {"data": X},
+        r'`data\["row"\]` must lie between 0 and 6, .*; got 7 in row 6': {
+            "data": {"x": X, "row": np.arange(7) + 1}
+        },
+        r'`data\["row"\]` must lie between 0 and 6, .*; got -1 in row 0': {
+            "data": {"x": X, "row": np.arange(7) - 1}
+        },
+        r'`data\["row"\]` must have shape \[num_rows\]; got shape \(7, 1\)': {
+            "data": {"x": X, "row": np.arange(7)[:, None]}
+        },
+        r'`batch 2 of data\["row"\]` must lie between 0 and 6, .*; got 9 in row 0': {
+            "data": Batches([{"x": X[:1], "row": np.array([i])} for i in (0, 9)]),
+            "batch_size": None,
+        },
+    },
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_rows_of_data_are_checked(name):
-    error, message, options = BAD[name]
-    with pytest.raises(error, match=message):
-        fitted(**options)
+@pytest.mark.parametrize(("kind", "message"), [(k, m) for k, c in BAD.items() for m in c])
+def test_rows_of_data_are_checked(kind, message):
+    with pytest.raises(kind, match=message):
+        fitted(**BAD[kind][message])
 
 
 def test_tables_and_optimizers_are_checked():

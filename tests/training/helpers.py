@@ -1,4 +1,4 @@
-"""What the tests of the training room share: one loss and one optimizer, so that programs are too."""
+"""What tests of training share: one loss and one optimizer, so that programs are shared too."""
 
 import contextlib
 import logging

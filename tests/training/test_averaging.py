@@ -77,8 +77,7 @@ def test_less_noise():
 SCHEDULE_FREE = optax.contrib.schedule_free_adamw(0.1, warmup_steps=5)
 
 
-@pytest.mark.parametrize("averaging", [None, 0.9])
-@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize(("chained", "averaging"), [(False, None), (True, 0.9)])
 def test_a_schedule_free_optimizer_hands_back_what_it_evaluates_at(chained, averaging):
     optimizer = optax.chain(optax.identity(), SCHEDULE_FREE) if chained else SCHEDULE_FREE
     params = {"mean": np.zeros(3, np.float32), "extra": Fixed(np.ones(2, np.float32))}

@@ -86,7 +86,6 @@ HIDING = {
     "clip": optax.chain(optax.zero_nans(), optax.clip(1.0), optax.sgd(0.1)),
     "norm": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
     "sign": optax.chain(optax.scale_by_sign(), optax.sgd(0.1)),
-    "lion": optax.lion(0.1),
     "collects": optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
     "stands": optax.sgd(0.0),
 }

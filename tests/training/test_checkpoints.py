@@ -97,24 +97,19 @@ class TestResume:
     def test_with_validation(self, tmp_path, every_step, whole):
         self.check(tmp_path / "new" / "folder", whole)
 
-    def test_with_averaging(self, tmp_path, every_step):
-        self.check(tmp_path, averaging=0.9)
-
-    def test_without_validation(self, tmp_path, every_step):
-        self.check(tmp_path, validation_data=None, validate_every=None)
-
     def test_with_a_schedule_free_optimizer(self, tmp_path, every_step):
         self.check(tmp_path, optimizer=optax.contrib.schedule_free_sgd(0.1))
 
-    def test_with_a_table(self, tmp_path, every_step):
+    def test_with_a_table_and_averaging(self, tmp_path, every_step):
         params = {"table": PerRow({"z": rows()}), "m": np.ones(3, np.float32)}
         data = {"x": rows()[::-1], "row": np.arange(60)}
         options = {"loss_fn": distance, "params": params, "data": data, "averaging": 0.9}
         self.check(tmp_path, **options, validation_data=data)
 
-    def test_with_an_iterable(self, tmp_path, every_step, monkeypatch):
+    def test_with_an_iterable_and_without_validation(self, tmp_path, every_step, monkeypatch):
         monkeypatch.setattr("flowvi.training.sources.CHUNK_BYTES", 3 * 25 * 12)
-        self.check(tmp_path, data=Loader(rows(), 25), batch_size=None)
+        options = {"batch_size": None, "validation_data": None, "validate_every": None}
+        self.check(tmp_path, data=Loader(rows(), 25), **options)
 
     def test_with_a_memory_map(self, tmp_path, every_step, mapped, monkeypatch):
         monkeypatch.setattr("flowvi.training.sources.CHUNK_BYTES", 3 * 25 * 12)
@@ -146,7 +141,7 @@ def test_bad_steps_and_their_row_survive(tmp_path, every_step):
 
 
 def test_patience_and_plateau_survive(tmp_path, every_step):
-    options = {"patience": 4, "plateau": Plateau(window=10, patience=3), "num_steps": 500}
+    options = {"patience": 4, "plateau": Plateau(window=10, patience=3), "num_steps": 300}
     straight = noisy(**options)
     assert straight.stop_reason in (StopReason.PATIENCE, StopReason.PLATEAU)
     noisy(tmp_path, **options, callback=stop_at(straight.num_steps // 2))

@@ -127,7 +127,7 @@ class _Encoder:
             return {"kind": kind.__name__, "items": list(items.values())}
         is_object = dataclasses.is_dataclass(value) and not isinstance(value, type)
         if is_object and (self.others or _is_ours(kind)):
-            fields = dataclasses.fields(kind)
+            fields = dataclasses.fields(kind)  # type: ignore[arg-type]
             names = [each.name for each in fields if each.init and each.metadata.get("file", True)]
             return self._object(value, names, where)
         if (name := _function_name(value)) is not None:
@@ -259,7 +259,7 @@ class _Decoder:
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
             raise ValueError(
                 f"`path` must hold types that JAX has; `{where}` in {os.fspath(self.path)!r} is "
-                f"{dtype.name}. Perhaps `jax.config.update('jax_enable_x64', True)`?"
+                f"{dtype.name}. Perhaps turn on 64-bit types by `jax_enable_x64`?"
             )
         if "key" in node:
             return jax.random.wrap_key_data(jnp.asarray(array), impl=node["key"])
@@ -307,8 +307,9 @@ def _comparable(node: Json, arrays: Arrays) -> Json:
     if not isinstance(node, dict):
         return node
     if node.get("kind") == "array":
-        digest = node.get("digest") or digest_of("", arrays[str(node["name"])])
-        return {"kind": "array", "dtype": node["dtype"], "shape": node["shape"], "digest": digest}
+        array = arrays.get(str(node.get("name")))
+        digest = node.get("digest") if array is None else digest_of("", array)
+        return {"kind": "array", "digest": digest} | {n: node.get(n) for n in ("dtype", "shape")}
     return {key: _comparable(each, arrays) for key, each in node.items()}
 
 
@@ -372,6 +373,8 @@ def _flat(name: str, node: Json) -> Iterator[tuple[str, str]]:
         yield name, f"{node['dtype']}{node['shape']} with digest {str(node['digest'])[:12]}"
     else:
         yield name, str(node["name"])
+        for field, each in (node.get("settings") or {}).items():
+            yield name + field, each
 
 
 def difference(saved: dict[str, str], here: dict[str, str]) -> str | None:

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import flowvi as fv
+from flowvi import supports
 from flowvi.families import Family, Standardized
 from flowvi.objectives import NegativeLogLikelihood, likelihood
 from flowvi.params import Fixed
@@ -298,7 +299,7 @@ def test_memory_maps(tmp_path, monkeypatch):
     # And rows are named.
     x[1117, 1] = np.inf
     np.save(tmp_path / "y.npy", x)
-    monkeypatch.setattr(sources, "CHECK_SIZE", 40)
+    monkeypatch.setattr(supports, "CHUNK_SIZE", 40)
     with pytest.raises(ValueError, match="`x` must be finite; got inf in row 1117, column 1"):
         quick(NORMAL, np.load(tmp_path / "y.npy", mmap_mode="r"))
 
@@ -391,15 +392,15 @@ CASES = {
         },
         "`x` must hold floating numbers; got dtype bool": {"x": X > 0},
         "`x` must hold floating numbers; got dtype complex128": {"x": X + 0j},
-        "`x` must hold floating numbers; got dtype <U1": {"x": [["a", "b"]]},
+        "`x` must be an array of numbers; got a list": {"x": [["a", "b"]]},
         "`support` must be None, .* of these.*got 3": {"support": 3},
         "`support` must be .*; got 3": {"support": ["positive", 3]},
-        "`context` must hold numbers; got dtype <U1": {
+        "`context` must be an array of numbers; got a ndarray": {
             "family": CONDITIONAL,
             "context": np.full((50, 2), "a"),
         },
         "`validation_fraction` must be a number; got '10%'": {"validation_fraction": "10%"},
-        "unexpected keyword argument 'steps'": {"steps": 3},
+        "`options` must be among num_steps, .*; got steps": {"steps": 3},
     },
     ValueError: {
         r"`x` must have shape \[num_rows, 2\].*got shape \(50,\)\.$": {"x": X[:, 0]},
@@ -417,7 +418,7 @@ CASES = {
         "`x` must be finite; got -inf in row 3, column 0, and 1 more": {
             "x": changed((3, 0, -np.inf), (9, 1, np.nan))
         },
-        "`x` must not mask any number; got a mask in row 7": {"x": MASKED},
+        "`x` must have no masked entries; got one in row 7": {"x": MASKED},
         r"`x` must vary in every column; got the constant 3.0 in column 1. Perhaps drop": {
             "x": changed(*((row, 1, 3.0) for row in range(50)))
         },
@@ -447,11 +448,11 @@ CASES = {
             "family": CONDITIONAL,
             "context": TWO * np.nan,
         },
-        "`context` must not mask any number; got a mask in row 7": {
+        "`context` must have no masked entries; got one in row 7": {
             "family": CONDITIONAL,
             "context": MASKED,
         },
-        "`batch_size` must be at most the number of training rows, 45; got 46": {"batch_size": 46},
+        "`batch_size` must be at most the number of rows, 45; got 46": {"batch_size": 46},
         "`batch_size` must be a positive integer; got 0": {"batch_size": 0},
         "`num_steps` must be a positive integer; got -1": {"num_steps": -1},
         "`patience` must be a positive integer; got 0": {"patience": 0},

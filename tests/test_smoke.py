@@ -51,5 +51,5 @@ def test_a_fit_samples_and_comes_back_from_a_file(name, tmp_path):
     assert all(np.isfinite(each).all() and len(each) == 3 for each in draws)
     for one, other in zip(draws, same, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert fitted.num_steps == again.num_steps == 20
+    assert 0 < fitted.num_steps == again.num_steps <= 20
     assert len(repr(fitted)) < 300

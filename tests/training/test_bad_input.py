@@ -53,9 +53,9 @@ CASES = {
             "params": start() | {"n": np.arange(3, dtype=np.int32)}
         },
         r"`params\['n'\]` must be a floating array; got 'a'": {"params": start() | {"n": "a"}},
-        r"`data\['x'\]` must hold numbers; got dtype <U1": {"data": {"x": np.array(["a"])}},
-        "`data` must hold numbers; got dtype object": {"data": np.array([None, 1])},
-        r"`validation_data\['a'\]` must hold numbers": {
+        r"`data\['x'\]` must be an array of numbers; got": {"data": {"x": np.array(["a"])}},
+        "`data` must be an array of numbers; got": {"data": np.array([None, 1])},
+        r"`validation_data\['a'\]` must be an array of numbers": {
             "validate_every": 1,
             "validation_data": {"a": np.array(["b"])},
         },

@@ -17,8 +17,9 @@ import optax
 import pytest
 
 from flowvi import files
+from flowvi.files import checkpoints, container
 from flowvi.params import Fixed, PerRow
-from flowvi.training import Plateau, StopReason, checkpoints
+from flowvi.training import Plateau, StopReason
 from tests.training.helpers import Loader, assert_same, compilations, rows, run, start
 
 ADAM = optax.adam(0.05)
@@ -300,7 +301,7 @@ def test_damaged_checkpoints_are_left_out(tmp_path, whole, how):
 
 
 def test_a_full_disk_is_warned_of(tmp_path, whole, monkeypatch):
-    write = files.write
+    write = container.write
 
     def full(path, about, arrays):
         if about["checkpoint"] >= 40:
@@ -308,7 +309,7 @@ def test_a_full_disk_is_warned_of(tmp_path, whole, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, about, arrays)
 
-    monkeypatch.setattr(files, "write", full)
+    monkeypatch.setattr(container, "write", full)
     message = (
         "could not be written to .*, so training goes on without it, and older ones stay: .*space"
     )

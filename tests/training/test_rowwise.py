@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from flowvi.optimizers.rowwise import rowwise, tables
 from flowvi.params import Fixed, PerRow, partition
 from flowvi.training import TrainingDiverged, program
-from flowvi.training.rowwise import rowwise, tables
 from flowvi.training.step import train_step
 from tests.tolerances import FLOAT32
 from tests.training.helpers import KEY, assert_trees_equal, compilations, run

@@ -143,13 +143,13 @@ def test_bad_iterables():
         run(data=Loader(rows(), 10), batch_size=5)
     with pytest.raises(ValueError, match="`batch 2 of data` must have the structure"):
         run(data=iter([np.ones((4, 3), np.float32), {"x": np.ones((4, 3), np.float32)}]))
-    with pytest.raises(ValueError, match=r"`batch 2 of data` must not mask any number"):
+    with pytest.raises(ValueError, match=r"`batch 2 of data` must have no masked entries"):
         run(data=iter([rows(4), np.ma.masked_less(rows(4), 1)]))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_are_named_by_row(value, mapped, monkeypatch):
-    monkeypatch.setattr(sources, "CHECK_SIZE", 40)
+    monkeypatch.setattr(supports, "CHUNK_SIZE", 40)
     x = rows()
     x[17, 1] = value
     for data in (x, jnp.asarray(x), mapped(x)):

@@ -17,7 +17,7 @@ from flowvi.files import Checkpoints
 from flowvi.optimizers import rowwise
 from flowvi.params import Origin, PyTree, partition
 from flowvi.training import arguments, program, sources
-from flowvi.training.progress import Display
+from flowvi.training.progress import display
 from flowvi.training.record import Pace, Record
 from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
 from flowvi.training.step import LossFn, check_loss, check_params, culprit
@@ -166,7 +166,7 @@ def fit(
     names = check_loss("loss_fn", compiled.loss_fn, shapes.params, key, source.batch)
     record = Record(
         ["loss", *names],
-        _validation_names(compiled, loss_fn, shapes.params, key, validation_data, names),
+        _validation_names(compiled, shapes.params, key, validation_data, names),
         num_steps,
         arguments.count("validate_every", validate_every),
         arguments.count("patience", patience),
@@ -190,7 +190,7 @@ def fit(
             run.restore(checkpoints)
         source.begin(run.keys[1], record.step)
         stack.callback(source.close)
-        display = stack.enter_context(Display(num_steps, progress))
+        shown = stack.enter_context(display(num_steps, progress))
         stack.enter_context(run.carried_by_exceptions())
         reason = record.reason
         pace = Pace()
@@ -207,7 +207,7 @@ def fit(
             steps = run.advance(chunk, min(ends), max_bad)
             seconds = time.perf_counter() - begun
             if pace.compiling:
-                display.begin(record.step)
+                shown.begin(record.step)
             pace.learn(steps, seconds)
             if run.bad_in_row >= max_bad:
                 raise run.diverged(chunk)
@@ -217,9 +217,9 @@ def fit(
             if reason is None and interrupts.requested:
                 reason = StopReason.INTERRUPTED
             if reason is not None or record.step == chosen or pace.is_due():
-                display.update(record.step, record.loss, record.validation, record.num_bad_steps)
+                shown.update(record.step, record.loss, record.validation, record.num_bad_steps)
                 if callback is not None:
-                    reason = _call(callback, run, num_steps, steps / seconds) or reason
+                    reason = run.call(callback, num_steps, steps / seconds) or reason
             if checkpoints is not None and (reason or record.step % every == 0):
                 checkpoints.save(record.step, (run.state, run.best), record.history())
 
@@ -301,6 +301,23 @@ class _Run:
         if self._record.validated(self._record.step, jax.device_get(values)):
             self.best = judged
 
+    def call(
+        self, callback: arguments.Callback, num_steps: int, steps_per_second: float
+    ) -> StopReason | None:
+        """Calls back; returns whether that ends the run."""
+        own = self._record
+        names = ("step", "num_bad_steps", "loss", "metrics", "validation", "best_step")
+        seen = Progress(
+            **{name: getattr(own, name) for name in names},
+            num_steps=num_steps,
+            steps_per_second=steps_per_second,
+            running=self.state.params,
+        )
+        try:
+            return StopReason.CALLBACK if callback(seen) else None
+        except KeyboardInterrupt:
+            return StopReason.INTERRUPTED
+
     def result(self, reason: StopReason) -> FitResult:
         """What has been learned."""
         record, state = self._record, self.state
@@ -365,25 +382,19 @@ class _Run:
 
 
 def _validation_names(
-    compiled: program.Compiled,
-    loss_fn: LossFn,
-    params: PyTree,
-    key: Array,
-    validation_data: PyTree,
-    names: list[str],
+    compiled: program.Compiled, params: PyTree, key: Array, data: PyTree, names: list[str]
 ) -> list[str]:
-    """The names under which the history keeps validations."""
+    """The names under which the history keeps validations, apart from those of the loss."""
     if compiled.validate is None:
         return []
     name = "loss_fn" if compiled.validate is compiled.loss_fn else "validate"
-    own = check_loss(name, compiled.validate, params, key, validation_data)
-    written = list(program.validation_values(None, dict.fromkeys(own)))  # type: ignore[arg-type]
-    for metric in names:
-        if metric in written:
-            raise ValueError(
-                f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a "
-                "metric of the validation."
-            )
+    own = check_loss(name, compiled.validate, params, key, data)
+    written = ["validation", *(f"validation_{metric}" for metric in own)]
+    for metric in set(names) & set(written):
+        raise ValueError(
+            f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a metric "
+            "of the validation."
+        )
     return written
 
 
@@ -434,24 +445,3 @@ def _digest(tree: PyTree) -> str:
 def _key_data(key: Array) -> Array:
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(key) if is_typed else key
-
-
-def _call(
-    callback: arguments.Callback, run: _Run, num_steps: int, steps_per_second: float
-) -> StopReason | None:
-    record = run._record
-    seen = Progress(
-        step=record.step,
-        num_steps=num_steps,
-        num_bad_steps=record.num_bad_steps,
-        loss=record.loss,
-        metrics=record.metrics,
-        validation=record.validation,
-        best_step=record.best_step,
-        steps_per_second=steps_per_second,
-        running=run.state.params,
-    )
-    try:
-        return StopReason.CALLBACK if callback(seen) else None
-    except KeyboardInterrupt:
-        return StopReason.INTERRUPTED

@@ -74,16 +74,13 @@ class Program:
 class Compiled(NamedTuple):
     """The functions of a program.
 
-    Attributes:
-        loss_fn: the loss, whose trace `jit` remembers.
-        validate: the validation loss, likewise; None without validation.
-        begin: params -> the state before the first step, which owns its buffers.
-        run: (state, key, data, rows, first, end, max_bad) -> (state, history). It takes the state's
-            buffers away from the caller. The history has an entry for each step, and is as long as
-            a chunk may be. See `sources.Chunk` for data, rows and first; it ends at the step `end`,
-            or with so many bad steps in a row.
-        judge: (params, opt_state, key, validation data) -> (loss and metrics of the validation, or
-            none, the parameters that are judged, in buffers of their own).
+    - loss_fn, validate: the losses, whose traces `jit` remembers;
+    - begin: params -> the state before the first step, which owns its buffers;
+    - run: (state, key, data, rows, first, end, max_bad) -> (state, history), which takes the
+      state's buffers away. The history has an entry for each step. See `sources.Chunk` for data,
+      rows and first; it ends at the step `end`, or with so many bad steps in a row;
+    - judge: (params, opt_state, key, validation data) -> (loss and metrics of the validation, or
+      none, the parameters that are judged, in buffers of their own).
     """
 
     loss_fn: LossFn
@@ -183,11 +180,9 @@ def _judge(
     judged = learned(opt_state, params)
     values: Metrics = {}
     if program.validate is not None:
-        loss, metrics, _ = unpack(program.validate(judged, key, data))
-        values = validation_values(loss, metrics)
+        loss, metrics, _ = unpack(
+            program.validate(judged, jax.random.clone(key), data)
+        )  # the same each time
+        values = {"validation": loss}
+        values |= {f"validation_{name}": metrics[name] for name in metrics}
     return values, jax.tree.map(_own, judged)
-
-
-def validation_values(loss: Array, metrics: Metrics) -> Metrics:
-    """What a validation writes into the history, by name."""
-    return {"validation": loss} | {f"validation_{name}": metrics[name] for name in metrics}

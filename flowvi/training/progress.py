@@ -9,55 +9,47 @@ from typing import Any, TextIO
 LINE_SECONDS = 10.0
 
 
-class Display:
-    """Shows steps, loss, validation loss, bad steps, rate and time left.
+def display(num_steps: int, enabled: bool) -> "Display":
+    """What shows steps, loss, validation loss, bad steps, rate and time left.
 
     A terminal and a notebook get a tqdm bar. Any other stream is a log, in which a bar would leave
     a heap of carriage returns: it gets a line every ten seconds and one at the end.
-
-    Args:
-        num_steps: steps in all.
-        enabled: whether to show anything.
     """
+    if not enabled:
+        return Display()
+    from tqdm import auto, std
 
-    def __init__(self, num_steps: int, enabled: bool):
-        self._view: _Bar | _Lines | None = None
-        if enabled:
-            self._view = _Bar(num_steps) if _is_interactive() else _Lines(num_steps, sys.stderr)
+    interactive = sys.stderr.isatty() or auto.notebook_tqdm is not std.tqdm
+    return _Bar(num_steps) if interactive else _Lines(num_steps, sys.stderr)
+
+
+class Display:
+    """Shows nothing."""
 
     def begin(self, step: int) -> None:
         """Starts the clock, after compilation."""
-        if self._view is not None:
-            self._view.begin(step)
 
-    def update(
-        self, step: int, loss: float, validation: float | None, num_bad_steps: int = 0
-    ) -> None:
+    def update(self, step: int, loss: float, validation: float | None, num_bad: int = 0) -> None:
         """Shows where the fit stands."""
-        if self._view is None:
-            return
         text = f"loss {loss:.4g}"
         if validation is not None:
             text += f", validation {validation:.4g}"
-        if num_bad_steps:
-            text += f", {num_bad_steps} bad"
-        self._view.update(step, text)
+        self._show(step, text + (f", {num_bad} bad" if num_bad else ""))
+
+    def _show(self, step: int, text: str) -> None:
+        pass
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._view is not None:
-            self._view.close()
+        self.close()
+
+    def close(self) -> None:
+        """Shows nothing more."""
 
 
-def _is_interactive() -> bool:
-    from tqdm import auto, std
-
-    return sys.stderr.isatty() or auto.notebook_tqdm is not std.tqdm
-
-
-class _Bar:
+class _Bar(Display):
     def __init__(self, num_steps: int):
         from tqdm import auto  # imports IPython where there is one, so not for everybody
 
@@ -70,7 +62,7 @@ class _Bar:
         self._bar.reset()
         self._bar.n = self._bar.initial = self._bar.last_print_n = step
 
-    def update(self, step: int, text: str) -> None:
+    def _show(self, step: int, text: str) -> None:
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
@@ -78,18 +70,16 @@ class _Bar:
         self._bar.close()
 
 
-class _Lines:
+class _Lines(Display):
     def __init__(self, num_steps: int, stream: TextIO):
-        self._num_steps = num_steps
-        self._stream = stream
-        self._line: str | None = None
+        self._num_steps, self._stream, self._line = num_steps, stream, ""
         self.begin(0)
 
     def begin(self, step: int) -> None:
         self._first_step = step
         self._start = self._last = time.perf_counter()
 
-    def update(self, step: int, text: str) -> None:
+    def _show(self, step: int, text: str) -> None:
         now = time.perf_counter()
         rate = (step - self._first_step) / max(now - self._start, 1e-9)
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
@@ -101,7 +91,6 @@ class _Lines:
             self.close()
 
     def close(self) -> None:
-        if self._line is not None:
-            self._stream.write(self._line)
-            self._stream.flush()
-            self._line = None
+        self._stream.write(self._line)
+        self._stream.flush()
+        self._line = ""

@@ -99,9 +99,8 @@ class Interrupts:
     put there by somebody who wants it: in both cases this does nothing.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._installed = False
+    requested = False
+    _installed = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
@@ -109,10 +108,8 @@ class Interrupts:
         self.requested = True
 
     def __enter__(self) -> "Interrupts":
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
+        own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if own and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._note)
             self._installed = True
         return self

@@ -244,3 +244,23 @@ def test_a_second_call_compiles_nothing_and_a_loss_is_traced_once(monkeypatch, c
     with compilations() as names:
         again(50, power=3)
     assert names.count("Compiling jit(_run)") == 1
+
+
+def test_keys_are_used_once():
+    def noisy(params, key, batch):
+        return jnp.mean((batch + jax.random.normal(key, batch.shape) - params["mean"]) ** 2)
+
+    with jax.debug_key_reuse(True):
+        result = fv.fit(
+            noisy,
+            {"mean": jnp.zeros(3)},
+            optax.sgd(0.1),
+            key=jax.random.key(0),
+            num_steps=20,
+            data=np.ones((50, 3), np.float32),
+            batch_size=10,
+            validation_data=np.ones((5, 3), np.float32),
+            validate_every=5,
+            progress=False,
+        )
+    assert len(result.history["validation"]) == 4

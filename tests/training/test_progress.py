@@ -63,7 +63,7 @@ def test_a_log_gets_more_lines_as_time_goes_by(monkeypatch, stderr):
     log = stderr(io.StringIO())
     clock = iter(range(0, 1000, 4))
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
-    with progress.Display(100, True) as display:
+    with progress.display(100, True) as display:
         display.begin(1)
         for step in range(2, 12):
             display.update(step, 1.5, None)

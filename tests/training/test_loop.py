@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from flowvi.params import Fixed
-from flowvi.training import StopReason, program
+from flowvi.training import StopReason, fit, program
 from tests.training.helpers import (
     ADAM,
     assert_same,
@@ -251,7 +251,7 @@ def test_keys_are_used_once():
         return jnp.mean((batch + jax.random.normal(key, batch.shape) - params["mean"]) ** 2)
 
     with jax.debug_key_reuse(True):
-        result = fv.fit(
+        result = fit(
             noisy,
             {"mean": jnp.zeros(3)},
             optax.sgd(0.1),

@@ -83,28 +83,28 @@ class Density(Fitted):
     def sample(
         self,
         key: Array,
-        num_samples: int | tuple[int, ...] = (),
+        sample_shape: int | tuple[int, ...] = (),
         context: ArrayLike | None = None,
     ) -> np.ndarray:
-        """Draws of shape [num_samples, *batch, *event_shape], a numpy array of the data's type."""
-        return self.sample_and_log_prob(key, num_samples, context)[0]
+        """Draws of shape [*sample_shape, *batch, *event_shape], a numpy array of the data's type."""
+        return self.sample_and_log_prob(key, sample_shape, context)[0]
 
     def sample_and_log_prob(
         self,
         key: Array,
-        num_samples: int | tuple[int, ...] = (),
+        sample_shape: int | tuple[int, ...] = (),
         context: ArrayLike | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draws as `sample` gives them, and their log densities, for the price of the draws."""
         if not isinstance(self.family, Standardized):
-            draws = self.family.sample_and_log_prob(self.params, key, num_samples, context)
+            draws = self.family.sample_and_log_prob(self.params, key, sample_shape, context)
             return np.asarray(draws[0]), np.asarray(draws[1])
         family, inner = self.family, self.params["family"]
         family.check_context(context)
         with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
             features = family.features(self.params, context)
         features = None if features is None else np.asarray(features)
-        y, log_prob = family.family.sample_and_log_prob(inner, key, num_samples, features)
+        y, log_prob = family.family.sample_and_log_prob(inner, key, sample_shape, features)
         # Units are put on in double precision, as they were taken off.
         x = family.unstandardize(self.params, y)
         log_det = family.standardize(self.params, x)[1]

@@ -63,6 +63,8 @@ def read(path: Path) -> tuple[Json, Arrays]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is another program's, or damaged; the message names the array.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"`path` must be the path of a file; got {path!r}.")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = len(MAGIC) + 40

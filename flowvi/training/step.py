@@ -170,7 +170,15 @@ def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: Py
     Raises:
         TypeError, ValueError: if that is not one of the three forms of a loss.
     """
-    loss, metrics, new_params = unpack(jax.eval_shape(loss_fn, params, key, batch))
+    try:
+        output = jax.eval_shape(loss_fn, params, key, batch)
+    except Exception as error:
+        kind = type(error) if type(error) in (TypeError, ValueError) else ValueError
+        raise kind(
+            f"`{name}` must take `params`, `key` and a batch of `data` or `validation_data`; it "
+            f"raised {type(error).__name__}: {error}"
+        ) from error
+    loss, metrics, new_params = unpack(output)
     if getattr(loss, "shape", None) != ():
         raise ValueError(
             f"`{name}` must return a scalar loss; got {_describe(loss)}. "

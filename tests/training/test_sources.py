@@ -165,9 +165,13 @@ def test_numbers_that_are_not_finite_are_named_by_row(value, mapped, monkeypatch
 def test_masked_rows_are_named():
     x = np.ma.masked_array(rows(), np.arange(180).reshape(60, 3) == 50)
     for data, where in ((x, "data"), ({"x": x}, r"data\['x'\]")):
-        with pytest.raises(ValueError, match=rf"`{where}` must have no masked entries; .* in row 16"):
+        with pytest.raises(
+            ValueError, match=rf"`{where}` must have no masked entries; .* in row 16"
+        ):
             run(data=data, batch_size=5)
-    with pytest.raises(ValueError, match=r"`validation_data` must have no masked entries; .* row 16"):
+    with pytest.raises(
+        ValueError, match=r"`validation_data` must have no masked entries; .* row 16"
+    ):
         run(data=rows(), validation_data=x, validate_every=5)
     # A masked array without a mask is an array.
     assert run(data=np.ma.masked_array(rows()), batch_size=5).num_bad_steps == 0

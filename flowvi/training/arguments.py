@@ -126,7 +126,7 @@ def checkpoint_interval(
     """Steps between two checkpoints; by default a tenth of them all."""
     if directory is None:
         for name, value in {"checkpoint_every": every, "resume": resume}.items():
-            if value:
+            if value is not None and value is not False:
                 raise ValueError(
                     f"`checkpoint_dir` must be a directory where `{name}` is given; got None."
                 )

@@ -100,6 +100,7 @@ class Density(Fitted):
             draws = self.family.sample_and_log_prob(self.params, key, sample_shape, context)
             return np.asarray(draws[0]), np.asarray(draws[1])
         family, inner = self.family, self.params["family"]
+        context = None if context is None else as_array("context", context)
         family.check_context(context)
         with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
             features = family.features(self.params, context)

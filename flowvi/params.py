@@ -124,7 +124,7 @@ class PerRow:
             found = known[jnp.minimum(place, count - 1)] == rows
         place = jnp.where(found, place, count)
         return jax.tree.map(
-            lambda leaf: leaf.at[place].get(mode="fill", fill_value=jnp.nan), self.value
+            lambda leaf: jnp.asarray(leaf).at[place].get(mode="fill", fill_value=jnp.nan), self.value
         )
 
     def tree_flatten_with_keys(self) -> tuple[Keyed, None]:

@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, shown
+from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, as_family, shown
 from flowvi.families.parametric import Parametric
 from flowvi.networks import Network, as_network
 from flowvi.params import Fixed, Origin, PerRow, PyTree
 
+#: Leading axes of the input with which a network is tried.
+_BATCH = (2, 3)
 
-def _check_family(family: Family, what: str = "") -> None:
-    if not isinstance(family, Family):
-        raise TypeError(f"`family` must be a family, such as `fv.gaussian(2)`; got {family!r}.")
-    if family.context_shape is None:
+
+def _with_context(family: Family, what: str = "") -> Family:
+    """A family that takes a context."""
+    if as_family(family).context_shape is None:
         raise ValueError(
             f"`family` must take a context{what}; got {family!r}, which takes none. Perhaps give "
             "it a `context_size`, or use `fv.gaussian(...)`, whose context are its parameters?"
         )
-
-
-# --------------------------------------------------------------------------------- by a network
+    return family
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -39,14 +39,12 @@ class Conditional(Composed):
 
     @property
     def context_shape(self) -> Shape:
-        """The network's input shape."""
         return self.network.input_shape
 
     def own(self, key: Array) -> dict[str, Params]:
         return {"network": self.network.init(key)}
 
     def features(self, params: Params, context: Context) -> Context:
-        """What the network makes of the context: the context of the inner family."""
         self.check_context(context)
         return self.network.apply(params["network"], jnp.asarray(context))
 
@@ -74,9 +72,8 @@ def conditional(
             does not know it. The input may have any leading axes.
 
     Raises:
-        TypeError: if one of them is not of this kind.
-        ValueError: if the family takes no context, the network does not take inputs of this
-            shape, or its output is not the context of the family.
+        ValueError: also if the network's output is not the context of the family, or has another
+            shape in training.
 
     Example:
         >>> import jax
@@ -87,8 +84,7 @@ def conditional(
         >>> family.sample(params, jax.random.key(1), context=jax.numpy.ones((5, 10))).shape
         (5, 2)
     """
-    _check_family(family)
-    network = as_network(network, context_shape)
+    family, network = _with_context(family), as_network(network, context_shape)
     inputs = jax.ShapeDtypeStruct((*_BATCH, *network.input_shape), jnp.zeros(()).dtype)
     try:
         params = jax.eval_shape(network.init, jax.random.key(0))
@@ -101,49 +97,37 @@ def conditional(
         ) from error
     _check_output(family, network, output)
     trained = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
-    _check_training(network, (output, params), trained)
-    return Conditional(family, network)
-
-
-#: Leading axes of the input with which a network is tried.
-_BATCH = (2, 3)
-
-
-def _check_training(network: Network, evaluation: PyTree, training: PyTree) -> None:
-    """Checks that training gives outputs and parameters of the shapes that evaluation has."""
-    kinds = [
+    evaluated, trained = (
         {
             jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
             for path, leaf in jax.tree_util.tree_leaves_with_path(each)
         }
-        for each in (evaluation, training)
-    ]
-    for name in sorted(kinds[0].keys() | kinds[1].keys()):
-        there, here = (kind.get(name, "nothing") for kind in kinds)
+        for each in ((output, params), trained)
+    )
+    for name in sorted(evaluated.keys() | trained.keys()):
+        there, here = (kinds.get(name, "nothing") for kinds in (evaluated, trained))
         if there != here:
             raise ValueError(
                 "`network` must return outputs and parameters of the same shapes in training as in "
                 f"evaluation; got {here} for {there} from {network!r}."
             )
+    return Conditional(family, network)
 
 
 def _check_output(family: Family, network: Network, output: PyTree) -> None:
     """Checks that the output of a network can be the context of a family."""
-    arguments = family.arguments if isinstance(family, Parametric) else None
+    arguments = family.arguments if isinstance(family, Parametric) else {}
+    expected: PyTree = _BATCH + (family.context_shape or ())
+    if isinstance(output, Mapping) and arguments:
+        expected = {name: _BATCH + shape for name, shape in arguments.items()}
+    if jax.tree.map(lambda a: tuple(a.shape), output) == expected:
+        return
     wanted = f"an array of shape {family.context_shape}, the context shape of {family!r}"
-    if arguments is not None:
+    if arguments:
         named = ", ".join(f'"{name}": {shape}' for name, shape in arguments.items())
         wanted = f"{wanted}, or a dict of arrays of shapes {{{named}}}"
-    got = jax.tree.map(lambda a: tuple(a.shape), output)
-    expected: PyTree = _BATCH + (family.context_shape or ())
-    if isinstance(output, Mapping) and arguments is not None:
-        expected = {name: _BATCH + shape for name, shape in arguments.items()}
-    if got != expected:
-        inner = jax.tree.map(lambda a: a.shape[len(_BATCH) :], output)
-        raise ValueError(f"`network` must return {wanted}; got {inner} from {network!r}.")
-
-
-# --------------------------------------------------------------------------------- from a table
+    got = jax.tree.map(lambda a: a.shape[len(_BATCH) :], output)
+    raise ValueError(f"`network` must return {wanted}; got {got} from {network!r}.")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -158,20 +142,13 @@ class Local(Composed):
 
     @property
     def context_shape(self) -> Shape:
-        """(), for the number of a row."""
         return ()
 
     def own(self, key: Array) -> dict[str, Params]:
-        del key
         return {"rows": PerRow(jnp.zeros((self.num_rows, *(self.family.context_shape or ()))))}
 
     def with_rows(self, params: Params, rows: PyTree) -> Params:
-        """Parameters with other rows.
-
-        Args:
-            params: parameters as `init` returns them, or others with "family" in them.
-            rows: the context of the inner family for each row, of shape [num_rows, *context].
-        """
+        """Parameters with other rows: the context of each, of shape [num_rows, *context]."""
         return {"family": params["family"], "rows": PerRow(rows), "origin": Origin(self)}
 
     def features(self, params: Params, context: Context) -> Context:
@@ -180,27 +157,17 @@ class Local(Composed):
         return params["rows"].take(context)
 
     def check_context(self, context: Context) -> Shape:
-        """The batch shape that `context` stands for.
-
-        Raises:
-            TypeError: if the context does not hold integers.
-            ValueError: also if a row is out of range, which can be told outside of `jit` only.
-        """
+        """The batch shape; rows that are out of range are an error outside of `jit` only."""
         shape = super().check_context(context)
-        dtype = jnp.result_type(context)
+        rule, dtype = "`context` must hold numbers of rows", jnp.result_type(context)
         if not jnp.issubdtype(dtype, jnp.integer):
-            raise TypeError(
-                f"`context` must hold numbers of rows, integers, for {self!r}; got dtype {dtype}."
-            )
+            raise TypeError(f"{rule}, integers, for {self!r}; got dtype {dtype}.")
         if not isinstance(context, jax.core.Tracer):
-            rows = np.asarray(context)
-            bad = rows[(rows < 0) | (rows >= self.num_rows)]
+            rows, last = np.asarray(context), self.num_rows - 1
+            bad = rows[(rows < 0) | (rows > last)]
             if bad.size:
-                raise ValueError(
-                    f"`context` must hold numbers of rows from 0 to {self.num_rows - 1}, those "
-                    f"that {self!r} has parameters for; got {bad[0]}. Perhaps fit new rows with "
-                    "`fv.fit_rows`?"
-                )
+                fix = "Perhaps fit new rows with `fv.fit_rows`?"
+                raise ValueError(f"{rule} from 0 to {last}, for {self!r}; got {bad[0]}. {fix}")
         return shape
 
 
@@ -224,10 +191,6 @@ def local(family: Family, num_rows: int) -> Local:
             normal.
         num_rows: the number of rows.
 
-    Raises:
-        TypeError: if `family` is no family, or `num_rows` no integer.
-        ValueError: if the family takes no context, or `num_rows` is below 1.
-
     Source: Hoffman, Blei, Wang, Paisley, "Stochastic Variational Inference", 2013.
 
     Example:
@@ -235,16 +198,11 @@ def local(family: Family, num_rows: int) -> Local:
         >>> import flowvi as fv
         >>> family = fv.local(fv.gaussian(3), 100)
         >>> params = family.init(jax.random.key(0))
-        >>> params["rows"].value.shape
-        (100, 6)
         >>> family.sample(params, jax.random.key(1), context=jnp.array([5, 0, 99])).shape
         (3, 3)
     """
-    _check_family(family, ", which each row then has for itself")
+    family = _with_context(family, ", which each row then has for itself")
     return Local(family, checks.positive_int("num_rows", num_rows))
-
-
-# ---------------------------------------------------------------------- a parameter of its own
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -269,8 +227,7 @@ class Unconditional(Composed):
 
     def features(self, params: Params, context: Context) -> Context:
         self.check_context(context)
-        own = params["context"]
-        return own.value if isinstance(own, Fixed) else own
+        return params["context"] if self.learned else params["context"].value
 
 
 def unconditional(family: Family, *, learned: bool = True) -> Unconditional:
@@ -283,10 +240,6 @@ def unconditional(family: Family, *, learned: bool = True) -> Unconditional:
         family: a family with a context.
         learned: whether an optimizer moves the context; if not it stays as it starts.
 
-    Raises:
-        TypeError: if it is no family.
-        ValueError: if it takes no context.
-
     Example:
         >>> import jax
         >>> import flowvi as fv
@@ -294,5 +247,4 @@ def unconditional(family: Family, *, learned: bool = True) -> Unconditional:
         >>> prior.log_prob(prior.init(jax.random.key(0)), jax.numpy.ones(3))  # 3 log 1/2
         Array(-2.0794415, dtype=float32)
     """
-    _check_family(family)
-    return Unconditional(family, bool(learned))
+    return Unconditional(_with_context(family), bool(learned))

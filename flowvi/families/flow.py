@@ -1,4 +1,4 @@
-"""A flow as a family: a base family pushed through a map with parameters."""
+"""A flow as a family: a base family pushed through a map with parameters; and the normals."""
 
 import dataclasses
 import functools
@@ -8,18 +8,12 @@ import distrax
 import jax
 import jax.numpy as jnp
 
+from flowvi import checks
+from flowvi.bijectors import Units
 from flowvi.distributions import FlowDistribution
-from flowvi.families.family import (
-    Array,
-    Composed,
-    Context,
-    Family,
-    Params,
-    Shape,
-    shown,
-    shown_shape,
-)
-from flowvi.supports import Support, real
+from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, shown
+from flowvi.families.parametric import positive
+from flowvi.supports import Interval, Support
 
 
 class Transform(Protocol):
@@ -41,29 +35,6 @@ class Transform(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class StandardNormal(Family):
-    """Independent standard normals, without parameters; see `standard_normal`."""
-
-    event_shape: Shape
-    context_shape: None = None
-    reparameterized: bool = True
-
-    def __repr__(self) -> str:
-        return shown("standard_normal", shown_shape(self.event_shape))
-
-    def init(self, key: Array) -> Params:
-        del key
-        return {}
-
-    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
-        del params
-        self.check_context(context)
-        # A MultivariateNormalDiag would leak tracers when it leaves a compiled function.
-        normal = distrax.Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
-        return distrax.Independent(normal, len(self.event_shape))
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
 class Flow(Composed):
     """The distribution of y = f(x; context), x from a base family.
 
@@ -82,16 +53,13 @@ class Flow(Composed):
     context_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.base.event_shape != self.event_shape:
-            raise ValueError(
-                f"`base` must have event shape {self.event_shape}, that of the flow; got "
-                f"{self.base.event_shape} of {self.base!r}."
-            )
-        if self.base.context_shape not in (None, self.context_shape):
-            raise ValueError(
-                f"`base` must take no context or that of the flow, {self.context_shape}; got "
-                f"context shape {self.base.context_shape} of {self.base!r}."
-            )
+        base, own = self.base, self.context_shape
+        if base.event_shape != self.event_shape:
+            rule = f"`base` must have event shape {self.event_shape}, that of the flow"
+            raise ValueError(f"{rule}; got {base.event_shape} of {base!r}.")
+        if base.context_shape not in (None, own):
+            rule = f"`base` must take no context or that of the flow, {own}"
+            raise ValueError(f"{rule}; got context shape {base.context_shape} of {base!r}.")
 
     def __repr__(self) -> str:
         base = None if isinstance(self.base, StandardNormal) else self.base
@@ -105,18 +73,16 @@ class Flow(Composed):
 
     @property
     def event_shape(self) -> Shape:
-        """(D,)."""
         return (self.transform.event_size,)
 
     @property
     def context_shape(self) -> Shape | None:
-        """(context_size,), or None."""
         return None if self.context_size is None else (self.context_size,)
 
     @functools.cached_property
     def support(self) -> Support:
         """All real numbers: where the base may lie says nothing of its image."""
-        return real(self.event_shape)
+        return Interval(self.event_shape)
 
     def own(self, key: Array) -> dict[str, Params]:
         return {"transform": self.transform.init(key)}
@@ -132,3 +98,101 @@ class Flow(Composed):
         bijector = self.transform.bijector(params["transform"], context)
         dtype = jnp.result_type(*jax.tree.leaves(params["transform"]))
         return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class StandardNormal(Family):
+    """Independent standard normals, without parameters; see `standard_normal`."""
+
+    event_shape: Shape
+    context_shape: None = None
+    reparameterized: bool = True
+
+    def __repr__(self) -> str:
+        return shown("standard_normal", self.event_shape)
+
+    def init(self, key: Array) -> Params:
+        del key
+        return {}
+
+    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
+        self.check_context(context)
+        # A MultivariateNormalDiag would leak tracers when it leaves a compiled function.
+        normal = distrax.Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
+        return distrax.Independent(normal, len(self.event_shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocationDiagonal:
+    """The map y = loc + scale x, coordinate by coordinate."""
+
+    event_size: int
+    name = "mean_field"
+
+    def init(self, key: Array) -> Params:
+        del key
+        return {"loc": jnp.zeros(self.event_size), "raw_scale": jnp.zeros(self.event_size)}
+
+    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
+        return Units(params["loc"], positive(params["raw_scale"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocationTriangular:
+    """The map y = loc + L x with a lower triangular L."""
+
+    event_size: int
+    name = "full_rank"
+
+    def init(self, key: Array) -> Params:
+        del key
+        size = self.event_size
+        return {"loc": jnp.zeros(size), "raw_factor": jnp.zeros((size, size))}
+
+    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
+        raw = params["raw_factor"]
+        factor = jnp.tril(raw, -1) + jnp.diag(positive(jnp.diag(raw)))
+        shift = distrax.Block(distrax.Shift(params["loc"]), 1)
+        return distrax.Chain([shift, distrax.TriangularLinear(factor, is_lower=True)])
+
+
+def standard_normal(event_shape: int | Shape) -> StandardNormal:
+    """Independent standard normals over events of a shape, or a size; without parameters.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> fv.standard_normal(2).sample({}, jax.random.key(0), 3).shape
+        (3, 2)
+    """
+    return StandardNormal(checks.shape("event_shape", event_shape))
+
+
+def mean_field(event_size: int) -> Flow:
+    """A normal over D independent coordinates: y = loc + scale x.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> family = fv.mean_field(2)
+        >>> family.distribution(family.init(jax.random.key(0))).variance()
+        Array([1., 1.], dtype=float32)
+    """
+    size = checks.positive_int("event_size", event_size)
+    return Flow(standard_normal(size), LocationDiagonal(size))
+
+
+def full_rank(event_size: int) -> Flow:
+    """A normal over D coordinates with any covariance: y = loc + L x.
+
+    L is lower triangular with a positive diagonal.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> family = fv.full_rank(2)
+        >>> family.distribution(family.init(jax.random.key(0))).covariance().shape
+        (2, 2)
+    """
+    size = checks.positive_int("event_size", event_size)
+    return Flow(standard_normal(size), LocationTriangular(size))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.families.contexts import unconditional
-from flowvi.families.family import Array, Family, Params, Shape, shown, shown_shape
-from flowvi.families.location_scale import FullGaussian, gaussian
+from flowvi.families.family import Array, Family, Params, Shape, shown
+from flowvi.families.observations import LocationScale, gaussian
 from flowvi.families.parametric import Parametric
 
 
@@ -19,7 +19,6 @@ class MixtureDistribution(distrax.MixtureSameFamily):
 
     def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
         """A reparameterised point of a component, and the log probability of choosing that."""
-        del reparameterized
         choice_key, key = jax.random.split(key)
         choice = self.mixture_distribution.sample(seed=choice_key, sample_shape=sample_shape)
         z = self.components_distribution.sample(seed=key, sample_shape=sample_shape)
@@ -31,7 +30,6 @@ class MixtureDistribution(distrax.MixtureSameFamily):
         self, key: Array, sample_shape: Shape, reparameterized: bool
     ) -> tuple[Array, Array]:
         """A reparameterised point of each component, and the log weights."""
-        del reparameterized
         z = self.components_distribution.sample(seed=key, sample_shape=sample_shape)
         log_weights = jax.nn.log_softmax(self.mixture_distribution.logits)
         axis = len(sample_shape) + len(self.batch_shape)
@@ -39,8 +37,6 @@ class MixtureDistribution(distrax.MixtureSameFamily):
         return jnp.moveaxis(z, axis, 0), jnp.moveaxis(log_weights, axis, 0)
 
     def num_choices(self, reparameterized: bool) -> int:
-        """The number of components."""
-        del reparameterized
         return self.mixture_distribution.num_categories
 
     def support_size(self) -> None:
@@ -51,24 +47,22 @@ class MixtureDistribution(distrax.MixtureSameFamily):
 class MixtureFamily(Parametric):
     """A mixture of normal distributions, of a context; see `mixture`."""
 
-    component: Parametric
+    component: LocationScale
     num_components: int
     #: A draw picks its component, and through that choice no gradient reaches the weights.
     reparameterized: bool = dataclasses.field(default=False, init=False)
 
     def __repr__(self) -> str:
-        scale = "full" if isinstance(self.component, FullGaussian) else None
+        scale = None if self.component.scale == "predicted" else self.component.scale
         options = {"scale": scale, "components": "predicted"}
-        return shown("mixture", shown_shape(self.event_shape), self.num_components, **options)
+        return shown("mixture", self.event_shape, self.num_components, **options)
 
     @property
     def event_shape(self) -> Shape:
-        """That of a component."""
         return self.component.event_shape
 
     @property
     def arguments(self) -> dict[str, Shape]:
-        """The logits of the weights, and those of a component for each."""
         count = self.num_components
         each = {name: (count, *shape) for name, shape in self.component.arguments.items()}
         return {"logits": (count,), **each}
@@ -80,9 +74,8 @@ class MixtureFamily(Parametric):
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         each = {name: arguments[name] for name in self.component.arguments}
-        return MixtureDistribution(
-            distrax.Categorical(arguments["logits"]), self.component.build({}, each)
-        )
+        weights = distrax.Categorical(arguments["logits"])
+        return MixtureDistribution(weights, self.component.build({}, each))
 
 
 def mixture(
@@ -111,21 +104,14 @@ def mixture(
             of the arguments of `gaussian` with a first axis K; or one array with one after the
             other.
 
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
-
     Example:
         >>> import jax
         >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
         >>> family = fv.mixture(2, 10)
-        >>> params = family.init(jax.random.key(0))
-        >>> family.sample(params, jax.random.key(1), 5).shape
+        >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 5).shape
         (5, 2)
-        >>> family = fv.mixture(2, 3, components="predicted")
-        >>> family.context_shape  # 3 logits, 3 x 2 locations, 3 x 2 scales
+        >>> fv.mixture(2, 3, components="predicted").context_shape  # 3 + 3 x 2 + 3 x 2
         (15,)
-        >>> posterior = fv.conditional(family, MLP(64, (32,), 15))
     """
     if scale not in ("predicted", "full"):
         raise ValueError(f'`scale` must be "predicted" or "full"; got {scale!r}.')

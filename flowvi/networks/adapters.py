@@ -1,36 +1,25 @@
 """Networks from anywhere, made to look the same to a family."""
 
-import dataclasses
 import functools
 
 import haiku as hk
 
 from flowvi import checks
+from flowvi.networks import foreign
 from flowvi.networks.equinox import EquinoxNetwork
 from flowvi.networks.flax import LinenNetwork, NNXNetwork
-from flowvi.networks.foreign import (
-    ForeignNetwork,
-    HaikuNetwork,
-    PlainNetwork,
-    describe,
-    parameters_of,
-)
+from flowvi.networks.foreign import ForeignNetwork
 from flowvi.networks.network import Network, Shape
 from flowvi.params import PyTree
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Kept:
-    """A constructor that returns a module that there is already, with the parameters it has.
+    """A constructor that returns a module that there is already; equal to nothing but itself."""
 
-    Arrays have no hash, so it is equal to nothing but itself.
-    """
-
-    module: PyTree
-
-    def __repr__(self) -> str:
-        kind = self.module[0] if isinstance(self.module, tuple) else self.module
-        return f"a {type(kind).__qualname__}"
+    def __init__(self, module: PyTree):
+        self.module = module
+        kind = type(module[0] if isinstance(module, tuple) else module)
+        self.__qualname__ = f"a {kind.__qualname__}"
 
     def __call__(self, **unused: PyTree) -> PyTree:
         return self.module
@@ -64,11 +53,7 @@ def as_network(
         input_shape: the shape of one input; needed where the network does not know it.
         train_flag: the name of an argument that is True in training, where it is none of the above.
 
-    Returns:
-        A `Network`.
-
     Raises:
-        TypeError: if it is none of these.
         ValueError: if the input shape is missing or contradicts the network's own, or the network
             has no hash.
 
@@ -87,32 +72,27 @@ def as_network(
     if own is not None and input_shape is not None:
         own, input_shape = (checks.shape("context_shape", each) for each in (own, input_shape))
         if own != input_shape:
-            raise ValueError(
-                f"`context_shape` must be {own}, the input shape of {network!r}; "
-                f"got {input_shape!r}."
-            )
+            rule = f"`context_shape` must be {own}, the input shape of {network!r}"
+            raise ValueError(f"{rule}; got {input_shape!r}.")
     if isinstance(network, Network):
         return network
     input_shape = own if input_shape is None else input_shape
     kind, source = _recognise(network)
     if kind is None:
         raise TypeError(
-            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or a "
-            f"function of `rngs` or `key` that makes one; got {network!r}. Perhaps wrap a Haiku "
-            "function in `hk.transform`?"
+            "`network` must have `init` and `apply`, or be a module of Flax or Equinox or a maker of "
+            f"one; got {network!r}. Perhaps wrap a Haiku function in `hk.transform`?"
         )
     if input_shape is None:
-        raise ValueError(
-            "`context_shape` must be given for a network that does not know its input shape; "
-            f"got None for {network!r}."
-        )
+        rule = "`context_shape` must be given for a network that does not know its input shape"
+        raise ValueError(f"{rule}; got None for {network!r}.")
     result = kind(source, checks.shape("context_shape", input_shape), train_flag)
     try:
         hash(result)
     except TypeError as error:
+        fix = "Perhaps give it tuples in place of lists?"
         raise ValueError(
-            f"`network` must be hashable; got {describe(network)}. Perhaps give it tuples in place "
-            "of lists?"
+            f"`network` must be hashable; got {foreign.describe(network)}. {fix}"
         ) from error
     return result
 
@@ -127,13 +107,13 @@ def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
     first = network[0] if type(network) is tuple and network else network
     library = None if isinstance(first, type) else _library(type(first))
     if isinstance(network, hk.Transformed | hk.TransformedWithState):
-        return HaikuNetwork, network
+        return foreign.HaikuNetwork, network
     if library is not None:
         return (LinenNetwork, network) if library == LINEN else (MADE_BY[library], Kept(network))
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
-        return PlainNetwork, network
+        return foreign.PlainNetwork, network
     if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
-        return PlainNetwork, (network.init, network.apply)
+        return foreign.PlainNetwork, (network.init, network.apply)
     return MADE_BY.get(_library_made(network)), network
 
 
@@ -157,7 +137,7 @@ def _library_made(function: PyTree) -> str:
         return _library(function) or ""
     if not callable(function):
         return ""
-    names = parameters_of(function)
+    names = foreign.parameters_of(function)
     # `eqx.nn.make_with_state` does not tell the parameters of what it returns.
     if "key" in names or getattr(function, "__module__", "").startswith("equinox."):
         return "equinox"

@@ -25,7 +25,7 @@ FLAGS = {
     "use_running_average": False,
 }
 #: Arguments by which networks are given random numbers.
-KEYS = ("key", "rng")
+KEYS = {"key", "rng"}
 
 
 def parameters_of(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
@@ -48,12 +48,8 @@ def describe(value: object) -> str:
 class ForeignNetwork(Network):
     """A network of another library, whose parameters are {"params": ..., "state": Fixed(...)}.
 
-    "params" are those of the library; "state" is what else it keeps, such as batch statistics.
-
-    Attributes:
-        source: what `as_network` was given, or what makes a module.
-        input_shape: the shape of one input.
-        train_flag: the name of an argument that is True in training, where it is none of `FLAGS`.
+    `source` is what `as_network` was given, or what makes a module; `train_flag` an argument that
+    is True in training, where it is none of `FLAGS`. State is such as batch statistics.
     """
 
     source: PyTree
@@ -106,26 +102,19 @@ class ForeignNetwork(Network):
         output, state = self.call(params["params"], params["state"].value, rows, key)
 
         def restore(each: Array) -> Array:
-            if jnp.shape(each)[:1] != (num_rows,):
-                raise ValueError(
-                    f"`network` must keep the leading axis of its input, of shape {rows.shape}; "
-                    f"got an output of shape {jnp.shape(each)} from {self!r}."
-                )
+            if each.shape[:1] != (num_rows,):
+                rule = f"`network` must keep the leading axis of its input, of shape {rows.shape}"
+                raise ValueError(f"{rule}; got an output of shape {each.shape} from {self!r}.")
             return each.reshape(batch_shape + each.shape[1:])
 
         return jax.tree.map(restore, output), state
 
 
 class HaikuNetwork(ForeignNetwork):
-    """A transformed Haiku function of one input, and maybe of a flag such as `is_training`.
-
-    `source` is what `hk.transform` or `hk.transform_with_state` returned, and
-    `hk.without_apply_rng` maybe.
-    """
+    """A transformed Haiku function of one input, and maybe of a flag such as `is_training`."""
 
     @property
     def subject(self) -> PyTree:
-        """The function that was transformed."""
         return getattr(self.source.init, "_original_fn", self.source.init)
 
     def begin(self, key: Array, x: Array) -> Pair:
@@ -157,7 +146,6 @@ class PlainNetwork(ForeignNetwork):
 
     @property
     def subject(self) -> PyTree:
-        """`apply`."""
         return self.source[1]
 
     def begin(self, key: Array, x: Array) -> Pair:
@@ -170,11 +158,8 @@ class PlainNetwork(ForeignNetwork):
         known = {"state": state, **dict.fromkeys(KEYS, key)}
         named = self.flags(self.subject, key is not None)
         named |= {name: value for name, value in known.items() if name in takes}
-        free = [
-            name
-            for name, parameter in takes.items()
-            if name not in named and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        ]
+        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        free = [n for n, each in takes.items() if n not in named and each.kind is plain]
         if len(free) < 2:
             output = self.subject(params, x, **named)
         else:

@@ -14,8 +14,7 @@ class MADE(hk.Module):
     """A masked autoregressive network as a Haiku module, over `flowvi.masked`.
 
     `made(x, context)` maps x of shape [..., D] to parameters of shape [..., D, P], where those of a
-    coordinate depend on the coordinates before it. `made.bind(context)` gives the conditioner of a
-    bijector, with its weights in sight.
+    coordinate depend on the coordinates before it.
 
     Args:
         event_size: D, at least 1.
@@ -25,9 +24,6 @@ class MADE(hk.Module):
         activation: a name such as "silu", or a function.
         order: the input order; order[0] is the coordinate that depends on none.
         name: the module's name.
-
-    Raises:
-        ValueError, TypeError: if a size, the order or the activation is none.
 
     Source: Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution
     Estimation", 2015.
@@ -67,28 +63,11 @@ class MADE(hk.Module):
         super().__init__(name=name)
         self._network = network
 
-    @property
-    def network(self) -> masked.MaskedNetwork:
-        """The static description."""
-        return self._network
-
     def bind(self, context: Array | None = None) -> masked.Conditioner:
-        """The conditioner x -> theta at this context.
-
-        Args:
-            context: of shape [..., context_size], or None where the module takes none.
-
-        Raises:
-            ValueError: if the context is missing, superfluous or of the wrong size.
-        """
+        """The conditioner x -> theta of a bijector, with its weights in sight, at this context."""
         return self._network.bind(_get_parameters(self._network), context)
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """Parameters of shape [..., D, P] for x of shape [..., D].
-
-        Raises:
-            ValueError: if `x` or `context` has the wrong shape.
-        """
         return self.bind(context)(x)
 
 

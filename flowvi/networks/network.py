@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.masked import activation_function, context_term, product
+from flowvi.masked import activation_function, add, context_term, product
 from flowvi.params import PyTree
 
 Array = jax.Array
@@ -24,10 +24,8 @@ class Network(abc.ABC):
     """A function of arrays with parameters: hashable and pure.
 
     Subclasses are frozen dataclasses, equal when they are configured equally, or else equal only to
-    themselves; a network is part of a family, and families are static arguments of `jax.jit`.
-
-    Attributes:
-        input_shape: the shape of one input.
+    themselves; a network is part of a family, and families are static arguments of `jax.jit`. Its
+    `input_shape` is the shape of one input.
     """
 
     if TYPE_CHECKING:
@@ -43,35 +41,20 @@ class Network(abc.ABC):
     def apply(self, params: PyTree, x: Array) -> PyTree:
         """The output in evaluation: without dropout, and with batch statistics at rest.
 
-        Args:
-            params: parameters as `init` returns them.
-            x: of shape [*batch, *input_shape], with any number of leading axes.
-
-        Returns:
-            An array of shape [*batch, ...], or a dict of such arrays.
+        For x of shape [*batch, *input_shape] an array of shape [*batch, ...], or a dict of them.
         """
 
     def train_apply(self, params: PyTree, key: Array, x: Array) -> Pair:
         """The output in training, and parameters with new `Fixed` leaves.
 
-        Args:
-            params: parameters as `init` returns them.
-            key: randomness, such as that of dropout.
-            x: as in `apply`.
-
-        Returns:
-            (output, params). The default is the evaluation form and unchanged parameters.
+        The default is the evaluation form and unchanged parameters.
         """
         del key
         return self.apply(params, x), params
 
 
 def leading_shape(x: Array, network: Network) -> Shape:
-    """The leading axes of an input.
-
-    Raises:
-        ValueError: if its last axes are not the input shape.
-    """
+    """The leading axes of an input, whose last ones must be the input shape."""
     checks.trailing_shape("x", x, network.input_shape, f"{network!r}")
     return x.shape[: x.ndim - len(network.input_shape)]
 
@@ -79,11 +62,6 @@ def leading_shape(x: Array, network: Network) -> Shape:
 def as_shape(size: int | Shape) -> Shape:
     """The shape behind a size."""
     return (size,) if isinstance(size, int) else size
-
-
-def shown(size: int | Shape) -> int | Shape:
-    """A size or a shape as one writes it."""
-    return size[0] if isinstance(size, tuple) and len(size) == 1 else size
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -100,20 +78,14 @@ class MLP(Network):
         input_size: the length of x, or the shape of one x, which is then flattened.
         hidden_sizes: widths of the hidden layers; any number of them, also none.
         output_size: the length of the output, or its shape.
-        context_size: the length of a second input c whose leading axes broadcast against x, or
-            None.
+        context_size: the length of a second input c, whose leading axes broadcast; or None.
         activation: a name such as "silu", or a function.
         zero_output: whether the last layer starts at zero, and so does the output. For maps that
             start as the identity; elsewhere it hurts, because nothing flows back through zeros.
 
-    Raises:
-        ValueError, TypeError: if a size or the activation is none.
-
     Example:
         >>> import jax
         >>> network = MLP((28, 28), (16,), 4)
-        >>> network
-        MLP((28, 28) -> 4)
         >>> params = network.init(jax.random.key(0))
         >>> network.apply(params, jax.numpy.ones((3, 5, 28, 28))).shape
         (3, 5, 4)
@@ -136,11 +108,11 @@ class MLP(Network):
         activation_function(self.activation)
 
     def __repr__(self) -> str:
-        return f"MLP({shown(self.input_size)} -> {shown(self.output_size)})"
+        sizes = [s[0] if len(s) == 1 else s for s in (self.input_shape, self.output_shape)]
+        return f"MLP({sizes[0]} -> {sizes[1]})"
 
     @property
     def input_shape(self) -> Shape:
-        """The shape of one input."""
         return as_shape(self.input_size)
 
     @property
@@ -149,7 +121,6 @@ class MLP(Network):
         return as_shape(self.output_size)
 
     def init(self, key: Array) -> PyTree:
-        """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one."""
         sizes = (math.prod(self.input_shape), *self.hidden_sizes, math.prod(self.output_shape))
         keys = jax.random.split(key, len(sizes))
         layers = [
@@ -171,7 +142,7 @@ class MLP(Network):
         for index, layer in enumerate(params["layers"]):
             h = h if index == 0 else activation(h)
             # It is the rows that are scaled: there are fewer of them than weights, most often.
-            h = product(h * layer["w"].shape[0] ** -0.5, layer["w"]) + layer["b"]
+            h = add(product(h * layer["w"].shape[0] ** -0.5, layer["w"]), layer["b"])
             if index == 0 and self.context_size is not None:
-                h = h + context_term(params, jnp.asarray(context))
+                h = add(h, context_term(params, jnp.asarray(context)))
         return h.reshape(h.shape[:-1] + self.output_shape)

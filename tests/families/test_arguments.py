@@ -77,7 +77,7 @@ CONFIGURATIONS = [
     (
         lambda: fv.gaussian(2, scale="wide"),
         ValueError,
-        '`scale` must be "predicted", "learned", "full" or a positive number; got \'wide\'',
+        "`scale` must be one of 'predicted', 'learned', 'full' or a positive number; got 'wide'",
     ),
     (lambda: fv.gaussian(2, scale=0), ValueError, "`scale` must be .*; got 0"),
     (lambda: fv.gaussian(2, scale=None), TypeError, "`scale` must be .*; got None"),
@@ -115,7 +115,7 @@ CONFIGURATIONS = [
     (
         lambda: fv.from_distrax(distrax.Normal, 2, "loc"),
         TypeError,
-        "`arguments` must be names, or a dict of shapes by name; got 'loc'",
+        "`arguments` must be names, or shapes by name; got 'loc'",
     ),
     (
         lambda: fv.from_distrax(distrax.Normal, 2, ()),

@@ -9,7 +9,7 @@ import flowvi as fv
 from flowvi import supports
 from flowvi.bijectors import Dense, LowRank
 from flowvi.networks import MLP
-from flowvi.supports import Integers, Interval, as_support, concatenated
+from flowvi.supports import Interval, Values, as_support, concatenated
 from flowvi.testing import check_bijector
 from tests.families.test_families import perturbed
 from tests.small import AFFINE, SMALL
@@ -123,7 +123,7 @@ def test_families_check_their_support(name):
 
 
 def test_counts_are_whole():
-    counts = Integers(())
+    counts = Values((), "counts")
     counts.check([0, 3, 10**6])
     with pytest.raises(ValueError, match=r"`x` must hold only whole numbers from 0 on; got -1 in"):
         counts.check([0, -1])
@@ -139,7 +139,7 @@ BAD_SUPPORTS = {
     "kind": (TypeError, "or a sequence of these, one a column; got 3", 3),
     "inner": (TypeError, r"`support` must be None, 'real', .* got \(0, 1, 2\)", [(0, 1, 2)] * 2),
     "shape": (ValueError, r"`support` must be for events of shape \(2,\); got", Interval((3,))),
-    "discrete": (TypeError, "`support` must be one of real numbers", Integers((2,))),
+    "discrete": (TypeError, "`support` must be one of real numbers", Values((2,), "counts")),
 }
 
 

@@ -91,7 +91,7 @@ def test_dense_networks():
             "`image_shape` must be a sequence of posit",
         ),
         (lambda: ConvEncoder((8, 8), 0), ValueError, "`output_size` must be a positive integer"),
-        (lambda: ConvDecoder("a", (8, 8)), TypeError, "`input_size` must be a positive integer"),
+        (lambda: ConvDecoder(2.5, (8, 8)), TypeError, "`input_size` must be a positive integer"),
         (lambda: ConvEncoder((8, 8), 2, channels=3), TypeError, "`channels` must be a sequence"),
         (lambda: ConvEncoder((8, 8), 2, kernel_size=0), ValueError, "`kernel_size` must be a posi"),
         (lambda: ConvEncoder((8, 8), 2, activation="x"), ValueError, "`activation` must be a func"),

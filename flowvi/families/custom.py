@@ -139,7 +139,7 @@ def custom(
     key, number = jax.random.key(0), jnp.zeros(()).dtype
     first = () if init is None else (jax.eval_shape(init, key),)
     last = () if given is None else (jax.ShapeDtypeStruct(given, number),)
-    tried = [("log_density", log_density, jax.ShapeDtypeStruct(shape, number), ())]
+    tried: list[PyTree] = [("log_density", log_density, jax.ShapeDtypeStruct(shape, number), ())]
     tried += [] if sampler is None else [("sampler", sampler, key, shape)]
     for name, function, argument, wanted in tried:
         got = jax.eval_shape(function, *first, argument, *last)

@@ -21,6 +21,7 @@ from flowvi.families.family import Array, Family, Params, as_family
 from flowvi.families.flow import Flow, standard_normal
 from flowvi.masked import MaskedNetwork
 from flowvi.networks import MLP
+from flowvi.params import PyTree
 from flowvi.transformers import Transformer, as_transformer
 
 Activation = str | Callable[[Array], Array]
@@ -159,7 +160,7 @@ def _flow(
     widths = checks.sizes("hidden_sizes", hidden_sizes)
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
-    options = {"context_size": context_size, "activation": activation}
+    options: PyTree = {"context_size": context_size, "activation": activation}
     layer: AutoregressiveLayer | CouplingLayer
     if density_first is None:
         half = (size + 1) // 2

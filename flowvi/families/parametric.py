@@ -71,8 +71,7 @@ class Parametric(Family):
         batch_shapes = {}
         for name, shape in expected.items():
             checks.trailing_shape(f'context["{name}"]', context[name], shape, f"{self!r}")
-            got = jnp.shape(context[name])
-            batch_shapes[name] = got[: len(got) - len(shape)]
+            batch_shapes[name] = jnp.shape(context[name])[: jnp.ndim(context[name]) - len(shape)]
         if len(set(batch_shapes.values())) > 1:
             rule = f"`context` must be arrays with the same leading axes for {self!r}"
             raise ValueError(f"{rule}; got {batch_shapes}.")

@@ -132,7 +132,7 @@ class Standardized(Composed):
         if self.support.is_real:
             return values
         with jax.enable_x64(True):
-            return np.asarray(_forward(self.support, values))
+            return np.asarray(_forward(self.support, jnp.asarray(values)))
 
 
 def _takes_rows(family: Family) -> bool:
@@ -161,17 +161,17 @@ def _to_reals(support: Support, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     if support.is_real:
         return values, np.zeros(values.shape[: values.ndim - len(support.event_shape)])
     with jax.enable_x64(True):
-        inverse, log_det = _inverse(support, values)
+        inverse, log_det = _inverse(support, jnp.asarray(values))
         return np.asarray(inverse), np.asarray(log_det)
 
 
 @compiled()
-def _forward(support: Interval, y: np.ndarray) -> jax.Array:
+def _forward(support: Support, y: jax.Array) -> jax.Array:
     return support.bijector(y.dtype).forward(y)  # type: ignore[union-attr]
 
 
 @compiled()
-def _inverse(support: Interval, x: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def _inverse(support: Support, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return support.bijector(x.dtype).inverse_and_log_det(x)  # type: ignore[union-attr]
 
 

@@ -81,7 +81,7 @@ class Relaxed(Parametric):
         self, params: Params, key: Array, context: Context = None
     ) -> tuple[distrax.Distribution, Params]:
         discrete, new = self.distribution(params, context), params
-        temperature = self.temperature
+        temperature: float | Array | Annealing = self.temperature
         if isinstance(temperature, Annealing):
             step = params["step"].value
             temperature, new = temperature(step), replaced(params, step=Fixed(step + 1))

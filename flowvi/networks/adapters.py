@@ -80,7 +80,7 @@ def as_network(
     kind, source = _recognise(network)
     if kind is None:
         raise TypeError(
-            "`network` must have `init` and `apply`, or be a module of Flax or Equinox or a maker of "
+            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or make such "
             f"one; got {network!r}. Perhaps wrap a Haiku function in `hk.transform`?"
         )
     if input_shape is None:

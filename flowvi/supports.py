@@ -151,7 +151,7 @@ _KINDS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], str, str]] = 
     "binary": (
         _binary,
         "0 and 1",
-        "Perhaps binarise it once, `x > 0.5`, or take `fv.continuous_bernoulli`?",
+        "Perhaps binarise it once, `x > 0.5` or by chance, or take `fv.continuous_bernoulli`?",
     ),
     "unit interval": (
         lambda values, count: (values >= 0) & (values <= 1),

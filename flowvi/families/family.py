@@ -35,10 +35,9 @@ class Family(abc.ABC):
 
     Attributes:
         event_shape: the shape of one event.
-        context_shape: the shape of one context; None if the family takes no context; () for a
-            row index.
+        context_shape: that of one context; None if it takes none; () for a row index.
         reparameterized: whether samples carry gradients to every parameter.
-        support: where events may lie; by default all real numbers.
+        support: where events may lie.
     """
 
     if TYPE_CHECKING:
@@ -123,24 +122,22 @@ class Family(abc.ABC):
         self, params: Params, key: Array, sample_shape: SampleShape = (), context: Context = None
     ) -> Array:
         """Samples, of shape sample_shape + batch_shape + event_shape. Compiled."""
-        shape, context = self._check_draw(params, key, sample_shape, context)
-        return _sample(self, params, key, shape, context)
+        return self._draw("sample", params, key, sample_shape, context)
 
     def sample_and_log_prob(
         self, params: Params, key: Array, sample_shape: SampleShape = (), context: Context = None
     ) -> tuple[Array, Array]:
         """Samples and their log densities, for the price of the samples. Compiled."""
-        shape, context = self._check_draw(params, key, sample_shape, context)
-        return _sample_and_log_prob(self, params, key, shape, context)
+        return self._draw("sample_and_log_prob", params, key, sample_shape, context)
 
-    def _check_draw(
-        self, params: Params, key: Array, sample_shape: SampleShape, context: Context
-    ) -> tuple[Shape, Context]:
+    def _draw(
+        self, method: str, params: Params, key: Array, sample_shape: SampleShape, context: Context
+    ) -> PyTree:
         check_params(self, params)
         check_key(key, " Perhaps `sample(params, key, sample_shape)`?")
         context = _as_context(context)
         self.check_context(context)
-        return _as_shape(sample_shape), context
+        return _draw(self, method, params, key, _as_shape(sample_shape), context)
 
     def check_context(self, context: Context) -> Shape:
         """The batch shape that `context` stands for; a ValueError if it cannot be one."""
@@ -175,11 +172,8 @@ def check_params(family: Family, params: Params) -> None:
         return
     rule = f"`params` must be parameters of {family!r}, as its `init` returns them"
     if not isinstance(params, Mapping):
-        fix = ""
-        if hasattr(params, "params"):
-            fix = " Perhaps pass `result.params`?"
-        elif hasattr(params, "shape"):
-            fix = " Perhaps they are in another place among the arguments?"
+        fix = " Perhaps they are in another place?" if hasattr(params, "shape") else ""
+        fix = " Perhaps pass `result.params`?" if hasattr(params, "params") else fix
         raise TypeError(f"{rule}; got a {type(params).__name__}.{fix}")
     missing = sorted(names - params.keys())
     if missing:
@@ -231,9 +225,7 @@ def bare_init(family: Family, key: Array) -> Params:
 
 def replaced(params: Params, **new: PyTree) -> Params:
     """Parameters with new `Fixed` leaves in them; the very same ones where nothing is new."""
-    if all(params[name] is each for name, each in new.items()):
-        return params
-    return {**params, **new}
+    return params if all(params[n] is new[n] for n in new) else {**params, **new}
 
 
 def shown(name: str, *arguments: object, **options: object) -> str:
@@ -304,16 +296,11 @@ def _log_prob(family: Family, params: Params, x: ArrayLike, context: Context) ->
     return family.distribution(params, context).log_prob(x)
 
 
-@compiled(static_argnums=(3,))
-def _sample(family: Family, params: Params, key: Array, shape: Shape, context: Context) -> Array:
-    return family.distribution(params, context).sample(seed=key, sample_shape=shape)
-
-
-@compiled(static_argnums=(3,))
-def _sample_and_log_prob(
-    family: Family, params: Params, key: Array, shape: Shape, context: Context
-) -> tuple[Array, Array]:
-    return family.distribution(params, context).sample_and_log_prob(seed=key, sample_shape=shape)
+@compiled(2, static_argnums=(4,))
+def _draw(
+    family: Family, method: str, params: Params, key: Array, shape: Shape, context: Context
+) -> PyTree:
+    return getattr(family.distribution(params, context), method)(seed=key, sample_shape=shape)
 
 
 class Wrapper(Family):
@@ -351,26 +338,22 @@ class Composed(Wrapper):
 
     def own(self, key: Array) -> dict[str, Params]:
         """Fresh parameters beside those of the inner family."""
-        del key
         return {}
 
     def features(self, params: Params, context: Context) -> Context:
         """The context of the inner family."""
-        del params
         return context
 
     def train_features(
         self, params: Params, key: Array, context: Context
     ) -> tuple[Context, dict[str, Params]]:
         """The same in training, and those of the own parameters that are new."""
-        del key
         return self.features(params, context), {}
 
     def push(
         self, params: Params, inner: distrax.Distribution, context: Context
     ) -> distrax.Distribution:
         """The distribution of this family, from that of the inner one."""
-        del params, context
         return inner
 
     def init(self, key: Array) -> Params:

@@ -17,21 +17,14 @@ from flowvi.supports import Interval, Support
 
 
 class Transform(Protocol):
-    """The map of a flow, waiting for parameters and a context: hashable, without arrays."""
+    """The map of a flow from base to data: hashable, the identity at fresh parameters."""
 
     @property
-    def event_size(self) -> int:
-        """D."""
-
+    def event_size(self) -> int: ...
     @property
-    def name(self) -> str:
-        """What the flow is called in messages."""
-
-    def init(self, key: Array) -> Params:
-        """Fresh parameters, at which the map is the identity."""
-
-    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        """The map at these parameters, from base to data."""
+    def name(self) -> str: ...
+    def init(self, key: Array) -> Params: ...
+    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector: ...
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -41,11 +34,6 @@ class Flow(Composed):
         log p(y) = log p_base(f^{-1}(y)) + log |det J f^{-1}(y)|
 
     Its parameters are {"family": those of the base, "transform"}.
-
-    Attributes:
-        base: the family of x.
-        transform: the map f, waiting for parameters and context.
-        context_size: the length of the context vector, or None.
     """
 
     base: Family
@@ -68,7 +56,6 @@ class Flow(Composed):
 
     @property
     def family(self) -> Family:  # type: ignore[override]
-        """The base."""
         return self.base
 
     @property
@@ -123,33 +110,25 @@ class StandardNormal(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class LocationDiagonal:
-    """The map y = loc + scale x, coordinate by coordinate."""
+class Linear:
+    """The map y = loc + L x: L is lower triangular where it is full, else diagonal."""
 
     event_size: int
-    name = "mean_field"
+    full: bool
+
+    @property
+    def name(self) -> str:
+        return "full_rank" if self.full else "mean_field"
 
     def init(self, key: Array) -> Params:
-        del key
-        return {"loc": jnp.zeros(self.event_size), "raw_scale": jnp.zeros(self.event_size)}
+        loc, size = jnp.zeros(self.event_size), self.event_size
+        if self.full:
+            return {"loc": loc, "raw_factor": jnp.zeros((size, size))}
+        return {"loc": loc, "raw_scale": loc}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        return Units(params["loc"], positive(params["raw_scale"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class LocationTriangular:
-    """The map y = loc + L x with a lower triangular L."""
-
-    event_size: int
-    name = "full_rank"
-
-    def init(self, key: Array) -> Params:
-        del key
-        size = self.event_size
-        return {"loc": jnp.zeros(size), "raw_factor": jnp.zeros((size, size))}
-
-    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
+        if not self.full:
+            return Units(params["loc"], positive(params["raw_scale"]))
         raw = params["raw_factor"]
         factor = jnp.tril(raw, -1) + jnp.diag(positive(jnp.diag(raw)))
         shift = distrax.Block(distrax.Shift(params["loc"]), 1)
@@ -157,14 +136,7 @@ class LocationTriangular:
 
 
 def standard_normal(event_shape: int | Shape) -> StandardNormal:
-    """Independent standard normals over events of a shape, or a size; without parameters.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> fv.standard_normal(2).sample({}, jax.random.key(0), 3).shape
-        (3, 2)
-    """
+    """Independent standard normals over events of a shape, or a size; without parameters."""
     return StandardNormal(checks.shape("event_shape", event_shape))
 
 
@@ -179,20 +151,13 @@ def mean_field(event_size: int) -> Flow:
         Array([1., 1.], dtype=float32)
     """
     size = checks.positive_int("event_size", event_size)
-    return Flow(standard_normal(size), LocationDiagonal(size))
+    return Flow(standard_normal(size), Linear(size, full=False))
 
 
 def full_rank(event_size: int) -> Flow:
     """A normal over D coordinates with any covariance: y = loc + L x.
 
     L is lower triangular with a positive diagonal.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> family = fv.full_rank(2)
-        >>> family.distribution(family.init(jax.random.key(0))).covariance().shape
-        (2, 2)
     """
     size = checks.positive_int("event_size", event_size)
-    return Flow(standard_normal(size), LocationTriangular(size))
+    return Flow(standard_normal(size), Linear(size, full=True))

@@ -31,15 +31,7 @@ Numbered = tuple[Params, Array]
 
 @dataclasses.dataclass(frozen=True)
 class AutoregressiveLayer:
-    """An autoregressive map, maybe a linear map, and a permutation: from base to data.
-
-    Attributes:
-        network: the masked network of the conditioner.
-        transformer: the scalar map.
-        density_first: True for MAF (density in one pass), False for IAF (samples in one pass).
-        permutation: a reordering of the coordinates, so that each gets to see all others; or None.
-        linear: whether a learned LU-linear map comes before it.
-    """
+    """An autoregressive map, MAF's if density comes first; maybe linear map and permutation."""
 
     network: MaskedNetwork
     transformer: Transformer
@@ -76,10 +68,7 @@ class AutoregressiveLayer:
 
 @dataclasses.dataclass(frozen=True)
 class CouplingLayer:
-    """Every other coordinate moves, even ones in even layers, by a map that depends on the rest.
-
-    Its network maps H = ceil(D / 2) inputs to [H, P].
-    """
+    """Every other coordinate moves, even ones in even layers, by a map that depends on the rest."""
 
     event_size: int
     network: MLP
@@ -177,7 +166,7 @@ def _flow(
 
 
 class CouplingOptions(TypedDict, total=False):
-    """Options of `coupling`, and of `iaf` and `maf`.
+    """Options of `coupling`, `iaf` and `maf`.
 
     Attributes:
         num_layers: the number of layers: 5 by default, 10 of a coupling flow.
@@ -200,11 +189,10 @@ class CouplingOptions(TypedDict, total=False):
 
 
 class FlowOptions(CouplingOptions, total=False):
-    """Options of `iaf` and `maf`: those of `CouplingOptions`, and one more.
+    """Those of `CouplingOptions`, and `mixing`, for `iaf` and `maf`.
 
-    Attributes:
-        mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
-            does so after a learned LU-linear map; or a permutation.
+    Mixing stands between layers: "reverse" turns the order of the coordinates round; "lu" does so
+    after a learned LU-linear map; or it is a permutation.
     """
 
     mixing: str | ArrayLike
@@ -217,8 +205,7 @@ def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
 
     Args:
         event_size: D, at least 1.
-        **options: those of `FlowOptions`: num_layers, hidden_sizes, transformer, context_size,
-            base, activation, mixing.
+        **options: those of `FlowOptions`.
 
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
     with Inverse Autoregressive Flow", 2016.
@@ -227,10 +214,8 @@ def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
         >>> import jax
         >>> import flowvi as fv
         >>> family = fv.iaf(2, num_layers=2, hidden_sizes=[8])
-        >>> params = family.init(jax.random.key(0))
-        >>> x, log_prob = family.sample_and_log_prob(params, jax.random.key(1), 100)
-        >>> x.shape, log_prob.shape
-        ((100, 2), (100,))
+        >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 100).shape
+        (100, 2)
     """
     return _flow(event_size, False, **options)
 
@@ -243,7 +228,7 @@ def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
 
     Args:
         event_size: D, at least 1.
-        **options: those of `FlowOptions`, as for `iaf`.
+        **options: those of `FlowOptions`.
 
     Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
     2017; with the spline, Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
@@ -252,9 +237,8 @@ def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
         >>> import jax
         >>> import flowvi as fv
         >>> family = fv.maf(2, num_layers=2, hidden_sizes=[8], context_size=3)
-        >>> params = family.init(jax.random.key(0))
-        >>> x, context = jax.numpy.zeros((100, 2)), jax.numpy.zeros((100, 3))
-        >>> family.log_prob(params, x, context).shape
+        >>> params, context = family.init(jax.random.key(0)), jax.numpy.zeros((100, 3))
+        >>> family.log_prob(params, jax.numpy.zeros((100, 2)), context).shape
         (100,)
     """
     return _flow(event_size, True, **options)
@@ -267,7 +251,7 @@ def coupling(event_size: int, **options: Unpack[CouplingOptions]) -> Flow:
 
     Args:
         event_size: D, at least 1.
-        **options: those of `CouplingOptions`: as for `iaf`, without mixing.
+        **options: those of `CouplingOptions`.
 
     Source: Dinh, Sohl-Dickstein, Bengio, "Density Estimation using Real NVP", 2017; with the
     spline, Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.

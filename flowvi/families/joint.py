@@ -58,52 +58,46 @@ class JointDistribution(distrax.Distribution):
         return total
 
     def _sample_n(self, key: Array, n: int) -> Array:
-        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
-            return q.sample(seed=key, sample_shape=shape), jnp.zeros(())
-
-        return self._draws(key, one, (n,))[0]
+        one = lambda q, key, shape, _: (q.sample(seed=key, sample_shape=shape), 0.0)  # noqa: E731
+        return self._draws(key, (n,), one)[0]
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> Draws:
         def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             return q.sample_and_log_prob(seed=key, sample_shape=shape)
 
-        return self._draws(key, one, (n,))
+        return self._draws(key, (n,), one)
 
     def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
         def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
             return distributions.draw(q, key, shape, reparameterized=flag)
 
-        return self._draws(key, one, sample_shape)
-
-    def _draws(self, key: Array, one: Callable[..., Draws], shape: Shape) -> Draws:
-        """Draws of one member after the other, and the sum of a number that comes with each."""
-        parts: list[Array] = []
-        total = jnp.zeros(())
-        keys = jax.random.split(key, len(self._sizes))
-        for number, (key, flag) in enumerate(zip(keys, self._flags, strict=True)):
-            q = self._member(number, parts[-1]) if parts else self._first
-            part, value = one(q, key, () if parts else shape, flag)
-            parts.append(part.astype(self.dtype))
-            total = total + value
-        return jnp.concatenate(parts, -1), total
+        return self._draws(key, sample_shape, one)
 
     def draw_each(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
-        keys = jax.random.split(key, len(self._sizes))
+        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
+            return distributions.draw_each(q, key, shape, reparameterized=flag)
+
+        return self._draws(key, sample_shape, one, combine=True)
+
+    def _draws(
+        self, key: Array, shape: Shape, one: Callable[..., Draws], combine: bool = False
+    ) -> Draws:
+        """Draws of one member after the other, and the sum of a number that comes with each."""
         whole: PyTree = None
-        last, total = None, jnp.zeros(())
+        total, keys = jnp.zeros(()), jax.random.split(key, len(self._sizes))
         for number, (key, flag) in enumerate(zip(keys, self._flags, strict=True)):
-            q = self._member(number, last) if number else self._first
-            part, value = distributions.draw_each(
-                q, key, () if number else sample_shape, reparameterized=flag
-            )
+            before = None if number == 0 else whole[..., -self._sizes[number - 1] :]
+            q = self._member(number, before) if number else self._first
+            part, value = one(q, key, () if number else shape, flag)
             part, total = part.astype(self.dtype), value + total
-            if whole is not None:
+            if number and combine:
                 # Every choice of this member with every one of those before.
                 whole = jnp.broadcast_to(whole, (len(part), *whole.shape))
+            if number:
                 part = jnp.concatenate([whole, part], -1)
-                part = part.reshape(-1, *part.shape[2:])
-                total = total.reshape(-1, *total.shape[2:])
-            whole, last = part, part[..., -self._sizes[number] :]
+            if number and combine:
+                part, total = (a.reshape(-1, *a.shape[2:]) for a in (part, total))
+            whole = part
         return whole, total
 
     def num_choices(self, reparameterized: bool) -> int | None:

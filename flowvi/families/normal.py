@@ -1,5 +1,7 @@
-"""The former place of a map that `flowvi.posteriors` uses."""
+"""The former name of a map that `flowvi.posteriors` uses."""
 
-from flowvi.families.flow import LocationTriangular
+import functools
 
-__all__ = ["LocationTriangular"]
+from flowvi.families.flow import Linear
+
+LocationTriangular = functools.partial(Linear, full=True)

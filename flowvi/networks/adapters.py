@@ -80,8 +80,8 @@ def as_network(
     kind, source = _recognise(network)
     if kind is None:
         raise TypeError(
-            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or make such "
-            f"one; got {network!r}. Perhaps wrap a Haiku function in `hk.transform`?"
+            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or make a "
+            f"module; got {network!r}. Perhaps wrap a Haiku function in `hk.transform`?"
         )
     if input_shape is None:
         rule = "`context_shape` must be given for a network that does not know its input shape"

@@ -55,10 +55,14 @@ class ForeignNetwork(Network):
     source: PyTree
     input_shape: Shape
     train_flag: str | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        # The same from one run of a program to the next: files tell networks apart by it.
+        object.__setattr__(self, "name", describe(self.subject))
 
     def __repr__(self) -> str:
-        # The same from one run of a program to the next: it serves as a fingerprint too.
-        words = [describe(self.subject), f"input_shape={self.input_shape}"]
+        words = [self.name, f"input_shape={self.input_shape}"]
         if self.train_flag is not None:
             words.append(f"train_flag={self.train_flag!r}")
         return f"{type(self).__name__}({', '.join(words)})"

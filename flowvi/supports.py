@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
 import distrax
@@ -138,33 +138,13 @@ class Interval(Support):
         return Units(jnp.zeros_like(lower), jnp.ones_like(lower), lower, upper)
 
 
-def _whole(values: np.ndarray, count: float) -> np.ndarray:
-    return (values >= 0) & (values < count) & (values == np.floor(values))
-
-
-def _binary(values: np.ndarray, count: float) -> np.ndarray:
-    return (values == 0) | (values == 1)
-
-
-#: Of each kind of values: whether numbers are of it, what they must be, and what to do if not.
-_KINDS: dict[str, tuple[Callable[[np.ndarray, float], np.ndarray], str, str]] = {
-    "binary": (
-        _binary,
-        "0 and 1",
-        "Perhaps binarise it once, `x > 0.5` or by chance, or take `fv.continuous_bernoulli`?",
-    ),
-    "unit interval": (
-        lambda values, count: (values >= 0) & (values <= 1),
-        "numbers from 0 to 1",
-        "Perhaps divide by the largest?",
-    ),
-    "counts": (_whole, "whole numbers from 0 on", "Perhaps round them?"),
-    "classes": (_whole, "the numbers 0, ..., {last} of classes", "Perhaps give it more classes?"),
-    "one hot": (
-        lambda values, count: _binary(values, 0) & (values.sum(-1, keepdims=True) == 1),
-        "rows of the identity",
-        "Perhaps use `jax.nn.one_hot(x, num_classes)`, or `one_hot=False`?",
-    ),
+#: Of each kind of values, what numbers must be, and what to do if they are not.
+_KINDS = {
+    "binary": ("0 and 1", "Perhaps binarise it, `x > 0.5` or take `fv.continuous_bernoulli`?"),
+    "unit interval": ("numbers from 0 to 1", "Perhaps divide by the largest?"),
+    "counts": ("whole numbers from 0 on", "Perhaps round them?"),
+    "classes": ("the numbers 0, ..., {last} of classes", "Perhaps give it more classes?"),
+    "one hot": ("rows of the identity", "Perhaps `jax.nn.one_hot(x, num_classes)`?"),
 }
 
 
@@ -176,10 +156,16 @@ class Values(Support):
     num_classes: int | None = None
 
     def outside(self, values: np.ndarray) -> np.ndarray:
-        return ~_KINDS[self.kind][0](values, self.num_classes or math.inf)
+        if self.kind == "unit interval":
+            return ~((values >= 0) & (values <= 1))
+        if self.kind in ("counts", "classes"):
+            last = (self.num_classes or math.inf) - 1
+            return ~((values >= 0) & (values <= last) & (values == np.floor(values)))
+        inside = (values == 0) | (values == 1)
+        return ~(inside & (self.kind == "binary" or values.sum(-1, keepdims=True) == 1))
 
     def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        _, rule, fix = _KINDS[self.kind]
+        rule, fix = _KINDS[self.kind]
         rule = rule.format(last=(self.num_classes or 0) - 1)
         return f"hold only {rule}{f' for {owner}' if owner else ''}", fix
 

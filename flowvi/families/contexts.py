@@ -50,7 +50,7 @@ class Conditional(Composed):
 
     def train_features(
         self, params: Params, key: Array, context: Context
-    ) -> tuple[Context, dict[str, Params]]:
+    ) -> tuple[Context, Params]:
         self.check_context(context)
         own = params["network"]
         features, new = self.network.train_apply(own, key, jnp.asarray(context))
@@ -64,24 +64,19 @@ def conditional(
 
     Args:
         family: a family with a context; its context is the network's output.
-        network: a network of Haiku, Flax, Equinox or of this library, or a pair of functions; see
-            `flowvi.networks.as_network` for what to pass. It returns the context of the family: an
-            array, or a dict where the family has named arguments. Its parameters are part of the
-            family's.
+        network: one of Haiku, Flax, Equinox or of this library, or a pair of functions; see
+            `flowvi.networks.as_network`. It returns the context of the family: an array, or a dict
+            where the family has named arguments. Its parameters are part of the family's.
         context_shape: the shape of one input of the network, or its size; needed where the network
-            does not know it. The input may have any leading axes.
-
-    Raises:
-        ValueError: also if the network's output is not the context of the family, or has another
-            shape in training.
+            does not know it.
 
     Example:
         >>> import jax
         >>> import flowvi as fv
         >>> from flowvi.networks import MLP
         >>> family = fv.conditional(fv.maf(2, context_size=4), MLP(10, (32,), 4))
-        >>> params = family.init(jax.random.key(0))
-        >>> family.sample(params, jax.random.key(1), context=jax.numpy.ones((5, 10))).shape
+        >>> key, context = jax.random.key(0), jax.numpy.ones((5, 10))
+        >>> family.sample(family.init(key), key, context=context).shape
         (5, 2)
     """
     family, network = _with_context(family), as_network(network, context_shape)
@@ -176,10 +171,8 @@ def local(family: Family, num_rows: int) -> Local:
 
         q_i = family at context c_i,   c_i a parameter of row i
 
-    Its context is the number of the row. As a posterior it is that of a model without an encoder:
-    each observation has its own parameters of q(z), such as the location and the scale of
-    `fv.gaussian`. What else the inner family has for parameters, such as the layers of a flow with
-    a context, all rows share.
+    Its context is the number of the row. As a posterior it is that of a model without an encoder.
+    All rows share what else the inner family has for parameters, such as the layers of a flow.
 
     `fv.fit` moves just the rows of a batch, and just their part of the optimizer's state; a step
     costs the same at any number of rows. The batch says under "row" which they are, as in
@@ -187,8 +180,7 @@ def local(family: Family, num_rows: int) -> Local:
     fitted against a frozen model by `fv.fit_rows`.
 
     Args:
-        family: a family with a context. All rows begin at the context 0: a standard normal, of a
-            normal.
+        family: a family with a context, 0 at first: a standard normal, of a normal.
         num_rows: the number of rows.
 
     Source: Hoffman, Blei, Wang, Paisley, "Stochastic Variational Inference", 2013.
@@ -196,9 +188,8 @@ def local(family: Family, num_rows: int) -> Local:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> family = fv.local(fv.gaussian(3), 100)
-        >>> params = family.init(jax.random.key(0))
-        >>> family.sample(params, jax.random.key(1), context=jnp.array([5, 0, 99])).shape
+        >>> family, key = fv.local(fv.gaussian(3), 100), jax.random.key(0)
+        >>> family.sample(family.init(key), key, context=jnp.array([5, 0, 99])).shape
         (3, 3)
     """
     family = _with_context(family, ", which each row then has for itself")

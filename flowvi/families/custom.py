@@ -107,25 +107,18 @@ def custom(
     A prior or a likelihood needs only the density to be trained with; a posterior needs both.
 
     Args:
-        log_density: the log density in nats, normalised for what asks for that: a bound on the
-            evidence of a model is off by the log of its constant.
+        log_density: the log density in nats, normalised, or a bound on evidence is off by as much.
         event_shape: the shape of an event, or its size.
         sampler: draws one event; without it `sample` raises.
         init: (key) -> parameters, of which any finite value is acceptable.
         context_shape: the shape of one context, or its size; None if there is none.
-        reparameterized: whether the sampler's draws carry gradients to all parameters and to the
-            context.
+        reparameterized: whether draws carry gradients to all parameters and to the context.
         support: where events may lie, as in `standardized`.
-
-    Raises:
-        ValueError: also if the density is not a number, or a sample is not an event.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> def log_density(x):
-        ...     return -jnp.sum(jnp.abs(x)) - 2 * jnp.log(2.0)
-        >>> prior = fv.custom(log_density, 2)
+        >>> prior = fv.custom(lambda x: -jnp.sum(jnp.abs(x)) - 2 * jnp.log(2.0), 2)
         >>> prior.log_prob({}, jnp.ones((5, 2))).shape
         (5,)
     """

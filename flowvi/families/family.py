@@ -7,10 +7,10 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from distrax import Distribution
 from jax.typing import ArrayLike
 
 from flowvi import checks
@@ -24,6 +24,8 @@ Params = PyTree
 #: An array, a dict of arrays by name, or None.
 Context = PyTree
 SampleShape = int | tuple[int, ...]
+#: A distribution, and parameters with new `Fixed` leaves.
+Trained = tuple[Distribution, Params]
 
 
 class Family(abc.ABC):
@@ -64,7 +66,7 @@ class Family(abc.ABC):
         """Fresh parameters, a pytree whose float leaves outside `Fixed` accept any finite value."""
 
     @abc.abstractmethod
-    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
         """The distribution at these parameters and this context, for evaluation.
 
         Args:
@@ -75,9 +77,7 @@ class Family(abc.ABC):
             A Distrax distribution of batch shape [*batch], whose rows never share noise.
         """
 
-    def train_distribution(
-        self, params: Params, key: Array, context: Context = None
-    ) -> tuple[distrax.Distribution, Params]:
+    def train_distribution(self, params: Params, key: Array, context: Context = None) -> Trained:
         """The distribution as training sees it, and parameters with new `Fixed` leaves.
 
         `key` is for what is random in training, such as dropout. The default is the evaluation form
@@ -346,13 +346,11 @@ class Composed(Wrapper):
 
     def train_features(
         self, params: Params, key: Array, context: Context
-    ) -> tuple[Context, dict[str, Params]]:
+    ) -> tuple[Context, Params]:
         """The same in training, and those of the own parameters that are new."""
         return self.features(params, context), {}
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: Context
-    ) -> distrax.Distribution:
+    def push(self, params: Params, inner: Distribution, context: Context) -> Distribution:
         """The distribution of this family, from that of the inner one."""
         return inner
 
@@ -360,13 +358,11 @@ class Composed(Wrapper):
         family_key, key = jax.random.split(key)
         return {"family": bare_init(self.family, family_key), **self.own(key)}
 
-    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
         inner = self.family.distribution(params["family"], self.features(params, context))
         return self.push(params, inner, context)
 
-    def train_distribution(
-        self, params: Params, key: Array, context: Context = None
-    ) -> tuple[distrax.Distribution, Params]:
+    def train_distribution(self, params: Params, key: Array, context: Context = None) -> Trained:
         key, family_key = jax.random.split(key)
         features, new = self.train_features(params, key, context)
         inner, own = self.family.train_distribution(params["family"], family_key, features)

@@ -7,6 +7,7 @@ from typing import Protocol
 import distrax
 import jax
 import jax.numpy as jnp
+from distrax import Distribution
 
 from flowvi import checks
 from flowvi.bijectors import Units
@@ -78,9 +79,7 @@ class Flow(Composed):
         self.check_context(context)
         return None if self.base.context_shape is None else context
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: Context
-    ) -> FlowDistribution:
+    def push(self, params: Params, inner: Distribution, context: Context) -> FlowDistribution:
         batch_shape = self.check_context(context)
         bijector = self.transform.bijector(params["transform"], context)
         dtype = jnp.result_type(*jax.tree.leaves(params["transform"]))
@@ -89,7 +88,7 @@ class Flow(Composed):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class StandardNormal(Family):
-    """Independent standard normals, without parameters; see `standard_normal`."""
+    """distrax.Independent standard normals, without parameters; see `standard_normal`."""
 
     event_shape: Shape
     context_shape: None = None
@@ -102,7 +101,7 @@ class StandardNormal(Family):
         del key
         return {}
 
-    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
         self.check_context(context)
         # A MultivariateNormalDiag would leak tracers when it leaves a compiled function.
         normal = distrax.Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
@@ -136,7 +135,7 @@ class Linear:
 
 
 def standard_normal(event_shape: int | Shape) -> StandardNormal:
-    """Independent standard normals over events of a shape, or a size; without parameters."""
+    """distrax.Independent standard normals over events of a shape, or a size; without parameters."""
     return StandardNormal(checks.shape("event_shape", event_shape))
 
 

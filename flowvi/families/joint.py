@@ -5,22 +5,20 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
 
-import distrax
 import jax
 import jax.numpy as jnp
+from distrax import Distribution
 
 from flowvi import distributions
-from flowvi.families.family import Array, Context, Family, Params, Shape, bare_init, replaced, shown
+from flowvi.families.family import Array, Family, Params, Shape, Trained, bare_init, replaced, shown
 from flowvi.params import PyTree
 from flowvi.supports import Support, concatenated
 
-Member: TypeAlias = distrax.Distribution
 Draws = tuple[Array, Array]
 
 
-class JointDistribution(distrax.Distribution):
+class JointDistribution(Distribution):
     """The distribution of vectors z_1, z_2, ... in a row, each drawn given the one before.
 
         log p(z) = log p(z_1) + log p(z_2 | z_1) + log p(z_3 | z_2) + ...
@@ -29,7 +27,7 @@ class JointDistribution(distrax.Distribution):
     batch axes are those of the z before it. Draws and choices are as in `flowvi.distributions`.
     """
 
-    def __init__(self, member: Callable[..., distrax.Distribution], families: tuple[Family, ...]):
+    def __init__(self, member: Callable[..., Distribution], families: tuple[Family, ...]):
         super().__init__()
         self._member = member
         self._sizes = tuple(family.event_shape[0] for family in families)
@@ -62,19 +60,19 @@ class JointDistribution(distrax.Distribution):
         return self._draws(key, (n,), one)[0]
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> Draws:
-        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
+        def one(q: Distribution, key: Array, shape: Shape, flag: bool) -> Draws:
             return q.sample_and_log_prob(seed=key, sample_shape=shape)
 
         return self._draws(key, (n,), one)
 
     def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
-        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
+        def one(q: Distribution, key: Array, shape: Shape, flag: bool) -> Draws:
             return distributions.draw(q, key, shape, reparameterized=flag)
 
         return self._draws(key, sample_shape, one)
 
     def draw_each(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
-        def one(q: Member, key: Array, shape: Shape, flag: bool) -> Draws:
+        def one(q: Distribution, key: Array, shape: Shape, flag: bool) -> Draws:
             return distributions.draw_each(q, key, shape, reparameterized=flag)
 
         return self._draws(key, sample_shape, one, combine=True)
@@ -113,7 +111,7 @@ class JointDistribution(distrax.Distribution):
         rows = [part[place.ravel()] for part, place in zip(parts, places, strict=True)]
         return jnp.concatenate([row.astype(self.dtype) for row in rows], -1)
 
-    def _members(self) -> list[distrax.Distribution]:
+    def _members(self) -> list[Distribution]:
         """All members, at some values of those before."""
         before = [jnp.zeros((*self.batch_shape, size)) for size in self._sizes[:-1]]
         return [self._first, *(self._member(i, z) for i, z in enumerate(before, 1))]
@@ -154,27 +152,25 @@ class JointFamily(Family):
         keys = jax.random.split(key, len(self.families))
         return {"families": tuple(map(bare_init, self.families, keys))}
 
-    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
+    def distribution(self, params: Params, context: PyTree = None) -> Distribution:
         self.check_context(context)
 
-        def member(number: int, before: Array | None) -> distrax.Distribution:
+        def member(number: int, before: Array | None) -> Distribution:
             seen = self._seen(number, before, context)
             return self.families[number].distribution(params["families"][number], seen)
 
         return JointDistribution(member, self.families)
 
-    def train_distribution(
-        self, params: Params, key: Array, context: Context = None
-    ) -> tuple[distrax.Distribution, Params]:
+    def train_distribution(self, params: Params, key: Array, context: PyTree = None) -> Trained:
         self.check_context(context)
         draw_key, *keys = jax.random.split(key, 1 + len(self.families))
 
-        def trained(number: int, before: Array | None) -> tuple[distrax.Distribution, Params]:
+        def trained(number: int, before: Array | None) -> Trained:
             seen = self._seen(number, before, context)
             family, own = self.families[number], params["families"][number]
             return family.train_distribution(own, keys[number], seen)
 
-        def member(number: int, before: Array | None) -> distrax.Distribution:
+        def member(number: int, before: Array | None) -> Distribution:
             distribution = trained(number, before)[0]
             if isinstance(distribution, distributions.RelaxedDistribution):
                 rule = "`families` of `fv.joint` must not be relaxed: their rate has no closed form"
@@ -194,7 +190,7 @@ class JointFamily(Family):
         new_params = replaced(params, families=old if same else tuple(new))
         return JointDistribution(member, self.families), new_params
 
-    def _seen(self, number: int, before: Array | None, context: Context) -> Array | None:
+    def _seen(self, number: int, before: Array | None, context: PyTree) -> Array | None:
         """The context of a family: the z before it, where it wants that with the context too."""
         if before is None:
             return context
@@ -215,9 +211,8 @@ def joint(*families: Family) -> JointFamily:
 
     As a prior, whose first family takes no context, it is a hierarchy of latents. As a posterior
     its first family sees x, and each later one the z before it; or, where its context is so long, x
-    and that z in one vector, q(z_1 | x) q(z_2 | x, z_1) .... Events are the vectors in a row. So a
-    prior and a posterior of one order belong together, and the likelihood sees all of the z. Its
-    KL divergence from another one is estimated from draws.
+    and that z in one vector, q(z_1 | x) q(z_2 | x, z_1) .... Events are the vectors in a row, which
+    the likelihood sees. Its KL divergence from another one is estimated from draws.
 
     Members may be discrete: `fv.objectives.ScoreFunction` then takes the score of their choices
     only, and `fv.objectives.Enumeration` sums over them.
@@ -234,9 +229,8 @@ def joint(*families: Family) -> JointFamily:
         >>> import jax
         >>> import flowvi as fv
         >>> from flowvi.networks import MLP
-        >>> prior = fv.joint(
-        ...     fv.standard_normal(2), fv.conditional(fv.gaussian(5), MLP(2, (8,), 10))
-        ... )
+        >>> second = fv.conditional(fv.gaussian(5), MLP(2, (8,), 10))
+        >>> prior = fv.joint(fv.standard_normal(2), second)
         >>> prior.sample(prior.init(jax.random.key(0)), jax.random.key(1), 3).shape
         (3, 7)
     """

@@ -101,15 +101,12 @@ def gaussian(
 
         y = loc + scale x,   x standard normal
 
-    As a posterior, `fv.conditional(fv.gaussian(8), encoder)`, its KL divergence from a standard
-    normal prior is exact; as a likelihood it is a model of real numbers.
-
     Args:
         event_shape: the shape of an event, or its size.
         scale: where the scale comes from:
 
-            - "predicted": the context is loc and a scale for each coordinate, which a softplus
-              makes positive: {"loc", "scale"}, or one array with the last axis twice as long;
+            - "predicted": the context is {"loc", "scale"}, or one array with the last axis twice
+              as long; a softplus makes scales positive;
             - "full": for vectors, the context is loc and the lower triangle of L, in y = loc + L x,
               row by row: {"loc", "factor"}, or one array of length D + D (D + 1) / 2. A softplus
               makes the diagonal positive, and a row is in units of its diagonal and of D^(1/2);
@@ -128,26 +125,17 @@ def gaussian(
 
 
 def laplace(event_shape: int | Shape, *, scale: Scale = "predicted") -> LocationScale:
-    """A Laplace distribution, log p(y) = -|y - loc| / scale - log(2 scale).
-
-    Its arguments are those of `gaussian`, without "full".
-    """
+    """As `gaussian`, without "full": log p(y) = -|y - loc| / scale - log(2 scale)."""
     return _location_scale("laplace", event_shape, scale)
 
 
 def logistic(event_shape: int | Shape, *, scale: Scale = "predicted") -> LocationScale:
-    """A logistic distribution, P(Y < y) = 1 / (1 + exp(-(y - loc) / scale)).
-
-    Its arguments are those of `gaussian`, without "full".
-    """
+    """As `gaussian`, without "full": P(Y < y) = 1 / (1 + exp(-(y - loc) / scale))."""
     return _location_scale("logistic", event_shape, scale)
 
 
 def gumbel(event_shape: int | Shape, *, scale: Scale = "predicted") -> LocationScale:
-    """A Gumbel distribution, P(Y < y) = exp(-exp(-(y - loc) / scale)).
-
-    Its arguments are those of `gaussian`, without "full".
-    """
+    """As `gaussian`, without "full": P(Y < y) = exp(-exp(-(y - loc) / scale))."""
     return _location_scale("gumbel", event_shape, scale)
 
 
@@ -199,9 +187,7 @@ def bernoulli(event_shape: int | Shape) -> Logits:
 
         log p(x) = sum_i x_i logits_i - softplus(logits_i)
 
-    Args:
-        event_shape: the shape of an event, or its size. It is also the shape of the context,
-            unless that is a dict: {"logits"}.
+    The event shape, or its size, is also that of the context, or of its "logits".
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,8 +208,7 @@ def categorical(event_shape: int | Shape, num_classes: int, *, one_hot: bool = F
     Args:
         event_shape: the shape of an event, or its size; () for one number.
         num_classes: K. The context is of shape [*batch, *event_shape, K], or a dict: {"logits"}.
-        one_hot: whether a class is a row of the identity instead of a number, as the latents of a
-            network want to be. The event then has a last axis of classes.
+        one_hot: whether a class is a row of the identity instead of a number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -243,9 +228,6 @@ def continuous_bernoulli(event_shape: int | Shape) -> Logits:
 
     It is accurate for all logits, also near 0, where the last term is 0 / 0. Samples are by the
     inverse of the distribution function and carry gradients.
-
-    Args:
-        event_shape: as of `bernoulli`.
 
     Source: Loaiza-Ganem, Cunningham, "The Continuous Bernoulli: Fixing a Pervasive Error in
     Variational Autoencoders", 2019.
@@ -300,9 +282,8 @@ def from_distrax(
     """Any Distrax distribution, whose arguments are the context, such as the output of a network.
 
     Args:
-        constructor: a class of Distrax, or a function that returns one of its distributions. It is
-            called with the arguments by name. Batch axes beyond those of the context become axes of
-            the event.
+        constructor: a class of Distrax, or a function of named arguments that returns one of its
+            distributions, whose batch axes beyond those of the context become axes of the event.
         event_shape: the shape of an event, or its size.
         arguments: names of its arguments, all of the event's shape; or a dict name -> shape.
         constraints: what makes an argument acceptable, whatever its value: "positive",
@@ -310,15 +291,10 @@ def from_distrax(
         reparameterized: whether samples carry gradients to every argument. Distrax does not say.
         support: where events may lie, as in `standardized`.
 
-    Raises:
-        ValueError: also if the distribution is not over events of that shape.
-
     Example:
         >>> import distrax, jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> family = fv.from_distrax(
-        ...     distrax.Poisson, 3, ("rate",), constraints={"rate": "positive"}
-        ... )
+        >>> family = fv.from_distrax(distrax.Poisson, 3, ["rate"], constraints={"rate": "positive"})
         >>> family.sample({}, jax.random.key(0), 2, jnp.zeros((5, 3))).shape
         (2, 5, 3)
     """

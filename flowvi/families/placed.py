@@ -4,10 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from distrax import Bijector, Block, Chain, Distribution, ScalarAffine
 from jax.typing import ArrayLike
 
 from flowvi import checks
@@ -23,14 +23,12 @@ from flowvi.transformers import Transformer, as_transformer
 Numbers = dict[str, jax.Array]
 
 
-def _pushed(
-    inner: distrax.Distribution, bijectors: list[distrax.Bijector], dtype: jnp.dtype
-) -> FlowDistribution:
+def _pushed(inner: Distribution, bijectors: list[Bijector], dtype: jnp.dtype) -> FlowDistribution:
     """The distribution of f(x), x from `inner`: one flow where that is a flow itself."""
     batch_shape, dtype = inner.batch_shape, jnp.promote_types(inner.dtype, dtype)
     if isinstance(inner, FlowDistribution):
         inner, bijectors = inner.distribution, [*bijectors, inner.bijector]
-    bijector = bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
+    bijector = bijectors[0] if len(bijectors) == 1 else Chain(bijectors)
     return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)
 
 
@@ -49,13 +47,10 @@ class Standardized(Composed):
         return shown("standardized", self.family, support=support)
 
     def own(self, key: jax.Array) -> dict[str, Params]:
-        shapes = {"units": self.event_shape}
+        own = {"units": _units(np.zeros(self.event_shape), 1.0)}
         if self.context_shape is not None and not _takes_rows(self.family):
-            shapes["context_units"] = self.context_shape
-        return {
-            name: Fixed({"shift": jnp.zeros(shape), "scale": jnp.ones(shape)})
-            for name, shape in shapes.items()
-        }
+            own["context_units"] = _units(np.zeros(self.context_shape), 1.0)
+        return own
 
     def features(self, params: Params, context: PyTree) -> PyTree:
         if context is None or "context_units" not in params:
@@ -64,9 +59,7 @@ class Standardized(Composed):
         units = params["context_units"].value
         return (jnp.asarray(context) - units["shift"]) / units["scale"]
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: PyTree
-    ) -> FlowDistribution:
+    def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
         units = Units(**params["units"].value)
         dtype = params["units"].value["shift"].dtype
         bound = self.support.bijector(dtype)
@@ -97,12 +90,12 @@ class Standardized(Composed):
             got = f"{array[0][place]!s} in column {place[0] if len(place) == 1 else place}"
             rule = "`x` must vary in every column"
             raise ValueError(f"{rule}; got the constant {got}. Perhaps drop that column?")
-        placed = {"units": _units(params["units"], shift, scale)}
+        placed = {"units": _units(shift, scale, params["units"])}
         seen = None if context is None or "context_units" not in params else on_host(context)
         if seen is not None and jnp.issubdtype(seen.dtype, jnp.floating):
             shift, scale, constant = _moments(seen)
             scale = np.where(constant, 1, scale)
-            placed["context_units"] = _units(params["context_units"], shift, scale)
+            placed["context_units"] = _units(shift, scale, params["context_units"])
         return {**params, **placed}
 
     def standardize(
@@ -118,11 +111,11 @@ class Standardized(Composed):
         shift, scale = _host_units(params["units"])
         values, log_det = _to_reals(self.support, as_array("x", x))
         log_det = log_det - np.log(scale).sum()
-        if context is not None:
-            context = np.asarray(context)
-            units = _host_units(params["context_units"]) if "context_units" in params else (0, 1)
-            if np.any(units[0] != 0) or np.any(units[1] != 1):
-                context = (np.asarray(context, np.float64) - units[0]) / units[1]
+        if context is not None and "context_units" in params:
+            mean, sd = _host_units(params["context_units"])
+            if np.any(mean != 0) or np.any(sd != 1):
+                context = (np.asarray(context, np.float64) - mean) / sd
+        context = None if context is None else np.asarray(context)
         return (values - shift) / scale, log_det, context
 
     def unstandardize(self, params: Params, y: ArrayLike) -> np.ndarray:
@@ -144,9 +137,10 @@ def _takes_rows(family: Family) -> bool:
     return isinstance(family, Local)
 
 
-def _units(old: Fixed, shift: np.ndarray, scale: np.ndarray) -> Fixed:
+def _units(shift: np.ndarray, scale: np.ndarray | float, old: Fixed | None = None) -> Fixed:
     """Units in the dtype of the old ones: rounded, but exact from here on."""
-    dtype = old.value["shift"].dtype
+    dtype = jnp.result_type(float) if old is None else old.value["shift"].dtype
+    scale = np.broadcast_to(scale, shift.shape)
     return Fixed({"shift": jnp.asarray(shift, dtype), "scale": jnp.asarray(scale, dtype)})
 
 
@@ -175,22 +169,15 @@ def _inverse(support: Support, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return support.bijector(x.dtype).inverse_and_log_det(x)  # type: ignore[union-attr]
 
 
-def _moments(
-    array: np.ndarray, support: Support | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, in double precision, and whether it is constant.
-
-    A column is constant by its values rather than by its standard deviation, which rounding keeps
-    from zero.
-    """
+def _moments(array: np.ndarray, support: Support | None = None) -> tuple[np.ndarray, ...]:
+    """Mean and standard deviation of each column, and whether its values are all the same."""
     count, mean, squares = 0, np.zeros(array.shape[1:]), np.zeros(array.shape[1:])
     low, high = np.full(array.shape[1:], np.inf), np.full(array.shape[1:], -np.inf)
     for chunk in chunks(array):
         values = np.asarray(array[chunk], np.float64)
         values = values if support is None else _to_reals(support, values)[0]
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
-        # Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-        # Variances", 1979.
+        # Chan, Golub, LeVeque, "Updating Formulae ... for Computing Sample Variances", 1979.
         delta = values.mean(0) - mean
         total = count + len(values)
         squares += values.var(0) * len(values) + delta**2 * (count * len(values) / total)
@@ -205,8 +192,8 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         x = support_map(shift + scale * y),   y from the family at (context - mean) / sd
 
     The support map is the identity for real numbers, lower + exp or upper - exp beside one bound,
-    and a sigmoid between two. Units are parameters that no optimizer moves: the identity at first,
-    and what `place` takes from data. `fv.fit_density` does both.
+    and a sigmoid between two. Units are `Fixed` parameters: the identity at first, and what `place`
+    takes from data, as `fv.fit_density` does.
 
     Args:
         family: a family over all real numbers.
@@ -220,8 +207,7 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         >>> family = fv.standardized(fv.standard_normal(1), "positive")
         >>> x = np.exp(500.0 + 2.0 * np.array([[-1.0], [1.0]]))
         >>> params = family.place(family.init(jax.random.key(0)), x)
-        >>> y, _, _ = family.standardize(params, x)
-        >>> y.ravel().tolist()
+        >>> family.standardize(params, x)[0].ravel().tolist()
         [-1.0, 1.0]
     """
     if isinstance(as_family(family), Standardized):
@@ -274,15 +260,13 @@ class Whitened(Composed):
         """Parameters with a base `factor` times as wide as that of the family, before its maps."""
         return {**params, "width": Fixed(params["width"].value * factor)}
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: PyTree
-    ) -> FlowDistribution:
+    def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
         whitening = params["whitening"].value
         inner = _wider(inner, params["width"].value)
         bijectors = self._affine(whitening, params.get("marginal"))
         return _pushed(inner, bijectors, whitening["loc"].dtype)
 
-    def _affine(self, whitening: Numbers, theta: jax.Array | None) -> list[distrax.Bijector]:
+    def _affine(self, whitening: Numbers, theta: jax.Array | None) -> list[Bijector]:
         kind = Dense if self.rank is None else LowRank
         if self.marginal is None or theta is None:
             return [kind(**whitening)]
@@ -296,18 +280,18 @@ class Whitened(Composed):
             whitening["log_det"] = whitening["log_det"] - jnp.sum(jnp.log(spread))
         else:
             whitening["scale"] = whitening["scale"] / spread
-        scalar = distrax.Block(self.marginal(theta), 1)
+        scalar = Block(self.marginal(theta), 1)
         return [Units(loc, spread), scalar, kind(**whitening)]
 
 
-def _wider(distribution: distrax.Distribution, width: jax.Array) -> FlowDistribution:
+def _wider(distribution: Distribution, width: jax.Array) -> FlowDistribution:
     """A distribution from a base so many times as wide."""
     batch_shape, dtype = distribution.batch_shape, distribution.dtype
     if isinstance(distribution, FlowDistribution):
         base, bijector = _wider(distribution.distribution, width), distribution.bijector
     else:
-        scale = distrax.ScalarAffine(shift=0.0, scale=width.astype(dtype))
-        base, bijector = distribution, distrax.Block(scale, len(distribution.event_shape))
+        scale = ScalarAffine(shift=0.0, scale=width.astype(dtype))
+        base, bijector = distribution, Block(scale, len(distribution.event_shape))
     return FlowDistribution(base, bijector, batch_shape=batch_shape, dtype=dtype)
 
 
@@ -328,14 +312,11 @@ def whitened(
 
     With a marginal transformer t, y_i = loc_i + s_i t_i((A x)_i / s_i) where s_i is the standard
     deviation of (A x)_i: skewed and heavy-tailed marginals at the price of a few parameters for
-    each coordinate, in however many dimensions.
-
-    A new one has the identity; `place` puts another map into the parameters.
+    each coordinate. A new one has the identity; `place` puts another map into the parameters.
 
     Args:
         family: any family over vectors.
-        rank: None where A is a full matrix; or the number of directions of a diagonal matrix times
-            the identity plus a matrix of low rank.
+        rank: None for a full matrix A; or that of R in A = diagonal x (identity + R).
         marginal: "spline", "affine", a transformer, or None for none.
 
     Example:

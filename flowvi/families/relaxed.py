@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flowvi.distributions import BinaryConcrete, OneHotConcrete, RelaxedDistribution
-from flowvi.families.family import Array, Context, Params, Shape, replaced, shown
+from flowvi.families.family import Array, Context, Params, Shape, Trained, replaced, shown
 from flowvi.families.observations import Logits
 from flowvi.families.parametric import Parametric, independent
 from flowvi.params import Fixed
@@ -77,9 +77,7 @@ class Relaxed(Parametric):
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
         return self.family.build(params, arguments)
 
-    def train_distribution(
-        self, params: Params, key: Array, context: Context = None
-    ) -> tuple[distrax.Distribution, Params]:
+    def train_distribution(self, params: Params, key: Array, context: Context = None) -> Trained:
         discrete, new = self.distribution(params, context), params
         temperature: float | Array | Annealing = self.temperature
         if isinstance(temperature, Annealing):

@@ -85,7 +85,7 @@ OUTSIDE = {
     "bernoulli": (
         fv.bernoulli(2),
         r"`images` must hold only 0 and 1 for .*; got 0.5 in row 1, column 1, and 1 "
-        r"more. Perhaps binarise it once, `x > 0.5` .*`fv.continuous_bernoulli`",
+        r"more. Perhaps binarise it, `x > 0.5` .*`fv.continuous_bernoulli`",
     ),
     "continuous": (
         fv.continuous_bernoulli(2),

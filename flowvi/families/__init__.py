@@ -1,12 +1,12 @@
 """Families: distributions waiting for parameters and a context."""
 
+from flowvi.families.choices import Annealing, mixture, relaxed
 from flowvi.families.contexts import Conditional, Local, conditional, local, unconditional
 from flowvi.families.custom import custom
 from flowvi.families.family import Family, Wrapper, as_array, check_key, check_params
 from flowvi.families.flow import Flow, full_rank, mean_field, standard_normal
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.joint import joint
-from flowvi.families.mixture import mixture
 from flowvi.families.observations import (
     bernoulli,
     categorical,
@@ -18,7 +18,6 @@ from flowvi.families.observations import (
     logistic,
 )
 from flowvi.families.placed import Standardized, Whitened, standardized, whitened
-from flowvi.families.relaxed import Annealing, relaxed
 
 __all__ = [
     "Annealing",

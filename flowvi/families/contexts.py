@@ -20,10 +20,8 @@ _BATCH = (2, 3)
 def _with_context(family: Family, what: str = "") -> Family:
     """A family that takes a context."""
     if as_family(family).context_shape is None:
-        raise ValueError(
-            f"`family` must take a context{what}; got {family!r}, which takes none. Perhaps give "
-            "it a `context_size`, or use `fv.gaussian(...)`, whose context are its parameters?"
-        )
+        fix = "Perhaps give it a `context_size`, or use `fv.gaussian(...)`?"
+        raise ValueError(f"`family` must take a context{what}; got {family!r}. {fix}")
     return family
 
 
@@ -85,11 +83,10 @@ def conditional(
         params = jax.eval_shape(network.init, jax.random.key(0))
         output = jax.eval_shape(network.apply, params, inputs)
     except Exception as error:
-        raise ValueError(
-            f"`network` must map inputs of shape {network.input_shape} in evaluation; {network!r} "
-            f"raised {type(error).__name__}: {error}. Perhaps it draws random numbers, and wants a "
-            "flag such as `is_training` to know when not to?"
-        ) from error
+        rule = f"`network` must map inputs of shape {network.input_shape} in evaluation"
+        got = f"{network!r} raised {type(error).__name__}: {error}"
+        fix = "Perhaps it draws random numbers, and wants a flag such as `is_training`?"
+        raise ValueError(f"{rule}; {got}. {fix}") from error
     _check_output(family, network, output)
     trained = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
     evaluated, trained = (
@@ -102,9 +99,9 @@ def conditional(
     for name in sorted(evaluated.keys() | trained.keys()):
         there, here = (kinds.get(name, "nothing") for kinds in (evaluated, trained))
         if there != here:
+            rule = "outputs and parameters of the same shapes in training as in evaluation"
             raise ValueError(
-                "`network` must return outputs and parameters of the same shapes in training as in "
-                f"evaluation; got {here} for {there} from {network!r}."
+                f"`network` must return {rule}; got {here} for {there} of {network!r}."
             )
     return Conditional(family, network)
 

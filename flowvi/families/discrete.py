@@ -14,7 +14,6 @@ class BinaryDistribution(distrax.Bernoulli):
 
     @property
     def atoms(self) -> Array:
-        """0 and 1; see `flowvi.distributions.support`."""
         return jnp.arange(2, dtype=self.dtype)
 
     def log_prob(self, value: Array) -> Array:
@@ -28,7 +27,6 @@ class ClassDistribution(distrax.Categorical):
 
     @property
     def atoms(self) -> Array:
-        """0, ..., K - 1; see `flowvi.distributions.support`."""
         return jnp.arange(self.num_categories, dtype=self.dtype)
 
     def log_prob(self, value: Array) -> Array:
@@ -44,7 +42,6 @@ class OneHotDistribution(distrax.OneHotCategorical):
 
     @property
     def atoms(self) -> Array:
-        """The rows of the identity; see `flowvi.distributions.support`."""
         return jnp.eye(self.num_categories, dtype=self.dtype)
 
     def log_prob(self, value: Array) -> Array:

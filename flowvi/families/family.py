@@ -69,12 +69,8 @@ class Family(abc.ABC):
     def distribution(self, params: Params, context: Context = None) -> Distribution:
         """The distribution at these parameters and this context, for evaluation.
 
-        Args:
-            params: parameters as `init` returns them.
-            context: of shape [*batch, *context_shape]; None where the family takes none.
-
-        Returns:
-            A Distrax distribution of batch shape [*batch], whose rows never share noise.
+        For a context of shape [*batch, *context_shape], or None where the family takes none, it is
+        a Distrax distribution of batch shape [*batch], whose rows never share noise.
         """
 
     def train_distribution(self, params: Params, key: Array, context: Context = None) -> Trained:
@@ -83,15 +79,10 @@ class Family(abc.ABC):
         `key` is for what is random in training, such as dropout. The default is the evaluation form
         and unchanged parameters.
         """
-        del key
         return self.distribution(params, context), params
 
     def check_support(self, x: ArrayLike, name: str = "x") -> None:
-        """Checks that data, of shape [*rows, *event_shape], lie in the support.
-
-        Raises:
-            ValueError: if a number does not: which of `name`, and what to do.
-        """
+        """Checks that data, of shape [*rows, *event_shape], lie in the support."""
         self.support.check(x, name, repr(self))
 
     def log_prob(self, params: Params, x: ArrayLike, context: Context = None) -> Array:
@@ -102,9 +93,7 @@ class Family(abc.ABC):
         x, context = self._check_data(params, x, context)
         return _log_prob(self, params, x, context)
 
-    def _check_data(
-        self, params: Params, x: ArrayLike, context: Context
-    ) -> tuple[Array | np.ndarray, Context]:
+    def _check_data(self, params: Params, x: PyTree, context: Context) -> tuple[PyTree, Context]:
         check_params(self, params)
         x, context = as_array("x", x), _as_context(context)
         checks.trailing_shape("x", x, self.event_shape, f"{self!r}")
@@ -167,8 +156,7 @@ def check_params(family: Family, params: Params) -> None:
             got = f"those of {marked.family!r}{_difference(family, marked.family)}"
             raise ValueError(f"`params` must be those of {family!r}; got {got}.")
         return
-    names = _names(family)
-    if names is None:
+    if (names := _names(family)) is None:
         return
     rule = f"`params` must be parameters of {family!r}, as its `init` returns them"
     if not isinstance(params, Mapping):
@@ -218,9 +206,8 @@ def _marked(init: Callable[[Family, Array], Params]) -> Callable[[Family, Array]
 def bare_init(family: Family, key: Array) -> Params:
     """Fresh parameters of a family inside another one: without a mark, which is the outer one's."""
     params = family.init(key)
-    if not isinstance(params, dict):
-        return params
-    return {name: each for name, each in params.items() if name != "origin"}
+    is_dict = isinstance(params, dict)
+    return {n: each for n, each in params.items() if n != "origin"} if is_dict else params
 
 
 def replaced(params: Params, **new: PyTree) -> Params:
@@ -230,9 +217,7 @@ def replaced(params: Params, **new: PyTree) -> Params:
 
 def shown(name: str, *arguments: object, **options: object) -> str:
     """A short repr: the call of a function, without options that are None; (n,) as n."""
-    words = [
-        str(each[0] if isinstance(each, tuple) and len(each) == 1 else each) for each in arguments
-    ]
+    words = [str(a[0] if isinstance(a, tuple) and len(a) == 1 else a) for a in arguments]
     words += [f"{key}={value!r}" for key, value in options.items() if value is not None]
     return f"{name}({', '.join(words)})"
 
@@ -247,9 +232,8 @@ def as_family(value: object, name: str = "family") -> Family:
 def check_key(key: Array, fix: str = "") -> None:
     """Checks that `key` is a random key, of either kind."""
     if isinstance(key, jax.Array | np.ndarray):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
-            return
-        if key.dtype == np.uint32 and key.ndim == 1:
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if (typed and key.ndim == 0) or (key.dtype == np.uint32 and key.ndim == 1):
             return
     raise TypeError(f"`key` must be a random key, such as `jax.random.key(0)`; got {key!r}.{fix}")
 
@@ -272,11 +256,9 @@ def as_array(name: str, value: ArrayLike) -> Array | np.ndarray:
 
 
 def _as_context(context: Context) -> Context:
-    if context is None:
-        return None
     if isinstance(context, Mapping):
         return {key: as_array(f'context["{key}"]', each) for key, each in context.items()}
-    return as_array("context", context)
+    return None if context is None else as_array("context", context)
 
 
 def _as_shape(sample_shape: SampleShape) -> Shape:

@@ -88,7 +88,7 @@ class Flow(Composed):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class StandardNormal(Family):
-    """distrax.Independent standard normals, without parameters; see `standard_normal`."""
+    """Independent standard normals, without parameters; see `standard_normal`."""
 
     event_shape: Shape
     context_shape: None = None
@@ -120,10 +120,11 @@ class Linear:
         return "full_rank" if self.full else "mean_field"
 
     def init(self, key: Array) -> Params:
-        loc, size = jnp.zeros(self.event_size), self.event_size
-        if self.full:
-            return {"loc": loc, "raw_factor": jnp.zeros((size, size))}
-        return {"loc": loc, "raw_scale": loc}
+        size = self.event_size
+        raw = (
+            {"raw_factor": jnp.zeros((size, size))} if self.full else {"raw_scale": jnp.zeros(size)}
+        )
+        return {"loc": jnp.zeros(size), **raw}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
         if not self.full:
@@ -135,7 +136,7 @@ class Linear:
 
 
 def standard_normal(event_shape: int | Shape) -> StandardNormal:
-    """distrax.Independent standard normals over events of a shape, or a size; without parameters."""
+    """Independent standard normals over events of a shape, or a size; without parameters."""
     return StandardNormal(checks.shape("event_shape", event_shape))
 
 

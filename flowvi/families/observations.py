@@ -19,14 +19,11 @@ from flowvi.families.parametric import Parametric, independent, positive
 from flowvi.supports import Support, SupportLike, Values, as_support
 
 Scale = float | Literal["predicted", "learned"]
+Full = Literal["full"]
 Constraint = str | Callable[[Array], Array]
 
-NOISES = {
-    "gaussian": distrax.Normal,
-    "laplace": distrax.Laplace,
-    "logistic": distrax.Logistic,
-    "gumbel": distrax.Gumbel,
-}
+NOISES = {"gaussian": distrax.Normal, "laplace": distrax.Laplace}
+NOISES |= {"logistic": distrax.Logistic, "gumbel": distrax.Gumbel}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -44,12 +41,10 @@ class LocationScale(Parametric):
 
     @property
     def arguments(self) -> dict[str, Shape]:
-        arguments = {"loc": self.event_shape}
-        if self.scale == "predicted":
-            arguments["scale"] = self.event_shape
-        elif self.scale == "full":
-            arguments["factor"] = (math.comb(self.event_shape[0] + 1, 2),)
-        return arguments
+        if self.scale == "full":
+            return {"loc": self.event_shape, "factor": (math.comb(self.event_shape[0] + 1, 2),)}
+        names = ("loc", "scale") if self.scale == "predicted" else ("loc",)
+        return dict.fromkeys(names, self.event_shape)
 
     def init(self, key: Array) -> Params:
         del key
@@ -59,10 +54,9 @@ class LocationScale(Parametric):
         loc = arguments["loc"]
         if self.scale == "full":
             return _full_normal(loc, arguments["factor"])
-        if isinstance(self.scale, float):
-            scale = jnp.asarray(self.scale, loc.dtype)
-        else:
-            scale = positive({**params, **arguments}["scale"])
+        is_fixed = isinstance(self.scale, float)
+        raw = self.scale if is_fixed else {**params, **arguments}["scale"]
+        scale = jnp.asarray(raw, loc.dtype) if is_fixed else positive(raw)
         return independent(NOISES[self.noise](loc, scale), self.event_shape)
 
 
@@ -94,12 +88,8 @@ def _location_scale(noise: str, event_shape: int | Shape, scale: object) -> Loca
     return LocationScale(noise, shape, scale if isinstance(scale, str) else float(scale))
 
 
-def gaussian(
-    event_shape: int | Shape, *, scale: Scale | Literal["full"] = "predicted"
-) -> LocationScale:
-    """A normal distribution whose parameters are the context.
-
-        y = loc + scale x,   x standard normal
+def gaussian(event_shape: int | Shape, *, scale: Scale | Full = "predicted") -> LocationScale:
+    """A normal distribution whose parameters are the context: y = loc + scale x, x normal.
 
     Args:
         event_shape: the shape of an event, or its size.
@@ -235,10 +225,7 @@ def continuous_bernoulli(event_shape: int | Shape) -> Logits:
     return Logits("continuous_bernoulli", checks.shape("event_shape", event_shape))
 
 
-CONSTRAINTS: dict[str, Callable[[Array], Array]] = {
-    "positive": positive,
-    "unit interval": jax.nn.sigmoid,
-}
+CONSTRAINTS = {"positive": positive, "unit interval": jax.nn.sigmoid}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -43,27 +43,20 @@ def as_network(
     Of a module of nnx or Equinox that there is already, the parameters are those that it has,
     whatever the key. A function makes fresh ones; its parameter must be called `rngs` or `key`.
 
-    All are called with one leading axis of rows, except modules of Equinox, which are called with
-    one row. Dropout and batch statistics follow the training form of the family: by
-    the module's own switch (nnx, Equinox), or by an argument called `train`, `training`,
-    `is_training`, `deterministic`, `inference` or `use_running_average`.
+    All are called with one leading axis of rows, except modules of Equinox, which see one row.
+    Dropout and batch statistics follow the training form of the family: by the module's own switch
+    (nnx, Equinox), or by an argument called `train`, `training`, `is_training`, `deterministic`,
+    `inference` or `use_running_average`.
 
     Args:
         network: one of these.
         input_shape: the shape of one input; needed where the network does not know it.
         train_flag: the name of an argument that is True in training, where it is none of the above.
 
-    Raises:
-        ValueError: if the input shape is missing or contradicts the network's own, or the network
-            has no hash.
-
     Example:
         >>> import haiku as hk, jax
         >>> from flowvi.networks import as_network
-        >>> def encoder(x, is_training):
-        ...     h = hk.nets.MLP([32, 4])(x)
-        ...     return hk.dropout(hk.next_rng_key(), 0.1, h) if is_training else h
-        >>> network = as_network(hk.transform(encoder), (10,))
+        >>> network = as_network(hk.transform(lambda x: hk.nets.MLP([32, 4])(x)), (10,))
         >>> params = network.init(jax.random.key(0))
         >>> network.apply(params, jax.numpy.ones((3, 5, 10))).shape
         (3, 5, 4)
@@ -99,6 +92,7 @@ def as_network(
 
 #: Libraries whose modules have their arrays inside.
 MADE_BY: dict[str, type[ForeignNetwork]] = {"flax.nnx": NNXNetwork, "equinox": EquinoxNetwork}
+LINEN = "flax.linen"
 
 
 def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
@@ -115,9 +109,6 @@ def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
     if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
         return foreign.PlainNetwork, (network.init, network.apply)
     return MADE_BY.get(_library_made(network)), network
-
-
-LINEN = "flax.linen"
 
 
 def _library(kind: type) -> str | None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.masked import activation_function
+from flowvi.masked import activation_function, add
 from flowvi.networks.network import MLP, Activation, Array, Network, Shape, as_shape, leading_shape
 from flowvi.params import PyTree
 
@@ -54,8 +54,7 @@ class _Images:
 
     def _init_layers(self, key: Array, channels: Shape) -> tuple[dict[str, Array], ...]:
         """Kernels between these numbers of channels."""
-        window = (self.kernel_size, self.kernel_size)
-        pairs = list(itertools.pairwise(channels))
+        window, pairs = (self.kernel_size,) * 2, list(itertools.pairwise(channels))
         keys = jax.random.split(key, max(len(pairs), 1))
         return tuple(
             {"w": jax.random.normal(k, (*window, *pair)), "b": jnp.zeros(pair[1])}
@@ -70,12 +69,18 @@ def _weights(layer: dict[str, Array], stride: int = 1) -> Array:
     return layer["w"] * max(fan_in, 1.0) ** -0.5
 
 
+def _convolve(h: Array, layer: dict[str, Array], stride: int) -> Array:
+    strides = (stride, stride)
+    weights = _weights(layer)
+    h = jax.lax.conv_general_dilated(h, weights, strides, "SAME", dimension_numbers=_LAYOUT)
+    return add(h, layer["b"])
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConvEncoder(_Images, Network):
     """Images of shape [..., height, width, channels] to arrays of shape [..., *output_size].
 
-    Convolutions of stride 2, each of which halves the image, then a dense network. Sizes need not
-    be even: a convolution maps n to ceil(n / 2) pixels. `ConvDecoder` is the way back.
+    Convolutions of stride 2, each of n to ceil(n / 2) pixels, then a dense network.
 
     Attributes:
         image_shape: (height, width, channels), or (height, width) for one channel without an axis.
@@ -116,10 +121,7 @@ class ConvEncoder(_Images, Network):
         num_rows = math.prod(batch_shape)
         h = x.reshape(num_rows, *self.image_shape[:2], self._image_channels)
         for layer in params["convolutions"]:
-            h = jax.lax.conv_general_dilated(
-                h, _weights(layer), (2, 2), "SAME", dimension_numbers=_LAYOUT
-            )
-            h = activation(h + layer["b"])
+            h = activation(_convolve(h, layer, 2))
         output = self._dense.apply(params["dense"], h.reshape(num_rows, math.prod(h.shape[1:])))
         return output.reshape(batch_shape + output.shape[1:])
 
@@ -180,11 +182,7 @@ class ConvDecoder(_Images, Network):
         *up, last = params["convolutions"]
         targets = reversed(self._image_sizes()[:-1])
         for layer, (height, width) in zip(up, targets, strict=True):
-            h = jax.lax.conv_transpose(
-                activation(h), _weights(layer, 2), (2, 2), "SAME", dimension_numbers=_LAYOUT
-            )
-            h = h[:, :height, :width] + layer["b"]
-        h = jax.lax.conv_general_dilated(
-            activation(h), _weights(last), (1, 1), "SAME", dimension_numbers=_LAYOUT
-        )
-        return (h + last["b"]).reshape(batch_shape + self.image_shape)
+            weights, h = _weights(layer, 2), activation(h)
+            h = jax.lax.conv_transpose(h, weights, (2, 2), "SAME", dimension_numbers=_LAYOUT)
+            h = add(h[:, :height, :width], layer["b"])
+        return _convolve(activation(h), last, 1).reshape(batch_shape + self.image_shape)

@@ -52,14 +52,9 @@ class MADE(hk.Module):
         name: str | None = None,
     ):
         # Haiku must not meet a half-built module, so the description is checked first.
-        network = masked.MaskedNetwork(
-            event_size,
-            tuple(hidden_sizes),
-            num_params,
-            context_size=context_size,
-            activation=activation,
-            order=None if order is None else tuple(order),
-        )
+        options: PyTree = {"context_size": context_size, "activation": activation}
+        options["order"] = None if order is None else tuple(order)
+        network = masked.MaskedNetwork(event_size, tuple(hidden_sizes), num_params, **options)
         super().__init__(name=name)
         self._network = network
 
@@ -75,15 +70,12 @@ def _get_parameters(network: masked.MaskedNetwork) -> PyTree:
     """The network's parameter tree, each array a Haiku parameter named by its place in the tree."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
-
-    def get(index: int, path: PyTree, leaf: jax.ShapeDtypeStruct) -> Array:
+    leaves = []
+    for index, (path, leaf) in enumerate(paths):
         # A key may be drawn only where the parameter is new: not inside of a loop, for example.
-        def fresh(shape: Sequence[int], dtype: PyTree) -> Array:
-            del shape, dtype
+        def fresh(shape: Sequence[int], dtype: PyTree, index: int = index) -> Array:
             return jax.tree.leaves(network.init(hk.next_rng_key()))[index]
 
         name = jax.tree_util.keystr(path, simple=True, separator="_")
-        return hk.get_parameter(name, leaf.shape, leaf.dtype, init=fresh)
-
-    leaves = [get(index, path, leaf) for index, (path, leaf) in enumerate(paths)]
+        leaves.append(hk.get_parameter(name, leaf.shape, leaf.dtype, init=fresh))
     return jax.tree.unflatten(structure, leaves)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -71,8 +72,8 @@ class MLP(Network):
         h_1 = a(x W_1 + c U + b_1),  h_l = a(h_{l-1} W_l + b_l),  output = h_L W + b
 
     Weights are stored with unit variance and divided by the square root of a layer's fan-in when
-    they are used, as in `flowvi.masked`, so that one learning rate suits it and the flows here.
-    Adam wants one about sqrt(width) times as large as for networks that store them divided.
+    they are used, so that one learning rate suits it and the flows here: about sqrt(width) times
+    as large as for networks that store them divided.
 
     Attributes:
         input_size: the length of x, or the shape of one x, which is then flattened.
@@ -80,8 +81,7 @@ class MLP(Network):
         output_size: the length of the output, or its shape.
         context_size: the length of a second input c, whose leading axes broadcast; or None.
         activation: a name such as "silu", or a function.
-        zero_output: whether the last layer starts at zero, and so does the output. For maps that
-            start as the identity; elsewhere it hurts, because nothing flows back through zeros.
+        zero_output: whether the output starts at zero, for maps that start as the identity.
 
     Example:
         >>> import jax
@@ -103,8 +103,7 @@ class MLP(Network):
         for name in ("input_size", "output_size"):
             object.__setattr__(self, name, checks.size_or_shape(name, getattr(self, name)))
         if self.context_size is not None:
-            size = checks.positive_int("context_size", self.context_size)
-            object.__setattr__(self, "context_size", size)
+            checks.positive_int("context_size", self.context_size)
         activation_function(self.activation)
 
     def __repr__(self) -> str:
@@ -124,16 +123,16 @@ class MLP(Network):
         sizes = (math.prod(self.input_shape), *self.hidden_sizes, math.prod(self.output_shape))
         keys = jax.random.split(key, len(sizes))
         layers = [
-            {"w": jax.random.normal(k, (size_in, size_out)), "b": jnp.zeros(size_out)}
-            for k, size_in, size_out in zip(keys[1:], sizes[:-1], sizes[1:], strict=True)
+            {"w": jax.random.normal(k, pair), "b": jnp.zeros(pair[1])}
+            for k, pair in zip(keys[1:], itertools.pairwise(sizes), strict=True)
         ]
         if self.zero_output:
             layers[-1]["w"] = jnp.zeros_like(layers[-1]["w"])
         params: PyTree = {"layers": tuple(layers)}
         if self.context_size is not None:
             w = jax.random.normal(keys[0], (self.context_size, sizes[1]))
-            is_last = not self.hidden_sizes
-            params["context"] = jnp.zeros_like(w) if is_last and self.zero_output else w
+            is_zero = self.zero_output and not self.hidden_sizes
+            params["context"] = jnp.zeros_like(w) if is_zero else w
         return params
 
     def apply(self, params: PyTree, x: Array, context: Array | None = None) -> Array:

@@ -232,7 +232,7 @@ CONFIGURATIONS = [
     (
         lambda: fv.local(fv.mean_field(2), 5),
         ValueError,
-        r"`family` must take a context, which each row .* got mean_field\(2\), which takes none.*"
+        r"`family` must take a context, which each row .* got mean_field\(2\). Perhaps give it a .*"
         r"or use `fv.gaussian\(...\)`",
     ),
     (lambda: fv.local(fv.gaussian(2), 0), ValueError, "`num_rows` must be a positive integer"),

@@ -1,7 +1,6 @@
 """Families whose draws make choices: mixtures, and continuous relaxations of discrete families."""
 
 import dataclasses
-import functools
 import math
 from typing import Literal
 
@@ -17,7 +16,6 @@ from flowvi.families.family import Array, Context, Family, Params, Shape, Traine
 from flowvi.families.observations import LocationScale, Logits, gaussian
 from flowvi.families.parametric import Parametric, independent
 from flowvi.params import Fixed
-from flowvi.supports import Support
 
 Draws = tuple[Array, Array]
 
@@ -106,20 +104,10 @@ def mixture(
         components: "learned" where weights, locations and scales are parameters; or "predicted"
             where they are the context, a dict of "logits" of shape [K] and of the arguments of
             `gaussian` with a first axis K; or one array with one after the other.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> family = fv.mixture(2, 10)
-        >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 5).shape
-        (5, 2)
-        >>> fv.mixture(2, 3, components="predicted").context_shape  # 3 + 3 x 2 + 3 x 2
-        (15,)
     """
-    if scale not in ("predicted", "full"):
-        raise ValueError(f'`scale` must be "predicted" or "full"; got {scale!r}.')
-    if components not in ("predicted", "learned"):
-        raise ValueError(f'`components` must be "predicted" or "learned"; got {components!r}.')
+    for name, value, other in (("scale", scale, "full"), ("components", components, "learned")):
+        if value not in ("predicted", other):
+            raise ValueError(f'`{name}` must be "predicted" or "{other}"; got {value!r}.')
     count = checks.positive_int("num_components", num_components)
     family = MixtureFamily(gaussian(event_shape, scale=scale), count)
     return unconditional(family) if components == "learned" else family
@@ -132,12 +120,6 @@ class Annealing:
         T(step) = start (end / start)^min(step / num_steps, 1)
 
     Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017.
-
-    Example:
-        >>> import flowvi as fv
-        >>> temperature = fv.Annealing(1.0, 0.25, num_steps=1000)
-        >>> float(temperature(0)), float(temperature(500)), float(temperature(2000))
-        (1.0, 0.5, 0.25)
     """
 
     start: float
@@ -155,35 +137,18 @@ class Annealing:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Relaxed(Parametric):
+class Relaxed(Logits):
     """A discrete family that is relaxed in training; see `relaxed`."""
 
-    family: Logits
-    temperature: float | Annealing
-    reparameterized: bool = dataclasses.field(default=True, init=False)
+    temperature: float | Annealing = 1.0
+    reparameterized: bool = dataclasses.field(default=True, init=False)  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return shown("relaxed", self.family, repr(self.temperature))
-
-    @property
-    def event_shape(self) -> Shape:
-        return self.family.event_shape
-
-    @functools.cached_property
-    def support(self) -> Support:
-        return self.family.support
-
-    @property
-    def arguments(self) -> dict[str, Shape]:
-        return self.family.arguments
+        return shown("relaxed", super().__repr__(), repr(self.temperature))
 
     def init(self, key: Array) -> Params:
-        if isinstance(self.temperature, Annealing):
-            return {"step": Fixed(jnp.zeros((), jnp.int32))}
-        return {}
-
-    def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
-        return self.family.build(params, arguments)
+        is_counted = isinstance(self.temperature, Annealing)
+        return {"step": Fixed(jnp.zeros((), jnp.int32))} if is_counted else {}
 
     def train_distribution(self, params: Params, key: Array, context: Context = None) -> Trained:
         discrete, new = self.distribution(params, context), params
@@ -191,7 +156,7 @@ class Relaxed(Parametric):
         if isinstance(temperature, Annealing):
             step = params["step"].value
             temperature, new = temperature(step), replaced(params, step=Fixed(step + 1))
-        single = OneHotConcrete if self.family.kind == "one_hot" else BinaryConcrete
+        single = OneHotConcrete if self.kind == "one_hot" else BinaryConcrete
         concrete = single(self.take_apart(context)["logits"], jnp.asarray(temperature))
         return RelaxedDistribution(independent(concrete, self.event_shape), discrete), new
 
@@ -231,10 +196,10 @@ def relaxed(family: Logits, temperature: float | Annealing) -> Relaxed:
         >>> bool(jnp.all((0 < z) & (z < 1)))
         True
     """
-    if not (isinstance(family, Logits) and family.kind in ("bernoulli", "one_hot")):
+    if type(family) is not Logits or family.kind not in ("bernoulli", "one_hot"):
         rule = "`family` must be `fv.bernoulli(...)` or `fv.categorical(..., one_hot=True)`"
         raise TypeError(f"{rule}; got {family!r}.")
     if not isinstance(temperature, Annealing):
         _check_positive("temperature", temperature)
         temperature = float(temperature)
-    return Relaxed(family, temperature)
+    return Relaxed(family.kind, family.shape, family.num_classes, temperature)

@@ -89,15 +89,12 @@ def conditional(
         raise ValueError(f"{rule}; {got}. {fix}") from error
     _check_output(family, network, output)
     trained = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
-    evaluated, trained = (
-        {
-            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(each)
-        }
-        for each in ((output, params), trained)
-    )
-    for name in sorted(evaluated.keys() | trained.keys()):
-        there, here = (kinds.get(name, "nothing") for kinds in (evaluated, trained))
+    leaves = jax.tree_util.tree_leaves_with_path
+    kinds = [
+        {str(path): leaf for path, leaf in leaves(each)} for each in (trained, (output, params))
+    ]
+    for name in sorted(kinds[0].keys() | kinds[1].keys()):
+        here, there = (str(kind.get(name, "nothing")) for kind in kinds)
         if there != here:
             rule = "outputs and parameters of the same shapes in training as in evaluation"
             raise ValueError(
@@ -115,9 +112,7 @@ def _check_output(family: Family, network: Network, output: PyTree) -> None:
     if jax.tree.map(lambda a: tuple(a.shape), output) == expected:
         return
     wanted = f"an array of shape {family.context_shape}, the context shape of {family!r}"
-    if arguments:
-        named = ", ".join(f'"{name}": {shape}' for name, shape in arguments.items())
-        wanted = f"{wanted}, or a dict of arrays of shapes {{{named}}}"
+    wanted += f", or a dict of arrays of shapes {arguments}" if arguments else ""
     got = jax.tree.map(lambda a: a.shape[len(_BATCH) :], output)
     raise ValueError(f"`network` must return {wanted}; got {got} from {network!r}.")
 
@@ -227,12 +222,5 @@ def unconditional(family: Family, *, learned: bool = True) -> Unconditional:
     Args:
         family: a family with a context.
         learned: whether an optimizer moves the context; if not it stays as it starts.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> prior = fv.unconditional(fv.bernoulli(3), learned=False)
-        >>> prior.log_prob(prior.init(jax.random.key(0)), jax.numpy.ones(3))  # 3 log 1/2
-        Array(-2.0794415, dtype=float32)
     """
     return Unconditional(_with_context(family), bool(learned))

@@ -141,23 +141,12 @@ def standard_normal(event_shape: int | Shape) -> StandardNormal:
 
 
 def mean_field(event_size: int) -> Flow:
-    """A normal over D independent coordinates: y = loc + scale x.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> family = fv.mean_field(2)
-        >>> family.distribution(family.init(jax.random.key(0))).variance()
-        Array([1., 1.], dtype=float32)
-    """
+    """A normal over D independent coordinates: y = loc + scale x."""
     size = checks.positive_int("event_size", event_size)
     return Flow(standard_normal(size), Linear(size, full=False))
 
 
 def full_rank(event_size: int) -> Flow:
-    """A normal over D coordinates with any covariance: y = loc + L x.
-
-    L is lower triangular with a positive diagonal.
-    """
+    """A normal over D coordinates with any covariance: y = loc + L x, L lower triangular."""
     size = checks.positive_int("event_size", event_size)
     return Flow(standard_normal(size), Linear(size, full=True))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from distrax import Distribution
 
 from flowvi import distributions
-from flowvi.families.family import Array, Family, Params, Shape, Trained, bare_init, replaced, shown
+from flowvi.families.family import Array, Family, Params, Trained, as_family, bare_init, replaced
 from flowvi.params import PyTree
 from flowvi.supports import Support, concatenated
 
@@ -35,11 +35,11 @@ class JointDistribution(Distribution):
         self._first = member(0, None)
 
     @property
-    def event_shape(self) -> Shape:
+    def event_shape(self) -> tuple[int, ...]:
         return (sum(self._sizes),)
 
     @property
-    def batch_shape(self) -> Shape:
+    def batch_shape(self) -> tuple[int, ...]:
         return self._first.batch_shape
 
     @property
@@ -56,29 +56,31 @@ class JointDistribution(Distribution):
         return total
 
     def _sample_n(self, key: Array, n: int) -> Array:
-        one = lambda q, key, shape, _: (q.sample(seed=key, sample_shape=shape), 0.0)  # noqa: E731
+        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
+            return q.sample(seed=key, sample_shape=shape), jnp.zeros(())
+
         return self._draws(key, (n,), one)[0]
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> Draws:
-        def one(q: Distribution, key: Array, shape: Shape, flag: bool) -> Draws:
+        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
             return q.sample_and_log_prob(seed=key, sample_shape=shape)
 
         return self._draws(key, (n,), one)
 
-    def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
-        def one(q: Distribution, key: Array, shape: Shape, flag: bool) -> Draws:
+    def draw(self, key: Array, sample_shape: tuple[int, ...], reparameterized: bool) -> Draws:
+        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
             return distributions.draw(q, key, shape, reparameterized=flag)
 
         return self._draws(key, sample_shape, one)
 
-    def draw_each(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
-        def one(q: Distribution, key: Array, shape: Shape, flag: bool) -> Draws:
+    def draw_each(self, key: Array, sample_shape: tuple[int, ...], reparameterized: bool) -> Draws:
+        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
             return distributions.draw_each(q, key, shape, reparameterized=flag)
 
         return self._draws(key, sample_shape, one, combine=True)
 
     def _draws(
-        self, key: Array, shape: Shape, one: Callable[..., Draws], combine: bool = False
+        self, key: Array, shape: tuple[int, ...], one: Callable[..., Draws], combine: bool = False
     ) -> Draws:
         """Draws of one member after the other, and the sum of a number that comes with each."""
         whole: PyTree = None
@@ -130,18 +132,18 @@ class JointFamily(Family):
     families: tuple[Family, ...]
 
     def __repr__(self) -> str:
-        return shown("joint", *self.families)
+        return f"joint({', '.join(map(repr, self.families))})"
 
     @functools.cached_property
     def support(self) -> Support:
         return concatenated([family.support for family in self.families])
 
     @property
-    def event_shape(self) -> Shape:
+    def event_shape(self) -> tuple[int, ...]:
         return (sum(family.event_shape[0] for family in self.families),)
 
     @property
-    def context_shape(self) -> Shape | None:
+    def context_shape(self) -> tuple[int, ...] | None:
         return self.families[0].context_shape
 
     @property
@@ -235,9 +237,7 @@ def joint(*families: Family) -> JointFamily:
         (3, 7)
     """
     for number, family in enumerate(families):
-        if not isinstance(family, Family):
-            raise TypeError(f"`families` must be families; got {family!r} in place {number}.")
-        if len(family.event_shape) != 1:
+        if len(as_family(family, f"families[{number}]").event_shape) != 1:
             got = f"event shape {family.event_shape} of {family!r} in place {number}"
             raise ValueError(f"`families` must be over vectors; got {got}.")
     if len(families) < 2:

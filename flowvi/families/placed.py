@@ -318,13 +318,6 @@ def whitened(
         family: any family over vectors.
         rank: None for a full matrix A; or that of R in A = diagonal x (identity + R).
         marginal: "spline", "affine", a transformer, or None for none.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> family = fv.whitened(fv.mean_field(3), rank=1)
-        >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 5).shape
-        (5, 3)
     """
     if len(as_family(family).event_shape) != 1:
         got = f"event shape {family.event_shape} of {family!r}"

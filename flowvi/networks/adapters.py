@@ -83,10 +83,8 @@ def as_network(
     try:
         hash(result)
     except TypeError as error:
-        fix = "Perhaps give it tuples in place of lists?"
-        raise ValueError(
-            f"`network` must be hashable; got {foreign.describe(network)}. {fix}"
-        ) from error
+        got = f"{foreign.describe(network)}. Perhaps give it tuples in place of lists?"
+        raise ValueError(f"`network` must be hashable; got {got}") from error
     return result
 
 

@@ -16,14 +16,8 @@ from flowvi.networks.network import Array, Network, Pair, Shape
 from flowvi.params import Fixed, PyTree
 
 #: Arguments by which networks are told training from evaluation, and their values in training.
-FLAGS = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "inference": False,
-    "use_running_average": False,
-}
+FLAGS = dict.fromkeys(("train", "training", "is_training"), True)
+FLAGS |= dict.fromkeys(("deterministic", "inference", "use_running_average"), False)
 #: Arguments by which networks are given random numbers.
 KEYS = {"key", "rng"}
 
@@ -62,10 +56,8 @@ class ForeignNetwork(Network):
         object.__setattr__(self, "name", describe(self.subject))
 
     def __repr__(self) -> str:
-        words = [self.name, f"input_shape={self.input_shape}"]
-        if self.train_flag is not None:
-            words.append(f"train_flag={self.train_flag!r}")
-        return f"{type(self).__name__}({', '.join(words)})"
+        flag = "" if self.train_flag is None else f", train_flag={self.train_flag!r}"
+        return f"{type(self).__name__}({self.name}, input_shape={self.input_shape}{flag})"
 
     @property
     def subject(self) -> PyTree:
@@ -127,8 +119,7 @@ class HaikuNetwork(ForeignNetwork):
 
     def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
         # `hk.without_apply_rng` leaves the type as it is and takes the argument away.
-        takes_rng = "rng" in parameters_of(self.source.apply)
-        inputs = [key, x] if takes_rng else [x]
+        inputs = [key, x] if "rng" in parameters_of(self.source.apply) else [x]
         flags = self.flags(self.subject, key is not None)
         if isinstance(self.source, hk.TransformedWithState):
             return self.source.apply(params, state, *inputs, **flags)
@@ -139,13 +130,9 @@ class PlainNetwork(ForeignNetwork):
     """Two functions, `init(key, x) -> params` and `apply(params, x) -> output`.
 
     x is of shape [n, *input_shape]; `init` may also take the key alone. Further parameters of
-    `apply`, in any place, are known by name:
-
-    - `state`: then `init` returns (params, state), and `apply` returns (output, state);
-    - `key` or `rng`: random numbers in training, None in evaluation;
-    - a flag such as `train`, `is_training` or `deterministic`.
-
-    `source` is the pair of them.
+    `apply`, in any place, are known by name: `state`, where `init` returns (params, state), and
+    `apply` (output, state); `key` or `rng`, random numbers in training and None in evaluation; a
+    flag such as `train`, `is_training` or `deterministic`. `source` is the pair of them.
     """
 
     @property

@@ -31,8 +31,8 @@ CHUNK_SIZE = 2**20
 def chunks(array: np.ndarray) -> Iterator[slice]:
     """Slices of rows, each of a size that can be looked at together."""
     step = max(CHUNK_SIZE // max(math.prod(array.shape[1:]), 1), 1)
-    for start in range(0, array.shape[0], step):
-        yield slice(start, min(start + step, array.shape[0]))
+    for start in range(0, len(array), step):
+        yield slice(start, min(start + step, len(array)))
 
 
 def on_host(value: ArrayLike) -> np.ndarray:
@@ -121,9 +121,8 @@ class Interval(Support):
 
     def outside(self, values: np.ndarray) -> np.ndarray:
         lower, upper = self.bounds()
-        if jnp.issubdtype(values.dtype, jnp.floating):
-            lower, upper = lower.astype(values.dtype), upper.astype(values.dtype)
-        return (values <= lower) | (values >= upper)
+        dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else lower.dtype
+        return (values <= lower.astype(dtype)) | (values >= upper.astype(dtype))
 
     def rule(self, place: Shape, owner: str) -> tuple[str, str]:
         lower, upper = (bound[place] for bound in self.bounds())
@@ -202,12 +201,7 @@ _NAMED = {None: (-math.inf, math.inf), "real": (-math.inf, math.inf), "positive"
 
 
 def as_support(value: SupportLike, event_shape: Shape) -> Support:
-    """The support that is meant by one of `SupportLike`.
-
-    Example:
-        >>> as_support(["real", "positive", (0, 1)], (3,)).bijector().forward(jnp.zeros(3))
-        Array([0. , 1. , 0.5], dtype=float32)
-    """
+    """The support that is meant by one of `SupportLike`."""
     if isinstance(value, Support):
         if value.event_shape != event_shape:
             raise ValueError(f"`support` must be for events of shape {event_shape}; got {value!r}.")
@@ -237,8 +231,7 @@ def _ends(value: SupportLike) -> tuple[float, float]:
         return _NAMED[value]
     if not _is_pair(value):
         raise TypeError(f"{_RULE}; got {value!r}.")
-    low = -math.inf if value[0] is None else float(value[0])
-    high = math.inf if value[1] is None else float(value[1])
+    low, high = (d if x is None else float(x) for x, d in zip(value, _NAMED[None], strict=True))
     if not low < high:
         raise ValueError(f"`support` must have low < high; got {value!r}.")
     return low, high

@@ -186,15 +186,6 @@ def relaxed(family: Logits, temperature: float | Annealing) -> Relaxed:
 
     Source: Maddison, Mnih, Teh, "The Concrete Distribution", 2017; Jang, Gu, Poole, "Categorical
     Reparameterization with Gumbel-Softmax", 2017.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> family, key = fv.relaxed(fv.bernoulli(3), 0.5), jax.random.key(0)
-        >>> q, _ = family.train_distribution(family.init(key), key, jnp.zeros(3))
-        >>> z = q.sample(seed=key, sample_shape=5)
-        >>> bool(jnp.all((0 < z) & (z < 1)))
-        True
     """
     if type(family) is not Logits or family.kind not in ("bernoulli", "one_hot"):
         rule = "`family` must be `fv.bernoulli(...)` or `fv.categorical(..., one_hot=True)`"

@@ -176,13 +176,6 @@ def local(family: Family, num_rows: int) -> Local:
         num_rows: the number of rows.
 
     Source: Hoffman, Blei, Wang, Paisley, "Stochastic Variational Inference", 2013.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> family, key = fv.local(fv.gaussian(3), 100), jax.random.key(0)
-        >>> family.sample(family.init(key), key, context=jnp.array([5, 0, 99])).shape
-        (3, 3)
     """
     family = _with_context(family, ", which each row then has for itself")
     return Local(family, checks.positive_int("num_rows", num_rows))

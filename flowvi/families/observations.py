@@ -266,8 +266,9 @@ def from_distrax(
     Example:
         >>> import distrax, jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> family = fv.from_distrax(distrax.Poisson, 3, ["rate"], constraints={"rate": "positive"})
-        >>> family.sample({}, jax.random.key(0), 2, jnp.zeros((5, 3))).shape
+        >>> positive = {"concentration": "positive", "rate": "positive"}
+        >>> family = fv.from_distrax(distrax.Gamma, 3, list(positive), constraints=positive)
+        >>> family.sample({}, jax.random.key(0), 2, jnp.zeros((5, 6))).shape
         (2, 5, 3)
     """
     if not callable(constructor):

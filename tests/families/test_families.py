@@ -127,6 +127,7 @@ NOT_REPARAMETERIZED = [*DISCRETE[:-1], "mixture", "learned_mixture", "flow_on_mi
 #: What others cover too, more cheaply.
 DEAR = ["maf_affine", "coupling_affine", "flow_on_normal", "iaf_1", "coupling_1", "whitened"]
 DEAR += ["unconditional_flow", "local_flow", "flow_on_mixture", "joint_posterior", "maf_context"]
+DEAR += ["gaussian_fixed", "gaussian_learned", "gaussian_image", "laplace", "logistic", "gumbel"]
 
 
 def quick(names):

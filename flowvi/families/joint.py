@@ -226,15 +226,6 @@ def joint(*families: Family) -> JointFamily:
     Source: Rezende, Mohamed, Wierstra, "Stochastic Backpropagation and Approximate Inference in
     Deep Generative Models", 2014; Sonderby, Raiko, Maaloe, Sonderby, Winther, "Ladder Variational
     Autoencoders", 2016.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> second = fv.conditional(fv.gaussian(5), MLP(2, (8,), 10))
-        >>> prior = fv.joint(fv.standard_normal(2), second)
-        >>> prior.sample(prior.init(jax.random.key(0)), jax.random.key(1), 3).shape
-        (3, 7)
     """
     for number, family in enumerate(families):
         if len(as_family(family, f"families[{number}]").event_shape) != 1:

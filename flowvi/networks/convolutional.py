@@ -70,8 +70,7 @@ def _weights(layer: dict[str, Array], stride: int = 1) -> Array:
 
 
 def _convolve(h: Array, layer: dict[str, Array], stride: int) -> Array:
-    strides = (stride, stride)
-    weights = _weights(layer)
+    weights, strides = _weights(layer), (stride, stride)
     h = jax.lax.conv_general_dilated(h, weights, strides, "SAME", dimension_numbers=_LAYOUT)
     return add(h, layer["b"])
 
@@ -140,12 +139,6 @@ class ConvDecoder(_Images, Network):
             `fv.gaussian((8, 8, 3))` with predicted scale takes (8, 8, 6).
         channels: as those of the `ConvEncoder` on the way down. It takes `hidden_sizes`,
             `kernel_size` and `activation` too.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> decoder = ConvDecoder(16, (9, 7, 3), channels=(4, 8), hidden_sizes=(32,))
-        >>> decoder.apply(decoder.init(jax.random.key(0)), jnp.zeros((5, 2, 16))).shape
-        (5, 2, 9, 7, 3)
     """
 
     input_size: int | Shape
@@ -161,8 +154,7 @@ class ConvDecoder(_Images, Network):
     @property
     def _start(self) -> Shape:
         """The shape of the smallest image."""
-        channels = self.channels[-1] if self.channels else 1
-        return (*self._image_sizes()[-1], channels)
+        return (*self._image_sizes()[-1], (1, *self.channels)[-1])
 
     @property
     def _dense(self) -> MLP:
@@ -170,8 +162,7 @@ class ConvDecoder(_Images, Network):
 
     def init(self, key: Array) -> PyTree:
         first, second = jax.random.split(key)
-        down = self.channels
-        up = (*reversed(down), down[0]) if down else (1,)
+        up = (*reversed(self.channels), (*self.channels, 1)[0])
         convolutions = self._init_layers(second, (*up, self._image_channels))
         return {"dense": self._dense.init(first), "convolutions": convolutions}
 

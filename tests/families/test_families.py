@@ -11,7 +11,7 @@ import pytest
 
 import flowvi as fv
 from flowvi.networks import MLP
-from flowvi.params import Origin
+from flowvi.params import Origin, PerRow
 from tests import tolerances
 from tests.small import AFFINE, SMALL
 
@@ -418,6 +418,11 @@ def test_rows_of_a_table_are_contexts(name):
     inner, own, missing = both(params, x, np.array([[4, 0, 0], [1, 2, 3]]))
     np.testing.assert_allclose(own, inner, rtol=tolerances.FLOAT32)
     np.testing.assert_array_equal(np.isnan(missing), [False, False, True, True])
+
+
+def test_a_table_of_numpy():
+    rows = PerRow(np.arange(6.0).reshape(3, 2)).take(np.array([2, 3]))
+    np.testing.assert_array_equal(rows, [[4.0, 5.0], [np.nan, np.nan]])
 
 
 def test_a_table_in_a_file(tmp_path):

@@ -73,9 +73,9 @@ def test_dense_networks():
         results = [n.apply(n.init(key), rows) for n in (flat, zero)]
         return network.apply(network.init(key), x), *results
 
-    shaped, expected, nothing = map(
-        np.asarray, found(KEY, np.random.default_rng(0).normal(size=(7, 4, 3)).astype(np.float32))
-    )
+    x = np.random.default_rng(0).normal(size=(7, 4, 3)).astype(np.float32)
+    with jax.numpy_rank_promotion("raise"):
+        shaped, expected, nothing = map(np.asarray, found(KEY, x))
     np.testing.assert_array_equal(shaped, expected.reshape(7, 2, 5))
     # Only a map that starts as the identity starts at zero.
     assert (shaped != 0).all() and (nothing == 0).all()

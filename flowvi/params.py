@@ -123,9 +123,8 @@ class PerRow:
             place = jnp.searchsorted(known, rows)
             found = known[jnp.minimum(place, count - 1)] == rows
         place = jnp.where(found, place, count)
-        return jax.tree.map(
-            lambda leaf: leaf.at[place].get(mode="fill", fill_value=jnp.nan), self.value
-        )
+        get = lambda leaf: leaf.at[place].get(mode="fill", fill_value=jnp.nan)  # noqa: E731
+        return jax.tree.map(get, jax.tree.map(jnp.asarray, self.value))
 
     def tree_flatten_with_keys(self) -> tuple[Keyed, None]:
         key = jax.tree_util.GetAttrKey

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import distrax
 import jax.numpy as jnp
@@ -19,20 +20,19 @@ from flowvi.bijectors import Units
 
 Shape = tuple[int, ...]
 Ends = float | tuple[float, ...]
-#: What `as_support` takes: None, "real", "positive", (low, high), a sequence of these, a `Support`.
+#: None or "real"; "positive"; (low, high), of which either may be None or infinite; a sequence of
+#: these, one a column; or a `Support`.
 SupportLike = object
 
 #: Numbers that are looked at together, so that a file larger than memory can be checked.
 CHUNK_SIZE = 2**20
 
-_NAMED = {None: (-math.inf, math.inf), "real": (-math.inf, math.inf), "positive": (0.0, math.inf)}
-
 
 def chunks(array: np.ndarray) -> Iterator[slice]:
     """Slices of rows, each of a size that can be looked at together."""
     step = max(CHUNK_SIZE // max(math.prod(array.shape[1:]), 1), 1)
-    for start in range(0, array.shape[0], step):
-        yield slice(start, min(start + step, array.shape[0]))
+    for start in range(0, len(array), step):
+        yield slice(start, min(start + step, len(array)))
 
 
 def on_host(value: ArrayLike) -> np.ndarray:
@@ -42,11 +42,7 @@ def on_host(value: ArrayLike) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Support(abc.ABC):
-    """Where events of a shape may lie.
-
-    Attributes:
-        event_shape: the shape of an event.
-    """
+    """Where events of a shape may lie."""
 
     event_shape: Shape
 
@@ -64,17 +60,7 @@ class Support(abc.ABC):
         """What the number in a place of the event must do, after "must"; and what to do if not."""
 
     def check(self, x: ArrayLike, name: str = "x", owner: str = "") -> None:
-        """Checks that all data are inside. Memory maps are read in chunks.
-
-        Args:
-            x: an array-like of shape [*rows, *event_shape].
-            name: what to call it in the message.
-            owner: whose support it is, for the message.
-
-        Raises:
-            ValueError: naming the first number outside by row, column and value, how many more
-                there are, and what to do.
-        """
+        """Checks in chunks that all data, of shape [*rows, *event_shape], are inside."""
         if self.is_real:
             return
         array = on_host(x)
@@ -82,49 +68,33 @@ class Support(abc.ABC):
         array = array[None] if single else array
         first, count = None, 0
         for chunk in chunks(array):
-            values = np.asarray(array[chunk])
-            places = np.argwhere(self.outside(values))
-            count += len(places)
+            places = np.argwhere(self.outside(np.asarray(array[chunk])))
             if first is None and len(places):
-                first = tuple(map(int, places[0]))
-                value = values[first]
-                first = (first[0] + chunk.start, *first[1:])
+                first = tuple(
+                    np.add(places[0], [chunk.start, *[0] * len(self.event_shape)]).tolist()
+                )
+            count += len(places)
         if first is None:
             return
-        rule, fix = self.rule(first[len(first) - len(self.event_shape) :], owner)
-        words = [] if single else [f"row {first[0]}"]
-        if len(first) > 1:
-            words.append(f"column {first[1] if len(first) == 2 else first[1:]}")
-        if count > 1:
-            words.append(f"and {count - 1} more")
+        row, *place = first
+        rule, fix = self.rule(tuple(place), owner)
+        words = [] if single else [f"row {row}"]
+        words += [f"column {place[0] if len(place) == 1 else tuple(place)}"] if place else []
+        words += [f"and {count - 1} more"] if count > 1 else []
         where = f" in {', '.join(words)}" if words else ""
-        raise ValueError(f"`{name}` must {rule}; got {value!s}{where}. {fix}")
+        raise ValueError(f"`{name}` must {rule}; got {array[first]!s}{where}. {fix}")
 
     def bijector(self, dtype: DTypeLike | None = None) -> distrax.Bijector | None:
-        """The map from the reals; None where that is the identity.
-
-        Raises:
-            TypeError: if there is none, as for discrete numbers.
-        """
+        """The map from the reals, None where that is the identity; a TypeError if there is none."""
         del dtype
-        raise TypeError(
-            f"`support` must be one of real numbers between bounds, to be mapped to; got {self!r}."
-        )
+        raise TypeError(f"`support` must be one of real numbers between bounds; got {self!r}.")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Interval(Support):
-    """Real numbers strictly between bounds: what u on the real line stands for.
+    """Real numbers strictly between bounds, of all coordinates in order or one for all.
 
-        y = u                                      where there is no bound
-        y = lower + exp(u)                         where only `lower` is finite
-        y = upper - exp(u)                         where only `upper` is finite
-        y = lower + (upper - lower) sigmoid(u)     where both are
-
-    Attributes:
-        event_shape: the shape of an event.
-        lower: the lower bounds, of all coordinates in order, or one for all; -inf for none.
-        upper: the upper bounds, in the same form.
+    The map from the reals is that of `flowvi.bijectors.Units`.
     """
 
     lower: Ends = -math.inf
@@ -139,8 +109,7 @@ class Interval(Support):
         for name in ("lower", "upper"):
             ends = tuple(np.ravel(getattr(self, name)).tolist())
             # One form only, so that equal supports compare equal.
-            same = len(set(ends)) == 1
-            object.__setattr__(self, name, ends[0] if same else ends)
+            object.__setattr__(self, name, ends[0] if len(set(ends)) == 1 else ends)
 
     @property
     def is_real(self) -> bool:
@@ -148,24 +117,17 @@ class Interval(Support):
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The lower and the upper bounds, of the event's shape."""
-        shape = self.event_shape
-        lower, upper = (
-            np.broadcast_to(np.reshape(end, shape if np.ndim(end) else ()), shape)
-            for end in (self.lower, self.upper)
-        )
-        return lower, upper
+        return np.resize(self.lower, self.event_shape), np.resize(self.upper, self.event_shape)
 
     def outside(self, values: np.ndarray) -> np.ndarray:
         lower, upper = self.bounds()
-        if jnp.issubdtype(values.dtype, jnp.floating):
-            lower, upper = lower.astype(values.dtype), upper.astype(values.dtype)
-        return (values <= lower) | (values >= upper)
+        dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else lower.dtype
+        return (values <= lower.astype(dtype)) | (values >= upper.astype(dtype))
 
     def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        del owner
         lower, upper = (bound[place] for bound in self.bounds())
-        rule = f"lie strictly inside its support ({lower:g}, {upper:g})"
-        return rule, "Perhaps widen `support`, or drop those rows?"
+        inside = f"lie strictly inside its support ({lower:g}, {upper:g})"
+        return inside, "Perhaps widen `support`, or drop those rows?"
 
     def bijector(self, dtype: DTypeLike | None = None) -> Units | None:
         if self.is_real:
@@ -175,58 +137,36 @@ class Interval(Support):
         return Units(jnp.zeros_like(lower), jnp.ones_like(lower), lower, upper)
 
 
-@dataclasses.dataclass(frozen=True)
-class UnitInterval(Support):
-    """Numbers from 0 to 1, both included."""
-
-    def outside(self, values: np.ndarray) -> np.ndarray:
-        return ~((values >= 0) & (values <= 1))
-
-    def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        return f"hold only numbers from 0 to 1{_for(owner)}", "Perhaps divide by the largest?"
-
-
-@dataclasses.dataclass(frozen=True)
-class Integers(Support):
-    """Whole numbers 0, 1, 2, ..., below `count`; without end where that is None."""
-
-    count: int | None = None
-
-    def outside(self, values: np.ndarray) -> np.ndarray:
-        high = np.inf if self.count is None else self.count
-        return ~((values >= 0) & (values < high) & (values == np.floor(values)))
-
-    def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        if self.count is None:
-            return f"hold only whole numbers from 0 on{_for(owner)}", "Perhaps round them?"
-        rule = f"hold only the numbers 0, ..., {self.count - 1} of classes{_for(owner)}"
-        return rule, "Perhaps give it more classes?"
+#: Of each kind of values, what numbers must be, and what to do if they are not.
+_KINDS = {
+    "binary": ("0 and 1", "Perhaps binarise it, `x > 0.5` or take `fv.continuous_bernoulli`?"),
+    "unit interval": ("numbers from 0 to 1", "Perhaps divide by the largest?"),
+    "counts": ("whole numbers from 0 on", "Perhaps round them?"),
+    "classes": ("the numbers 0, ..., {last} of classes", "Perhaps give it more classes?"),
+    "one hot": ("rows of the identity", "Perhaps `jax.nn.one_hot(x, num_classes)`?"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Binary(Support):
-    """0 and 1."""
+class Values(Support):
+    """Numbers of a kind: "binary", "unit interval", "counts", "classes", "one hot"."""
+
+    kind: str
+    num_classes: int | None = None
 
     def outside(self, values: np.ndarray) -> np.ndarray:
-        return ~((values == 0) | (values == 1))
+        if self.kind == "unit interval":
+            return ~((values >= 0) & (values <= 1))
+        if self.kind in ("counts", "classes"):
+            last = (self.num_classes or math.inf) - 1
+            return ~((values >= 0) & (values <= last) & (values == np.floor(values)))
+        inside = (values == 0) | (values == 1)
+        return ~(inside & (self.kind == "binary" or values.sum(-1, keepdims=True) == 1))
 
     def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        return f"hold only 0 and 1{_for(owner)}", (
-            "Perhaps binarise it once, `x > 0.5` or by drawing with a fixed seed, "
-            "`jax.random.bernoulli(key, x)`; or take `fv.continuous_bernoulli`?"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class OneHot(Support):
-    """Rows of the identity along the last axis."""
-
-    def outside(self, values: np.ndarray) -> np.ndarray:
-        return ~(((values == 0) | (values == 1)) & (values.sum(-1, keepdims=True) == 1))
-
-    def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        fix = "Perhaps use `jax.nn.one_hot(x, num_classes)`, or `one_hot=False`?"
-        return f"hold only rows of the identity{_for(owner)}", fix
+        rule, fix = _KINDS[self.kind]
+        rule = rule.format(last=(self.num_classes or 0) - 1)
+        return f"hold only {rule}{f' for {owner}' if owner else ''}", fix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,99 +178,60 @@ class Pieces(Support):
     def outside(self, values: np.ndarray) -> np.ndarray:
         ends = np.cumsum([each.event_shape[0] for each in self.supports])[:-1]
         parts = zip(self.supports, np.split(values, ends, -1), strict=True)
-        return np.concatenate(
-            [np.zeros(v.shape, bool) if each.is_real else each.outside(v) for each, v in parts], -1
-        )
+        return np.concatenate([each.outside(part) for each, part in parts], -1)
 
     def rule(self, place: Shape, owner: str) -> tuple[str, str]:
-        index = place[0]
-        for each in self.supports:
-            if index < each.event_shape[0]:
-                return each.rule((index,), owner)
-            index -= each.event_shape[0]
-        raise IndexError(place)
-
-
-def _for(owner: str) -> str:
-    return f" for {owner}" if owner else ""
-
-
-def real(event_shape: Shape) -> Interval:
-    """The support of all real numbers."""
-    return Interval(event_shape)
+        columns = [(each, i) for each in self.supports for i in range(each.event_shape[0])]
+        support, index = columns[place[0]]
+        return support.rule((index,), owner)
 
 
 def concatenated(supports: Sequence[Support]) -> Support:
     """The support of events of these, each made a vector, one after the other."""
-    size = sum(math.prod(each.event_shape) for each in supports)
+    shape = (sum(math.prod(each.event_shape) for each in supports),)
     if not all(isinstance(each, Interval) for each in supports):
-        return Pieces((size,), tuple(supports))
+        return Pieces(shape, tuple(supports))
     pairs = [each.bounds() for each in supports if isinstance(each, Interval)]
-    lower, upper = (np.concatenate([np.ravel(pair[i]) for pair in pairs]) for i in (0, 1))
-    return Interval((size,), tuple(lower.tolist()), tuple(upper.tolist()))
+    lower, upper = (tuple(x for pair in pairs for x in pair[i].ravel().tolist()) for i in (0, 1))
+    return Interval(shape, lower, upper)
+
+
+_RULE = "`support` must be None, 'real', 'positive' or (low, high)"
+_NAMED = {None: (-math.inf, math.inf), "real": (-math.inf, math.inf), "positive": (0.0, math.inf)}
 
 
 def as_support(value: SupportLike, event_shape: Shape) -> Support:
-    """The support that is meant.
-
-    Args:
-        value: None or "real"; "positive"; (low, high), of which either may be None or infinite; a
-            sequence of these, one a column; or a `Support`.
-        event_shape: the shape of an event.
-
-    Raises:
-        TypeError, ValueError: if it is not of this kind.
-
-    Example:
-        >>> as_support(["real", "positive", (0, 1)], (3,)).bijector().forward(jnp.zeros(3))
-        Array([0. , 1. , 0.5], dtype=float32)
-    """
+    """The support that is meant by one of `SupportLike`."""
     if isinstance(value, Support):
         if value.event_shape != event_shape:
             raise ValueError(f"`support` must be for events of shape {event_shape}; got {value!r}.")
         return value
     if value is None or isinstance(value, str) or _is_pair(value):
-        return Interval(event_shape, *_interval(value))
+        return Interval(event_shape, *_ends(value))
     if not isinstance(value, Sequence):
-        raise TypeError(
-            "`support` must be None, 'real', 'positive', (low, high), or a sequence of these, "
-            f"one a column; got {value!r}."
-        )
+        raise TypeError(f"{_RULE}, or a sequence of these, one a column; got {value!r}.")
     if (len(value),) != event_shape:
-        raise ValueError(
-            f"`support` must have one entry for each column of events of shape {event_shape}; "
-            f"got {len(value)} entries: {value!r}."
-        )
-    lower, upper = zip(*(_interval(each) for each in value), strict=True)
+        rule = f"one entry for each column of events of shape {event_shape}"
+        raise ValueError(f"`support` must have {rule}; got {len(value)} entries: {value!r}.")
+    lower, upper = zip(*map(_ends, value), strict=True)
     return Interval(event_shape, lower, upper)
 
 
-def _is_pair(value: SupportLike) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) == 2
-        and all(end is None or _is_number(end) for end in value)
-    )
+def _is_pair(value: SupportLike) -> TypeGuard[Sequence[float | None]]:
+    if not isinstance(value, Sequence) or len(value) != 2:
+        return False
+    return all(isinstance(x, numbers.Real | None) and not isinstance(x, bool) for x in value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _interval(value: SupportLike) -> tuple[float, float]:
+def _ends(value: SupportLike) -> tuple[float, float]:
+    """The bounds behind a name or a pair."""
     if value is None or isinstance(value, str):
         if value not in _NAMED:
-            raise ValueError(
-                f"`support` must be None, 'real', 'positive' or (low, high); got {value!r}."
-            )
+            raise ValueError(f"{_RULE}; got {value!r}.")
         return _NAMED[value]
-    if not isinstance(value, Sequence) or not _is_pair(value):
-        raise TypeError(
-            f"`support` must be None, 'real', 'positive' or (low, high); got {value!r}."
-        )
-    low = -math.inf if value[0] is None else float(value[0])
-    high = math.inf if value[1] is None else float(value[1])
+    if not _is_pair(value):
+        raise TypeError(f"{_RULE}; got {value!r}.")
+    low, high = (d if x is None else float(x) for x, d in zip(value, _NAMED[None], strict=True))
     if not low < high:
         raise ValueError(f"`support` must have low < high; got {value!r}.")
     return low, high

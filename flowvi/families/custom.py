@@ -10,83 +10,55 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.families.family import Array, Context, Family, Params, Shape, shown, shown_shape
+from flowvi.families.family import Array, Context, Family, Params, Shape, shown
 from flowvi.params import PyTree
 from flowvi.supports import Support, SupportLike, as_support
 
 
 class CustomDistribution(distrax.Distribution):
-    """The distribution of a log density and a sampler of single events.
+    """The distribution of a custom family, at parameters `first` and a context, or without them."""
 
-    Args:
-        log_density: (event, row of context) -> number.
-        sampler: (key, row of context) -> event, or None.
-        rows: a tuple with the context, of shape [*batch, *context_shape]; or an empty one.
-        batch_shape: the leading axes of the context.
-        event_shape: the shape of an event.
-        dtype: of samples.
-    """
-
-    def __init__(
-        self,
-        log_density: Callable[..., Array],
-        sampler: Callable[..., Array] | None,
-        rows: tuple[Array, ...],
-        batch_shape: Shape,
-        event_shape: Shape,
-        dtype: jnp.dtype,
-    ):
+    def __init__(self, family: "Custom", first: tuple[PyTree, ...], context: Array | None):
         super().__init__()
-        self._log_density = log_density
-        self._sampler = sampler
-        self._rows = rows
-        self._batch = batch_shape
-        self._event = event_shape
-        self._type = dtype
+        self._family = family
+        self._first = first
+        self._context = context
 
     @property
     def event_shape(self) -> Shape:
-        """The shape of an event."""
-        return self._event
+        return self._family.event_shape
 
     @property
     def batch_shape(self) -> Shape:
-        """The leading axes of the context."""
-        return self._batch
+        return self._family.check_context(self._context)
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of samples."""
-        return self._type
+        return jnp.result_type(float)
 
-    def _flat_rows(self, shape: Shape) -> list[Array]:
-        """The context of each of the events of an array with leading axes `shape`."""
-        size = math.prod(shape)
-        return [
-            jnp.broadcast_to(row, shape + row.shape[len(self._batch) :]).reshape(
-                size, *row.shape[len(self._batch) :]
+    def _mapped(self, function: Callable[..., Array], rows: Array, shape: Shape) -> Array:
+        """A function of an event or a key, and of the context's row, over leading axes `shape`."""
+        arrays = [rows.reshape(math.prod(shape), *rows.shape[len(shape) :])]
+        if self._context is not None:
+            row = self._context.shape[len(self.batch_shape) :]
+            arrays.append(
+                jnp.broadcast_to(self._context, shape + row).reshape(math.prod(shape), *row)
             )
-            for row in self._rows
-        ]
+        result = jax.vmap(functools.partial(function, *self._first))(*arrays)
+        return result.reshape(shape + result.shape[1:])
 
     def log_prob(self, value: Array) -> Array:
-        """The log density, of shape [...] for values of shape [..., *event_shape]."""
         value = jnp.asarray(value)
-        own = value.shape[: value.ndim - len(self._event)]
-        shape = jnp.broadcast_shapes(own, self._batch)
-        events = jnp.broadcast_to(value, shape + self._event)
-        events = events.reshape(math.prod(shape), *self._event)
-        return jax.vmap(self._log_density)(events, *self._flat_rows(shape)).reshape(shape)
+        own = value.shape[: value.ndim - len(self.event_shape)]
+        shape = jnp.broadcast_shapes(own, self.batch_shape)
+        events = jnp.broadcast_to(value, shape + self.event_shape)
+        return self._mapped(self._family.log_density, events, shape)
 
     def _sample_n(self, key: Array, n: int) -> Array:
-        if self._sampler is None:
-            raise NotImplementedError(
-                "`sampler` must be given to draw from a family of a log density; got None."
-            )
-        shape = (n, *self._batch)
-        keys = jax.random.split(key, math.prod(shape))
-        events = jax.vmap(self._sampler)(keys, *self._flat_rows(shape))
-        return events.reshape(shape + self._event)
+        sampler, shape = self._family.sampler, (n, *self.batch_shape)
+        if sampler is None:
+            raise NotImplementedError("`sampler` must be given to draw from a density; got None.")
+        return self._mapped(sampler, jax.random.split(key, shape), shape)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -95,38 +67,23 @@ class Custom(Family):
 
     log_density: Callable[..., Array]
     event_shape: Shape
-    sampler: Callable[..., Array] | None = None
-    initial: Callable[[Array], PyTree] | None = None
-    context_shape: Shape | None = None
-    reparameterized: bool = False
-    within: Support | None = None
+    sampler: Callable[..., Array] | None
+    initial: Callable[[Array], PyTree] | None
+    context_shape: Shape | None
+    reparameterized: bool
+    support: Support = dataclasses.field()
 
     def __repr__(self) -> str:
         name = getattr(self.log_density, "__qualname__", type(self.log_density).__qualname__)
-        return shown("custom", name, shown_shape(self.event_shape))
-
-    @functools.cached_property
-    def support(self) -> Support:
-        return super().support if self.within is None else self.within
+        return shown("custom", name, self.event_shape)
 
     def init(self, key: Array) -> Params:
-        """{"own": what `init` returned}."""
         return {} if self.initial is None else {"own": self.initial(key)}
 
     def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
-        batch_shape = self.check_context(context)
+        self.check_context(context)
         first = () if self.initial is None else (params["own"],)
-        rows = () if context is None else (jnp.asarray(context),)
-
-        def log_density(event: Array, *row: Array) -> Array:
-            return self.log_density(*first, event, *row)
-
-        def sample(key: Array, *row: Array) -> Array:
-            return jnp.asarray(self.sampler(*first, key, *row))  # type: ignore[misc]
-
-        dtype = jnp.result_type(float)
-        sampler = None if self.sampler is None else sample
-        return CustomDistribution(log_density, sampler, rows, batch_shape, self.event_shape, dtype)
+        return CustomDistribution(self, first, None if context is None else jnp.asarray(context))
 
 
 def custom(
@@ -150,26 +107,18 @@ def custom(
     A prior or a likelihood needs only the density to be trained with; a posterior needs both.
 
     Args:
-        log_density: the log density in nats, normalised for what asks for that: a bound on the
-            evidence of a model is off by the log of its constant.
+        log_density: the log density in nats, normalised, or a bound on evidence is off by as much.
         event_shape: the shape of an event, or its size.
         sampler: draws one event; without it `sample` raises.
         init: (key) -> parameters, of which any finite value is acceptable.
         context_shape: the shape of one context, or its size; None if there is none.
-        reparameterized: whether the sampler's draws carry gradients to all parameters and to the
-            context.
+        reparameterized: whether draws carry gradients to all parameters and to the context.
         support: where events may lie, as in `standardized`.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind, the density is not a number, or
-            a sample is not an event.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> def log_density(x):
-        ...     return -jnp.sum(jnp.abs(x)) - 2 * jnp.log(2.0)
-        >>> prior = fv.custom(log_density, 2)
+        >>> prior = fv.custom(lambda x: -jnp.sum(jnp.abs(x)) - 2 * jnp.log(2.0), 2)
         >>> prior.log_prob({}, jnp.ones((5, 2))).shape
         (5,)
     """
@@ -180,31 +129,15 @@ def custom(
         raise ValueError("`sampler` must be given for a reparameterised family; got None.")
     shape = checks.shape("event_shape", event_shape)
     given = None if context_shape is None else checks.shape("context_shape", context_shape)
-    within = None if support is None else as_support(support, shape)
-    family = Custom(log_density, shape, sampler, init, given, bool(reparameterized), within)
-    _try(family)
-    return family
-
-
-def _try(family: Custom) -> None:
-    """Checks the shapes that the functions of a family return."""
-    key = jax.random.key(0)
-    number = jnp.zeros(()).dtype
-    context = None
-    if family.context_shape is not None:
-        context = jax.ShapeDtypeStruct(family.context_shape, number)
-    params = jax.eval_shape(family.init, key)
-    first = () if family.initial is None else (params["own"],)
-    last = () if context is None else (context,)
-    event = jax.ShapeDtypeStruct(family.event_shape, number)
-    expected: list[tuple[str, Callable[..., Array], PyTree, Shape]] = [
-        ("log_density", family.log_density, event, ())
-    ]
-    if family.sampler is not None:
-        expected.append(("sampler", family.sampler, key, family.event_shape))
-    for name, function, argument, shape in expected:
+    key, number = jax.random.key(0), jnp.zeros(()).dtype
+    first = () if init is None else (jax.eval_shape(init, key),)
+    last = () if given is None else (jax.ShapeDtypeStruct(given, number),)
+    tried: list[PyTree] = [("log_density", log_density, jax.ShapeDtypeStruct(shape, number), ())]
+    tried += [] if sampler is None else [("sampler", sampler, key, shape)]
+    for name, function, argument, wanted in tried:
         got = jax.eval_shape(function, *first, argument, *last)
-        if getattr(got, "shape", None) != shape:
-            raise ValueError(
-                f"`{name}` must return an array of shape {shape} for one event; got {got}."
-            )
+        if getattr(got, "shape", None) != wanted:
+            rule = f"`{name}` must return an array of shape {wanted} for one event"
+            raise ValueError(f"{rule}; got {got}.")
+    within = as_support(support, shape)
+    return Custom(log_density, shape, sampler, init, given, bool(reparameterized), within)

@@ -1,4 +1,4 @@
-"""A flow as a family: a base family pushed through a map with parameters."""
+"""A flow as a family: a base family pushed through a map with parameters; and the normals."""
 
 import dataclasses
 import functools
@@ -7,37 +7,83 @@ from typing import Protocol
 import distrax
 import jax
 import jax.numpy as jnp
+from distrax import Distribution
 
+from flowvi import checks
+from flowvi.bijectors import Units
 from flowvi.distributions import FlowDistribution
-from flowvi.families.family import (
-    Array,
-    Composed,
-    Context,
-    Family,
-    Params,
-    Shape,
-    shown,
-    shown_shape,
-)
-from flowvi.supports import Support, real
+from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, shown
+from flowvi.families.parametric import positive
+from flowvi.supports import Interval, Support
 
 
 class Transform(Protocol):
-    """The map of a flow, waiting for parameters and a context: hashable, without arrays."""
+    """The map of a flow from base to data: hashable, the identity at fresh parameters."""
 
     @property
-    def event_size(self) -> int:
-        """D."""
+    def event_size(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    def init(self, key: Array) -> Params: ...
+    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector: ...
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Flow(Composed):
+    """The distribution of y = f(x; context), x from a base family.
+
+        log p(y) = log p_base(f^{-1}(y)) + log |det J f^{-1}(y)|
+
+    Its parameters are {"family": those of the base, "transform"}.
+    """
+
+    base: Family
+    transform: Transform
+    context_size: int | None = None
+
+    def __post_init__(self) -> None:
+        base, own = self.base, self.context_shape
+        if base.event_shape != self.event_shape:
+            rule = f"`base` must have event shape {self.event_shape}, that of the flow"
+            raise ValueError(f"{rule}; got {base.event_shape} of {base!r}.")
+        if base.context_shape not in (None, own):
+            rule = f"`base` must take no context or that of the flow, {own}"
+            raise ValueError(f"{rule}; got context shape {base.context_shape} of {base!r}.")
+
+    def __repr__(self) -> str:
+        base = None if isinstance(self.base, StandardNormal) else self.base
+        options = {"context_size": self.context_size, "base": base}
+        return shown(self.transform.name, self.transform.event_size, **options)
 
     @property
-    def name(self) -> str:
-        """What the flow is called in messages."""
+    def family(self) -> Family:  # type: ignore[override]
+        return self.base
 
-    def init(self, key: Array) -> Params:
-        """Fresh parameters, at which the map is the identity."""
+    @property
+    def event_shape(self) -> Shape:
+        return (self.transform.event_size,)
 
-    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        """The map at these parameters, from base to data."""
+    @property
+    def context_shape(self) -> Shape | None:
+        return None if self.context_size is None else (self.context_size,)
+
+    @functools.cached_property
+    def support(self) -> Support:
+        """All real numbers: where the base may lie says nothing of its image."""
+        return Interval(self.event_shape)
+
+    def own(self, key: Array) -> dict[str, Params]:
+        return {"transform": self.transform.init(key)}
+
+    def features(self, params: Params, context: Context) -> Context:
+        self.check_context(context)
+        return None if self.base.context_shape is None else context
+
+    def push(self, params: Params, inner: Distribution, context: Context) -> FlowDistribution:
+        batch_shape = self.check_context(context)
+        bijector = self.transform.bijector(params["transform"], context)
+        dtype = jnp.result_type(*jax.tree.leaves(params["transform"]))
+        return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -49,86 +95,58 @@ class StandardNormal(Family):
     reparameterized: bool = True
 
     def __repr__(self) -> str:
-        return shown("standard_normal", shown_shape(self.event_shape))
+        return shown("standard_normal", self.event_shape)
 
     def init(self, key: Array) -> Params:
         del key
         return {}
 
-    def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
-        del params
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
         self.check_context(context)
         # A MultivariateNormalDiag would leak tracers when it leaves a compiled function.
         normal = distrax.Normal(jnp.zeros(self.event_shape), jnp.ones(self.event_shape))
         return distrax.Independent(normal, len(self.event_shape))
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Flow(Composed):
-    """The distribution of y = f(x; context), x from a base family.
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """The map y = loc + L x: L is lower triangular where it is full, else diagonal."""
 
-        log p(y) = log p_base(f^{-1}(y)) + log |det J f^{-1}(y)|
-
-    Its parameters are {"family": those of the base, "transform"}.
-
-    Attributes:
-        base: the family of x.
-        transform: the map f, waiting for parameters and context.
-        context_size: the length of the context vector, or None.
-    """
-
-    base: Family
-    transform: Transform
-    context_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.base.event_shape != self.event_shape:
-            raise ValueError(
-                f"`base` must have event shape {self.event_shape}, that of the flow; got "
-                f"{self.base.event_shape} of {self.base!r}."
-            )
-        if self.base.context_shape not in (None, self.context_shape):
-            raise ValueError(
-                f"`base` must take no context or that of the flow, {self.context_shape}; got "
-                f"context shape {self.base.context_shape} of {self.base!r}."
-            )
-
-    def __repr__(self) -> str:
-        base = None if isinstance(self.base, StandardNormal) else self.base
-        options = {"context_size": self.context_size, "base": base}
-        return shown(self.transform.name, self.transform.event_size, **options)
+    event_size: int
+    full: bool
 
     @property
-    def family(self) -> Family:  # type: ignore[override]
-        """The base."""
-        return self.base
+    def name(self) -> str:
+        return "full_rank" if self.full else "mean_field"
 
-    @property
-    def event_shape(self) -> Shape:
-        """(D,)."""
-        return (self.transform.event_size,)
+    def init(self, key: Array) -> Params:
+        size = self.event_size
+        raw = (
+            {"raw_factor": jnp.zeros((size, size))} if self.full else {"raw_scale": jnp.zeros(size)}
+        )
+        return {"loc": jnp.zeros(size), **raw}
 
-    @property
-    def context_shape(self) -> Shape | None:
-        """(context_size,), or None."""
-        return None if self.context_size is None else (self.context_size,)
+    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
+        if not self.full:
+            return Units(params["loc"], positive(params["raw_scale"]))
+        raw = params["raw_factor"]
+        factor = jnp.tril(raw, -1) + jnp.diag(positive(jnp.diag(raw)))
+        shift = distrax.Block(distrax.Shift(params["loc"]), 1)
+        return distrax.Chain([shift, distrax.TriangularLinear(factor, is_lower=True)])
 
-    @functools.cached_property
-    def support(self) -> Support:
-        """All real numbers: where the base may lie says nothing of its image."""
-        return real(self.event_shape)
 
-    def own(self, key: Array) -> dict[str, Params]:
-        return {"transform": self.transform.init(key)}
+def standard_normal(event_shape: int | Shape) -> StandardNormal:
+    """Independent standard normals over events of a shape, or a size; without parameters."""
+    return StandardNormal(checks.shape("event_shape", event_shape))
 
-    def features(self, params: Params, context: Context) -> Context:
-        self.check_context(context)
-        return None if self.base.context_shape is None else context
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: Context
-    ) -> FlowDistribution:
-        batch_shape = self.check_context(context)
-        bijector = self.transform.bijector(params["transform"], context)
-        dtype = jnp.result_type(*jax.tree.leaves(params["transform"]))
-        return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)
+def mean_field(event_size: int) -> Flow:
+    """A normal over D independent coordinates: y = loc + scale x."""
+    size = checks.positive_int("event_size", event_size)
+    return Flow(standard_normal(size), Linear(size, full=False))
+
+
+def full_rank(event_size: int) -> Flow:
+    """A normal over D coordinates with any covariance: y = loc + L x, L lower triangular."""
+    size = checks.positive_int("event_size", event_size)
+    return Flow(standard_normal(size), Linear(size, full=True))

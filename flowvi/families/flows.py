@@ -1,53 +1,175 @@
-"""The flow families: IAF, MAF and coupling."""
+"""The flow families, IAF, MAF and coupling, and their layers as static descriptions.
 
+A layer is a hashable callable ((parameters, number of the layer), context) -> bijector, so that a
+`Stack` of L of them keeps its parameters in arrays with a leading axis of L and compiles once.
+"""
+
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack
 
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.bijectors import IAF, MAF, Coupling, LULinear, Permutation, Stack
 from flowvi.families.contexts import conditional
-from flowvi.families.family import Array, Family
-from flowvi.families.flow import Flow
-from flowvi.families.layers import AutoregressiveLayer, CouplingLayer, Layers, as_mixing
-from flowvi.families.normal import standard_normal
+from flowvi.families.family import Array, Family, Params, as_family
+from flowvi.families.flow import Flow, standard_normal
 from flowvi.masked import MaskedNetwork
 from flowvi.networks import MLP
+from flowvi.params import PyTree
 from flowvi.transformers import Transformer, as_transformer
 
 Activation = str | Callable[[Array], Array]
-
-NUM_LAYERS = 5
-
-
-def _hidden_sizes(hidden_sizes: Sequence[int] | None, event_size: int) -> tuple[int, ...]:
-    """Two layers of 64, or wider where there are more coordinates than they could tell apart."""
-    if hidden_sizes is not None:
-        return checks.sizes("hidden_sizes", hidden_sizes)
-    return (max(64, min(2 * event_size, 512)),) * 2
+Order = tuple[int, ...]
+Numbered = tuple[Params, Array]
 
 
-def _context_size(context_size: int | None) -> int | None:
-    return None if context_size is None else checks.positive_int("context_size", context_size)
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveLayer:
+    """An autoregressive map, MAF's if density comes first; maybe linear map and permutation."""
+
+    network: MaskedNetwork
+    transformer: Transformer
+    density_first: bool
+    permutation: Order | None
+    linear: bool
+
+    @property
+    def event_size(self) -> int:
+        return self.network.event_size
+
+    @property
+    def name(self) -> str:
+        return "maf" if self.density_first else "iaf"
+
+    def init(self, key: Array) -> Params:
+        params = {"network": self.network.init(key)}
+        if self.linear:
+            size = self.event_size
+            params["linear"] = {"matrix": jnp.zeros((size, size)), "bias": jnp.zeros(size)}
+        return params
+
+    def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
+        params, _ = numbered
+        autoregressive = MAF if self.density_first else IAF
+        bound = self.network.bind(params["network"], context)
+        bijectors: list[distrax.Bijector] = [autoregressive(bound, self.transformer)]
+        if self.linear:
+            bijectors.insert(0, LULinear(**params["linear"]))
+        if self.permutation is not None:
+            bijectors.insert(0, Permutation(self.permutation))
+        return bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
 
 
-def _base(base: Family | None, event_size: int, context_size: int | None) -> Family:
-    if base is None:
-        return standard_normal(event_size)
-    if not isinstance(base, Family):
-        raise TypeError(
-            f"`base` must be a family, such as `fv.mean_field({event_size})`; got {base!r}."
-        )
-    if context_size is None or base.context_shape in (None, (context_size,)):
-        return base
-    return conditional(base, MLP(context_size, (), base.context_shape))
+@dataclasses.dataclass(frozen=True)
+class CouplingLayer:
+    """Every other coordinate moves, even ones in even layers, by a map that depends on the rest."""
+
+    event_size: int
+    network: MLP
+    transformer: Transformer
+    name = "coupling"
+    permutation = None
+
+    def init(self, key: Array) -> Params:
+        return self.network.init(key)
+
+    def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
+        params, number = numbered
+        conditioner = lambda stays: self.network.apply(params, stays, context)  # noqa: E731
+        odd = number % 2 == 1
+        return Coupling(conditioner, self.transformer, event_size=self.event_size, odd=odd)
 
 
-class FlowOptions(TypedDict, total=False):
-    """Options of `iaf` and `maf`.
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """L layers of one description, stacked; at fresh parameters the whole is the identity."""
+
+    layer: AutoregressiveLayer | CouplingLayer
+    num_layers: int
+
+    @property
+    def event_size(self) -> int:
+        return self.layer.event_size
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+    def init(self, key: Array) -> Params:
+        return jax.vmap(self.layer.init)(jax.random.split(key, self.num_layers))
+
+    def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
+        numbered = (params, jnp.arange(self.num_layers))
+        stack = Stack(self.layer, numbered, num_layers=self.num_layers, shared=context)
+        identity = total = np.arange(self.event_size)
+        if self.layer.permutation is not None:
+            for _ in range(self.num_layers):
+                total = total[np.asarray(self.layer.permutation)]
+        # The permutations of all layers are undone after the last one.
+        undone = [] if (total == identity).all() else [Permutation(np.argsort(total))]
+        return distrax.Chain([*undone, stack]) if undone else stack
+
+
+def _mixing(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, bool]:
+    """The permutation, and whether there is a linear map, of "reverse", "lu" or a permutation."""
+    identity = tuple(range(event_size))
+    if not isinstance(mixing, str):
+        permutation = checks.permutation("mixing", mixing, event_size)
+    elif mixing in ("reverse", "lu"):
+        permutation = identity[::-1]
+    else:
+        raise ValueError(f'`mixing` must be "reverse", "lu" or a permutation; got {mixing!r}.')
+    is_lu = isinstance(mixing, str) and mixing == "lu" and event_size > 1
+    return None if permutation == identity else permutation, is_lu
+
+
+def _flow(
+    event_size: int,
+    density_first: bool | None,
+    *,
+    num_layers: int = 5,
+    hidden_sizes: Sequence[int] | None = None,
+    transformer: str | Transformer = "spline",
+    context_size: int | None = None,
+    base: Family | None = None,
+    activation: Activation = "silu",
+    mixing: str | ArrayLike = "reverse",
+) -> Flow:
+    """A flow of autoregressive layers, or of coupling layers where `density_first` is None."""
+    size, scalar = checks.positive_int("event_size", event_size), as_transformer(transformer)
+    if hidden_sizes is None:
+        # Wider where there are more coordinates than two layers of 64 could tell apart.
+        hidden_sizes = (max(64, min(2 * size, 512)),) * 2
+    widths = checks.sizes("hidden_sizes", hidden_sizes)
+    if context_size is not None:
+        context_size = checks.positive_int("context_size", context_size)
+    options: PyTree = {"context_size": context_size, "activation": activation}
+    layer: AutoregressiveLayer | CouplingLayer
+    if density_first is None:
+        half = (size + 1) // 2
+        dense = MLP(half, widths, (half, scalar.num_params), **options, zero_output=True)
+        layer = CouplingLayer(size, dense, scalar)
+    else:
+        masked = MaskedNetwork(size, widths, scalar.num_params, **options)
+        layer = AutoregressiveLayer(masked, scalar, density_first, *_mixing(mixing, size))
+    layers = Layers(layer, checks.positive_int("num_layers", num_layers))
+    base = standard_normal(size) if base is None else as_family(base, "base")
+    if context_size is not None and base.context_shape not in (None, (context_size,)):
+        base = conditional(base, MLP(context_size, (), base.context_shape))
+    return Flow(base, layers, context_size)
+
+
+class CouplingOptions(TypedDict, total=False):
+    """Options of `coupling`, `iaf` and `maf`.
 
     Attributes:
-        num_layers: the number of autoregressive layers, 5 by default.
+        num_layers: the number of layers: 5 by default, 10 of a coupling flow.
         hidden_sizes: widths of the hidden layers of each conditioner; two of max(64, 2 D), at most
             512, by default.
         transformer: "spline", "affine", or a transformer.
@@ -56,8 +178,6 @@ class FlowOptions(TypedDict, total=False):
             or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
             parameters depend on the context.
         activation: a name such as "silu", or a function.
-        mixing: what stands between layers: "reverse" turns the order of the coordinates round; "lu"
-            does so after a learned LU-linear map; or a permutation.
     """
 
     num_layers: int
@@ -66,34 +186,16 @@ class FlowOptions(TypedDict, total=False):
     context_size: int | None
     base: Family | None
     activation: Activation
+
+
+class FlowOptions(CouplingOptions, total=False):
+    """Those of `CouplingOptions`, and `mixing`, for `iaf` and `maf`.
+
+    Mixing stands between layers: "reverse" turns the order of the coordinates round; "lu" does so
+    after a learned LU-linear map; or it is a permutation.
+    """
+
     mixing: str | ArrayLike
-
-
-def _autoregressive(
-    event_size: int,
-    density_first: bool,
-    *,
-    num_layers: int = NUM_LAYERS,
-    hidden_sizes: Sequence[int] | None = None,
-    transformer: str | Transformer = "spline",
-    context_size: int | None = None,
-    base: Family | None = None,
-    activation: Activation = "silu",
-    mixing: str | ArrayLike = "reverse",
-) -> Flow:
-    size = checks.positive_int("event_size", event_size)
-    scalar = as_transformer(transformer)
-    network = MaskedNetwork(
-        size,
-        _hidden_sizes(hidden_sizes, size),
-        scalar.num_params,
-        context_size=_context_size(context_size),
-        activation=activation,
-    )
-    between = as_mixing(mixing, size)
-    layer = AutoregressiveLayer(network, scalar, density_first, between)
-    layers = Layers(layer, checks.positive_int("num_layers", num_layers), between.permutation)
-    return Flow(_base(base, size, context_size), layers, context_size)
 
 
 def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
@@ -103,11 +205,7 @@ def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
 
     Args:
         event_size: D, at least 1.
-        **options: those of `FlowOptions`: num_layers, hidden_sizes, transformer, context_size,
-            base, activation, mixing.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
+        **options: those of `FlowOptions`.
 
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
     with Inverse Autoregressive Flow", 2016.
@@ -116,12 +214,10 @@ def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
         >>> import jax
         >>> import flowvi as fv
         >>> family = fv.iaf(2, num_layers=2, hidden_sizes=[8])
-        >>> params = family.init(jax.random.key(0))
-        >>> x, log_prob = family.sample_and_log_prob(params, jax.random.key(1), 100)
-        >>> x.shape, log_prob.shape
-        ((100, 2), (100,))
+        >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 100).shape
+        (100, 2)
     """
-    return _autoregressive(event_size, density_first=False, **options)
+    return _flow(event_size, False, **options)
 
 
 def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
@@ -132,11 +228,7 @@ def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
 
     Args:
         event_size: D, at least 1.
-        **options: those of `FlowOptions`: num_layers, hidden_sizes, transformer, context_size,
-            base, activation, mixing.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
+        **options: those of `FlowOptions`.
 
     Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
     2017; with the spline, Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
@@ -145,61 +237,24 @@ def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
         >>> import jax
         >>> import flowvi as fv
         >>> family = fv.maf(2, num_layers=2, hidden_sizes=[8], context_size=3)
-        >>> params = family.init(jax.random.key(0))
-        >>> x, context = jax.numpy.zeros((100, 2)), jax.numpy.zeros((100, 3))
-        >>> family.log_prob(params, x, context).shape
+        >>> params, context = family.init(jax.random.key(0)), jax.numpy.zeros((100, 3))
+        >>> family.log_prob(params, jax.numpy.zeros((100, 2)), context).shape
         (100,)
     """
-    return _autoregressive(event_size, density_first=True, **options)
+    return _flow(event_size, True, **options)
 
 
-def coupling(
-    event_size: int,
-    *,
-    num_layers: int = 2 * NUM_LAYERS,
-    hidden_sizes: Sequence[int] | None = None,
-    transformer: str | Transformer = "spline",
-    context_size: int | None = None,
-    base: Family | None = None,
-    activation: Activation = "silu",
-) -> Flow:
+def coupling(event_size: int, **options: Unpack[CouplingOptions]) -> Flow:
     """Coupling flow: samples and densities both in one pass of each layer, which moves half of x.
+
+    Even coordinates move in every other layer, odd ones in the rest.
 
     Args:
         event_size: D, at least 1.
-        num_layers: the number of coupling layers; even coordinates move in every other one.
-        hidden_sizes: as of `FlowOptions`.
-        transformer: as there.
-        context_size: as there.
-        base: as there.
-        activation: as there.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
+        **options: those of `CouplingOptions`.
 
     Source: Dinh, Sohl-Dickstein, Bengio, "Density Estimation using Real NVP", 2017; with the
     spline, Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> family = fv.coupling(2, num_layers=2, hidden_sizes=[8])
-        >>> params = family.init(jax.random.key(0))
-        >>> family.sample(params, jax.random.key(1), 100).shape
-        (100, 2)
     """
-    size = checks.positive_int("event_size", event_size)
-    scalar = as_transformer(transformer)
-    half = (size + 1) // 2
-    network = MLP(
-        half,
-        _hidden_sizes(hidden_sizes, size),
-        (half, scalar.num_params),
-        context_size=_context_size(context_size),
-        activation=activation,
-        zero_output=True,
-    )
-    layers = Layers(
-        CouplingLayer(size, network, scalar), checks.positive_int("num_layers", num_layers)
-    )
-    return Flow(_base(base, size, context_size), layers, context_size)
+    options.setdefault("num_layers", 10)
+    return _flow(event_size, None, mixing="reverse", **options)

@@ -31,7 +31,6 @@ class Parametric(Family):
         """Names and shapes of the arguments, in their order."""
 
     def init(self, key: Array) -> Params:
-        """None: the context has all."""
         del key
         return {}
 
@@ -47,40 +46,35 @@ class Parametric(Family):
     @property
     def context_shape(self) -> Shape:
         """The shape of the array that holds all arguments."""
-        shapes = list(self.arguments.values())
-        if len(shapes) == 1:
-            return shapes[0]
-        return (*self._leading, sum(_pieces(shapes, self._leading)))
+        if len(self.arguments) == 1:
+            return next(iter(self.arguments.values()))
+        return (*self._leading, sum(self._pieces()))
 
     @property
     def _leading(self) -> Shape:
         leading = {shape[:-1] for shape in self.arguments.values()}
         return leading.pop() if len(leading) == 1 else ()
 
-    def check_context(self, context: Context) -> Shape:
-        """The batch shape that `context` stands for.
+    def _pieces(self) -> list[int]:
+        """How much of the last axis of the array each argument takes."""
+        size = math.prod(self._leading)
+        return [math.prod(shape) // size for shape in self.arguments.values()]
 
-        Raises:
-            ValueError: also if names are missing or superfluous, or batch shapes differ.
-        """
+    def check_context(self, context: Context) -> Shape:
         if not isinstance(context, Mapping):
             return super().check_context(context)
         expected = self.arguments
         if set(context) != set(expected):
-            raise ValueError(
-                f"`context` must be a dict of {', '.join(expected)} for {self!r}; got "
-                f"{', '.join(map(str, context)) or 'no names'}."
-            )
+            got = ", ".join(map(str, context)) or "no names"
+            rule = f"`context` must be a dict of {', '.join(expected)} for {self!r}"
+            raise ValueError(f"{rule}; got {got}.")
         batch_shapes = {}
         for name, shape in expected.items():
             checks.trailing_shape(f'context["{name}"]', context[name], shape, f"{self!r}")
-            got = jnp.shape(context[name])
-            batch_shapes[name] = got[: len(got) - len(shape)]
+            batch_shapes[name] = jnp.shape(context[name])[: jnp.ndim(context[name]) - len(shape)]
         if len(set(batch_shapes.values())) > 1:
-            raise ValueError(
-                f"`context` must be a dict of arrays with the same leading axes for {self!r}; got "
-                f"{batch_shapes}."
-            )
+            rule = f"`context` must be arrays with the same leading axes for {self!r}"
+            raise ValueError(f"{rule}; got {batch_shapes}.")
         return next(iter(batch_shapes.values()))
 
     def take_apart(self, context: Context) -> dict[str, Array]:
@@ -92,21 +86,14 @@ class Parametric(Family):
             return {next(iter(self.arguments)): context}
         batch_shape = context.shape[: context.ndim - len(self.context_shape)]
         result, start = {}, 0
-        sizes = _pieces(list(self.arguments.values()), self._leading)
-        for (name, shape), size in zip(self.arguments.items(), sizes, strict=True):
-            piece = context[..., start : start + size]
-            result[name] = piece.reshape(batch_shape + shape)
+        for (name, shape), size in zip(self.arguments.items(), self._pieces(), strict=True):
+            result[name] = context[..., start : start + size].reshape(batch_shape + shape)
             start += size
         return result
 
     def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
         self.check_context(context)
         return self.build(params, self.take_apart(context))
-
-
-def _pieces(shapes: list[Shape], leading: Shape) -> list[int]:
-    """How much of the last axis of the array each argument takes."""
-    return [math.prod(shape) // math.prod(leading) for shape in shapes]
 
 
 def positive(raw: Array) -> Array:

@@ -4,10 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from distrax import Bijector, Block, Chain, Distribution, ScalarAffine
 from jax.typing import ArrayLike
 
 from flowvi import checks
@@ -15,43 +15,28 @@ from flowvi.bijectors import Dense, LowRank, Units
 from flowvi.compiling import compiled
 from flowvi.distributions import FlowDistribution
 from flowvi.families.contexts import Local
-from flowvi.families.family import (
-    Array,
-    Composed,
-    Context,
-    Family,
-    Params,
-    as_array,
-    bare_init,
-    shown,
-)
-from flowvi.params import Fixed
-from flowvi.supports import Support, SupportLike, as_support, chunks, on_host, real
+from flowvi.families.family import Composed, Family, Params, as_array, as_family, bare_init, shown
+from flowvi.params import Fixed, PyTree
+from flowvi.supports import Interval, Support, SupportLike, as_support, chunks, on_host
 from flowvi.transformers import Transformer, as_transformer
 
-Numbers = dict[str, Array]
+Numbers = dict[str, jax.Array]
 
 
-def _pushed(
-    inner: distrax.Distribution, bijectors: list[distrax.Bijector], dtype: jnp.dtype
-) -> FlowDistribution:
+def _pushed(inner: Distribution, bijectors: list[Bijector], dtype: jnp.dtype) -> FlowDistribution:
     """The distribution of f(x), x from `inner`: one flow where that is a flow itself."""
     batch_shape, dtype = inner.batch_shape, jnp.promote_types(inner.dtype, dtype)
     if isinstance(inner, FlowDistribution):
         inner, bijectors = inner.distribution, [*bijectors, inner.bijector]
-    bijector = bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
+    bijector = bijectors[0] if len(bijectors) == 1 else Chain(bijectors)
     return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)
-
-
-# ------------------------------------------------------------------------------- units of data
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Standardized(Composed):
     """A family in the data's own units and support; see `standardized`.
 
-    Its parameters are {"family", "units"}, and "context_units" where there is a context of real
-    numbers. Units are {"shift", "scale"}, `Fixed`, and the identity to start with.
+    Its parameters are {"family", "units"}, and "context_units" where a context is of real numbers.
     """
 
     family: Family
@@ -61,36 +46,29 @@ class Standardized(Composed):
         support = None if self.support.is_real else self.support
         return shown("standardized", self.family, support=support)
 
-    def own(self, key: Array) -> dict[str, Params]:
-        del key
-        own = {"units": _identity(self.event_shape)}
+    def own(self, key: jax.Array) -> dict[str, Params]:
+        own = {"units": _units(np.zeros(self.event_shape), 1.0)}
         if self.context_shape is not None and not _takes_rows(self.family):
-            own["context_units"] = _identity(self.context_shape)
+            own["context_units"] = _units(np.zeros(self.context_shape), 1.0)
         return own
 
-    def features(self, params: Params, context: Context) -> Context:
-        """The standardised context."""
+    def features(self, params: Params, context: PyTree) -> PyTree:
         if context is None or "context_units" not in params:
             return context
         self.check_context(context)
         units = params["context_units"].value
         return (jnp.asarray(context) - units["shift"]) / units["scale"]
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: Context
-    ) -> FlowDistribution:
-        del context
-        shift, scale = params["units"].value["shift"], params["units"].value["scale"]
-        bound = self.support.bijector(shift.dtype)
-        bijectors = [Units(shift, scale)] if bound is None else [bound, Units(shift, scale)]
-        return _pushed(inner, bijectors, shift.dtype)
+    def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
+        units = Units(**params["units"].value)
+        dtype = params["units"].value["shift"].dtype
+        bound = self.support.bijector(dtype)
+        return _pushed(inner, [units] if bound is None else [bound, units], dtype)
 
-    def log_prob(self, params: Params, x: ArrayLike, context: Context = None) -> Array:
+    def log_prob(self, params: Params, x: ArrayLike, context: PyTree = None) -> jax.Array:
         x, context = self._check_data(params, x, context)
-        precise = [each for each in (x, context) if isinstance(each, np.ndarray)]
-        if jnp.result_type(float) == np.float64 or all(
-            each.dtype != np.float64 for each in precise
-        ):
+        is_double = [isinstance(a, np.ndarray) and a.dtype == np.float64 for a in (x, context)]
+        if jnp.result_type(float) == np.float64 or not any(is_double):
             return super().log_prob(params, x, context)
         # Of numbers that are far from zero, single precision would keep too little.
         y, log_det, context = self.standardize(params, x, context)
@@ -99,13 +77,8 @@ class Standardized(Composed):
     def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
         """Parameters in the units of data: the mean and the standard deviation of each column.
 
-        Moments are taken in double precision, in one pass over all rows, in the order of a file;
+        Moments are taken in double precision, in one pass over all rows of an array or memory map;
         of the data as the support maps them to the real line. A context of integers is left alone.
-
-        Args:
-            params: parameters as `init` returns them.
-            x: an array-like or memory map of shape [num_rows, *event_shape], inside the support.
-            context: of shape [num_rows, *context_shape], or None.
 
         Raises:
             ValueError: if a column of x is constant.
@@ -114,18 +87,15 @@ class Standardized(Composed):
         shift, scale, constant = _moments(array, self.support)
         if constant.any():
             place = tuple(map(int, np.argwhere(constant)[0]))
-            column = place[0] if len(place) == 1 else place
-            raise ValueError(
-                f"`x` must vary in every column; got the constant {array[0][place]!s} in column "
-                f"{column}. Perhaps drop that column?"
-            )
-        placed = {"units": _units(params["units"], shift, scale)}
-        if context is not None and "context_units" in params:
-            given = on_host(context)
-            if jnp.issubdtype(given.dtype, jnp.floating):
-                shift, scale, constant = _moments(given)
-                scale = np.where(constant, 1, scale)
-                placed["context_units"] = _units(params["context_units"], shift, scale)
+            got = f"{array[0][place]!s} in column {place[0] if len(place) == 1 else place}"
+            rule = "`x` must vary in every column"
+            raise ValueError(f"{rule}; got the constant {got}. Perhaps drop that column?")
+        placed = {"units": _units(shift, scale, params["units"])}
+        seen = None if context is None or "context_units" not in params else on_host(context)
+        if seen is not None and jnp.issubdtype(seen.dtype, jnp.floating):
+            shift, scale, constant = _moments(seen)
+            scale = np.where(constant, 1, scale)
+            placed["context_units"] = _units(shift, scale, params["context_units"])
         return {**params, **placed}
 
     def standardize(
@@ -135,42 +105,27 @@ class Standardized(Composed):
 
             y = (support_map^-1(x) - shift) / scale
 
-        Nothing is lost of data that are far from zero, for their units are taken off before they
-        become numbers of single precision.
-
-        Args:
-            params: parameters of this family.
-            x: an array-like of shape [*rows, *event_shape].
-            context: of shape [*rows, *context_shape], or None.
-
-        Returns:
-            (y, log |dy / dx| of shape [*rows], the standardised context).
+        Of data that are far from zero nothing is lost, as it would be in single precision. It
+        returns (y, log |dy / dx| of shape [*rows], the standardised context).
         """
         shift, scale = _host_units(params["units"])
         values, log_det = _to_reals(self.support, as_array("x", x))
         log_det = log_det - np.log(scale).sum()
-        if context is not None:
-            context = np.asarray(context)
-            units = _host_units(params["context_units"]) if "context_units" in params else (0, 1)
-            if np.any(units[0] != 0) or np.any(units[1] != 1):
-                context = (np.asarray(context, np.float64) - units[0]) / units[1]
+        if context is not None and "context_units" in params:
+            mean, sd = _host_units(params["context_units"])
+            if np.any(mean != 0) or np.any(sd != 1):
+                context = (np.asarray(context, np.float64) - mean) / sd
+        context = None if context is None else np.asarray(context)
         return (values - shift) / scale, log_det, context
 
     def unstandardize(self, params: Params, y: ArrayLike) -> np.ndarray:
-        """Draws of the inner family in the data's units, in double precision on the host.
-
-            x = support_map(shift + scale y)
-
-        Args:
-            params: parameters of this family.
-            y: of shape [..., *event_shape].
-        """
+        """The inverse of `standardize`: x = support_map(shift + scale y)."""
         shift, scale = _host_units(params["units"])
         values = shift + scale * np.asarray(y, np.float64)
         if self.support.is_real:
             return values
         with jax.enable_x64(True):
-            return np.asarray(_forward(self.support, values))
+            return np.asarray(_forward(self.support, jnp.asarray(values)))
 
 
 def _takes_rows(family: Family) -> bool:
@@ -182,13 +137,10 @@ def _takes_rows(family: Family) -> bool:
     return isinstance(family, Local)
 
 
-def _identity(shape: tuple[int, ...]) -> Fixed:
-    return Fixed({"shift": jnp.zeros(shape), "scale": jnp.ones(shape)})
-
-
-def _units(old: Fixed, shift: np.ndarray, scale: np.ndarray) -> Fixed:
+def _units(shift: np.ndarray, scale: np.ndarray | float, old: Fixed | None = None) -> Fixed:
     """Units in the dtype of the old ones: rounded, but exact from here on."""
-    dtype = old.value["shift"].dtype
+    dtype = jnp.result_type(float) if old is None else old.value["shift"].dtype
+    scale = np.broadcast_to(scale, shift.shape)
     return Fixed({"shift": jnp.asarray(shift, dtype), "scale": jnp.asarray(scale, dtype)})
 
 
@@ -203,38 +155,29 @@ def _to_reals(support: Support, x: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     if support.is_real:
         return values, np.zeros(values.shape[: values.ndim - len(support.event_shape)])
     with jax.enable_x64(True):
-        inverse, log_det = _inverse(support, values)
+        inverse, log_det = _inverse(support, jnp.asarray(values))
         return np.asarray(inverse), np.asarray(log_det)
 
 
 @compiled()
-def _forward(support: Support, y: np.ndarray) -> Array:
-    bijector = support.bijector(y.dtype)
-    return jnp.asarray(y) if bijector is None else bijector.forward(y)
+def _forward(support: Support, y: jax.Array) -> jax.Array:
+    return support.bijector(y.dtype).forward(y)  # type: ignore[union-attr]
 
 
 @compiled()
-def _inverse(support: Support, x: np.ndarray) -> tuple[Array, Array]:
-    bijector = support.bijector(x.dtype)
-    return (jnp.asarray(x), jnp.zeros(())) if bijector is None else bijector.inverse_and_log_det(x)
+def _inverse(support: Support, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return support.bijector(x.dtype).inverse_and_log_det(x)  # type: ignore[union-attr]
 
 
-def _moments(
-    array: np.ndarray, support: Support | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, in double precision, and whether it is constant.
-
-    A column is constant by its values rather than by its standard deviation, which rounding keeps
-    from zero.
-    """
+def _moments(array: np.ndarray, support: Support | None = None) -> tuple[np.ndarray, ...]:
+    """Mean and standard deviation of each column, and whether its values are all the same."""
     count, mean, squares = 0, np.zeros(array.shape[1:]), np.zeros(array.shape[1:])
     low, high = np.full(array.shape[1:], np.inf), np.full(array.shape[1:], -np.inf)
     for chunk in chunks(array):
         values = np.asarray(array[chunk], np.float64)
         values = values if support is None else _to_reals(support, values)[0]
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
-        # Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-        # Variances", 1979.
+        # Chan, Golub, LeVeque, "Updating Formulae ... for Computing Sample Variances", 1979.
         delta = values.mean(0) - mean
         total = count + len(values)
         squares += values.var(0) * len(values) + delta**2 * (count * len(values) / total)
@@ -249,17 +192,13 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         x = support_map(shift + scale * y),   y from the family at (context - mean) / sd
 
     The support map is the identity for real numbers, lower + exp or upper - exp beside one bound,
-    and a sigmoid between two. Units are parameters that no optimizer moves: the identity at first,
-    and what `place` takes from data. `fv.fit_density` does both.
+    and a sigmoid between two. Units are `Fixed` parameters: the identity at first, and what `place`
+    takes from data, as `fv.fit_density` does.
 
     Args:
         family: a family over all real numbers.
         support: where x may lie: None or "real"; "positive"; (low, high), of which either may be
             None or infinite; or a sequence of these, one for each column.
-
-    Raises:
-        TypeError: if it is no family, or `support` not of this kind.
-        ValueError: if the family has bounds or units already, or `support` is not for its events.
 
     Example:
         >>> import jax
@@ -268,31 +207,24 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         >>> family = fv.standardized(fv.standard_normal(1), "positive")
         >>> x = np.exp(500.0 + 2.0 * np.array([[-1.0], [1.0]]))
         >>> params = family.place(family.init(jax.random.key(0)), x)
-        >>> y, _, _ = family.standardize(params, x)
-        >>> y.ravel().tolist()
+        >>> family.standardize(params, x)[0].ravel().tolist()
         [-1.0, 1.0]
     """
-    if not isinstance(family, Family):
-        raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
-    if isinstance(family, Standardized):
+    if isinstance(as_family(family), Standardized):
         raise ValueError(f"`family` must have no units of its own; got {family!r}, which has some.")
     if not family.support.is_real:
-        raise ValueError(
-            f"`family` must be over all real numbers; got {family!r}, whose events lie in "
-            f"{family.support!r}."
-        )
+        got = f"{family!r}, whose events lie in {family.support!r}"
+        raise ValueError(f"`family` must be over all real numbers; got {got}.")
     described = as_support(support, family.event_shape)
     described.bijector()
     return Standardized(family, described)
 
 
-# -------------------------------------------------------------------------------- affine maps
 @dataclasses.dataclass(frozen=True, repr=False)
 class Whitened(Composed):
     """A family pushed through an affine map that no optimizer moves; see `whitened`.
 
-    Its parameters are {"family", "whitening", "width"}; the map starts as the identity. With a marginal
-    transformer there is also "marginal", its parameters for each coordinate.
+    Its parameters are {"family", "whitening", "width"}, and "marginal" with such a transformer.
     """
 
     family: Family
@@ -304,30 +236,21 @@ class Whitened(Composed):
 
     @functools.cached_property
     def support(self) -> Support:
-        """All real numbers."""
-        return real(self.event_shape)
+        return Interval(self.event_shape)
 
-    def init(self, key: Array) -> Params:
-        size = self.event_shape[0]
-        whitening = {"loc": jnp.zeros(size)}
-        if self.rank is None:
-            eye = jnp.eye(size)
-            whitening |= {"matrix": eye, "inverse": eye, "log_det": jnp.zeros(())}
-        else:
-            whitening["scale"] = jnp.ones(size)
-            whitening |= {"basis": jnp.eye(size, self.rank), "gain": jnp.zeros(self.rank)}
+    def init(self, key: jax.Array) -> Params:
+        size, rank = self.event_shape[0], self.rank
+        loc, scale, basis = jnp.zeros(size), jnp.ones(size), jnp.eye(size, rank)
+        whitening = {"loc": loc, "matrix": basis, "inverse": basis, "log_det": jnp.zeros(())}
+        if rank is not None:
+            whitening = {"loc": loc, "scale": scale, "basis": basis, "gain": jnp.zeros(rank)}
         params = {"family": bare_init(self.family, key), "width": Fixed(jnp.ones(()))}
         if self.marginal is not None:
             params["marginal"] = jnp.zeros((size, self.marginal.num_params))
         return self.place(params, whitening)
 
     def place(self, params: Params, whitening: Mapping[str, ArrayLike]) -> Params:
-        """Parameters with another affine map.
-
-        Args:
-            params: parameters as `init` returns them.
-            whitening: the arguments of `Dense`, or of `LowRank` where there is a rank, as a dict.
-        """
+        """Parameters with another affine map: the arguments of `Dense`, or of `LowRank`."""
         arrays = {name: jnp.asarray(leaf) for name, leaf in whitening.items()}
         if self.marginal is not None:
             arrays["spread"] = _spread(arrays)
@@ -337,16 +260,13 @@ class Whitened(Composed):
         """Parameters with a base `factor` times as wide as that of the family, before its maps."""
         return {**params, "width": Fixed(params["width"].value * factor)}
 
-    def push(
-        self, params: Params, inner: distrax.Distribution, context: Context
-    ) -> FlowDistribution:
-        del context
+    def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
         whitening = params["whitening"].value
         inner = _wider(inner, params["width"].value)
         bijectors = self._affine(whitening, params.get("marginal"))
         return _pushed(inner, bijectors, whitening["loc"].dtype)
 
-    def _affine(self, whitening: Numbers, theta: Array | None) -> list[distrax.Bijector]:
+    def _affine(self, whitening: Numbers, theta: jax.Array | None) -> list[Bijector]:
         kind = Dense if self.rank is None else LowRank
         if self.marginal is None or theta is None:
             return [kind(**whitening)]
@@ -360,22 +280,22 @@ class Whitened(Composed):
             whitening["log_det"] = whitening["log_det"] - jnp.sum(jnp.log(spread))
         else:
             whitening["scale"] = whitening["scale"] / spread
-        scalar = distrax.Block(self.marginal(theta), 1)
+        scalar = Block(self.marginal(theta), 1)
         return [Units(loc, spread), scalar, kind(**whitening)]
 
 
-def _wider(distribution: distrax.Distribution, width: Array) -> FlowDistribution:
+def _wider(distribution: Distribution, width: jax.Array) -> FlowDistribution:
     """A distribution from a base so many times as wide."""
     batch_shape, dtype = distribution.batch_shape, distribution.dtype
     if isinstance(distribution, FlowDistribution):
         base, bijector = _wider(distribution.distribution, width), distribution.bijector
     else:
-        scale = distrax.ScalarAffine(shift=0.0, scale=width.astype(dtype))
-        base, bijector = distribution, distrax.Block(scale, len(distribution.event_shape))
+        scale = ScalarAffine(shift=0.0, scale=width.astype(dtype))
+        base, bijector = distribution, Block(scale, len(distribution.event_shape))
     return FlowDistribution(base, bijector, batch_shape=batch_shape, dtype=dtype)
 
 
-def _spread(whitening: Numbers) -> Array:
+def _spread(whitening: Numbers) -> jax.Array:
     """The standard deviations of loc + A x for standard normal x."""
     if "matrix" in whitening:
         return jnp.linalg.norm(whitening["matrix"], axis=-1)
@@ -392,33 +312,16 @@ def whitened(
 
     With a marginal transformer t, y_i = loc_i + s_i t_i((A x)_i / s_i) where s_i is the standard
     deviation of (A x)_i: skewed and heavy-tailed marginals at the price of a few parameters for
-    each coordinate, in however many dimensions.
-
-    A new one has the identity; `place` puts another map into the parameters. A is a full matrix,
-    or a diagonal times the identity plus a matrix of low rank.
+    each coordinate. A new one has the identity; `place` puts another map into the parameters.
 
     Args:
         family: any family over vectors.
-        rank: the number of directions of the low-rank form; None for a full matrix.
+        rank: None for a full matrix A; or that of R in A = diagonal x (identity + R).
         marginal: "spline", "affine", a transformer, or None for none.
-
-    Raises:
-        TypeError: if it is no family, `rank` no integer, or `marginal` no transformer.
-        ValueError: if its events are no vectors, or `rank` is below 1 or above their size.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> family = fv.whitened(fv.mean_field(3), rank=1)
-        >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 5).shape
-        (5, 3)
     """
-    if not isinstance(family, Family):
-        raise TypeError(f"`family` must be a family; got {family!r}.")
-    if len(family.event_shape) != 1:
-        raise ValueError(
-            f"`family` must be over vectors; got event shape {family.event_shape} of {family!r}."
-        )
+    if len(as_family(family).event_shape) != 1:
+        got = f"event shape {family.event_shape} of {family!r}"
+        raise ValueError(f"`family` must be over vectors; got {got}.")
     if rank is not None and checks.positive_int("rank", rank) > family.event_shape[0]:
         raise ValueError(f"`rank` must be at most {family.event_shape[0]}; got {rank}.")
     return Whitened(family, rank, None if marginal is None else as_transformer(marginal))

@@ -2,23 +2,8 @@
 
 from flowvi.networks.adapters import as_network
 from flowvi.networks.convolutional import ConvDecoder, ConvEncoder
-from flowvi.networks.equinox import EquinoxNetwork
-from flowvi.networks.flax import LinenNetwork, NNXNetwork
-from flowvi.networks.foreign import ForeignNetwork, HaikuNetwork, PlainNetwork
+from flowvi.networks.foreign import PlainNetwork
 from flowvi.networks.made import MADE
 from flowvi.networks.network import MLP, Network
 
-__all__ = [
-    "MADE",
-    "MLP",
-    "ConvDecoder",
-    "ConvEncoder",
-    "EquinoxNetwork",
-    "ForeignNetwork",
-    "HaikuNetwork",
-    "LinenNetwork",
-    "NNXNetwork",
-    "Network",
-    "PlainNetwork",
-    "as_network",
-]
+__all__ = ["MADE", "MLP", "ConvDecoder", "ConvEncoder", "Network", "PlainNetwork", "as_network"]

@@ -1,36 +1,25 @@
 """Networks from anywhere, made to look the same to a family."""
 
-import dataclasses
 import functools
 
 import haiku as hk
 
 from flowvi import checks
+from flowvi.networks import foreign
 from flowvi.networks.equinox import EquinoxNetwork
 from flowvi.networks.flax import LinenNetwork, NNXNetwork
-from flowvi.networks.foreign import (
-    ForeignNetwork,
-    HaikuNetwork,
-    PlainNetwork,
-    describe,
-    parameters_of,
-)
+from flowvi.networks.foreign import ForeignNetwork
 from flowvi.networks.network import Network, Shape
 from flowvi.params import PyTree
 
 
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Kept:
-    """A constructor that returns a module that there is already, with the parameters it has.
+    """A constructor that returns a module that there is already; equal to nothing but itself."""
 
-    Arrays have no hash, so it is equal to nothing but itself.
-    """
-
-    module: PyTree
-
-    def __repr__(self) -> str:
-        kind = self.module[0] if isinstance(self.module, tuple) else self.module
-        return f"a {type(kind).__qualname__}"
+    def __init__(self, module: PyTree):
+        self.module = module
+        kind = type(module[0] if isinstance(module, tuple) else module)
+        self.__qualname__ = f"a {kind.__qualname__}"
 
     def __call__(self, **unused: PyTree) -> PyTree:
         return self.module
@@ -54,31 +43,20 @@ def as_network(
     Of a module of nnx or Equinox that there is already, the parameters are those that it has,
     whatever the key. A function makes fresh ones; its parameter must be called `rngs` or `key`.
 
-    All are called with one leading axis of rows, except modules of Equinox, which are called with
-    one row. Dropout and batch statistics follow the training form of the family: by
-    the module's own switch (nnx, Equinox), or by an argument called `train`, `training`,
-    `is_training`, `deterministic`, `inference` or `use_running_average`.
+    All are called with one leading axis of rows, except modules of Equinox, which see one row.
+    Dropout and batch statistics follow the training form of the family: by the module's own switch
+    (nnx, Equinox), or by an argument called `train`, `training`, `is_training`, `deterministic`,
+    `inference` or `use_running_average`.
 
     Args:
         network: one of these.
         input_shape: the shape of one input; needed where the network does not know it.
         train_flag: the name of an argument that is True in training, where it is none of the above.
 
-    Returns:
-        A `Network`.
-
-    Raises:
-        TypeError: if it is none of these.
-        ValueError: if the input shape is missing or contradicts the network's own, or the network
-            has no hash.
-
     Example:
         >>> import haiku as hk, jax
         >>> from flowvi.networks import as_network
-        >>> def encoder(x, is_training):
-        ...     h = hk.nets.MLP([32, 4])(x)
-        ...     return hk.dropout(hk.next_rng_key(), 0.1, h) if is_training else h
-        >>> network = as_network(hk.transform(encoder), (10,))
+        >>> network = as_network(hk.transform(lambda x: hk.nets.MLP([32, 4])(x)), (10,))
         >>> params = network.init(jax.random.key(0))
         >>> network.apply(params, jax.numpy.ones((3, 5, 10))).shape
         (3, 5, 4)
@@ -87,38 +65,32 @@ def as_network(
     if own is not None and input_shape is not None:
         own, input_shape = (checks.shape("context_shape", each) for each in (own, input_shape))
         if own != input_shape:
-            raise ValueError(
-                f"`context_shape` must be {own}, the input shape of {network!r}; "
-                f"got {input_shape!r}."
-            )
+            rule = f"`context_shape` must be {own}, the input shape of {network!r}"
+            raise ValueError(f"{rule}; got {input_shape!r}.")
     if isinstance(network, Network):
         return network
     input_shape = own if input_shape is None else input_shape
     kind, source = _recognise(network)
     if kind is None:
         raise TypeError(
-            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or a "
-            f"function of `rngs` or `key` that makes one; got {network!r}. Perhaps wrap a Haiku "
-            "function in `hk.transform`?"
+            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or make a "
+            f"module; got {network!r}. Perhaps wrap a Haiku function in `hk.transform`?"
         )
     if input_shape is None:
-        raise ValueError(
-            "`context_shape` must be given for a network that does not know its input shape; "
-            f"got None for {network!r}."
-        )
+        rule = "`context_shape` must be given for a network that does not know its input shape"
+        raise ValueError(f"{rule}; got None for {network!r}.")
     result = kind(source, checks.shape("context_shape", input_shape), train_flag)
     try:
         hash(result)
     except TypeError as error:
-        raise ValueError(
-            f"`network` must be hashable; got {describe(network)}. Perhaps give it tuples in place "
-            "of lists?"
-        ) from error
+        got = f"{foreign.describe(network)}. Perhaps give it tuples in place of lists?"
+        raise ValueError(f"`network` must be hashable; got {got}") from error
     return result
 
 
 #: Libraries whose modules have their arrays inside.
 MADE_BY: dict[str, type[ForeignNetwork]] = {"flax.nnx": NNXNetwork, "equinox": EquinoxNetwork}
+LINEN = "flax.linen"
 
 
 def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
@@ -127,17 +99,14 @@ def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
     first = network[0] if type(network) is tuple and network else network
     library = None if isinstance(first, type) else _library(type(first))
     if isinstance(network, hk.Transformed | hk.TransformedWithState):
-        return HaikuNetwork, network
+        return foreign.HaikuNetwork, network
     if library is not None:
         return (LinenNetwork, network) if library == LINEN else (MADE_BY[library], Kept(network))
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
-        return PlainNetwork, network
+        return foreign.PlainNetwork, network
     if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
-        return PlainNetwork, (network.init, network.apply)
+        return foreign.PlainNetwork, (network.init, network.apply)
     return MADE_BY.get(_library_made(network)), network
-
-
-LINEN = "flax.linen"
 
 
 def _library(kind: type) -> str | None:
@@ -157,7 +126,7 @@ def _library_made(function: PyTree) -> str:
         return _library(function) or ""
     if not callable(function):
         return ""
-    names = parameters_of(function)
+    names = foreign.parameters_of(function)
     # `eqx.nn.make_with_state` does not tell the parameters of what it returns.
     if "key" in names or getattr(function, "__module__", "").startswith("equinox."):
         return "equinox"

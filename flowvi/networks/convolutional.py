@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.masked import activation_function
+from flowvi.masked import activation_function, add
 from flowvi.networks.network import MLP, Activation, Array, Network, Shape, as_shape, leading_shape
 from flowvi.params import PyTree
 
@@ -17,43 +18,43 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """What an encoder and a decoder of images share.
+    """What an encoder and a decoder of images share."""
 
-    Attributes:
-        activation: a name such as "silu", or a function.
-        kernel_size: height and width of the window of each convolution.
-        hidden_sizes: widths of the hidden layers of the dense network.
-        channels: of each convolution.
-    """
+    if TYPE_CHECKING:
+
+        @property
+        def image_shape(self) -> Shape: ...
 
     activation: Activation = dataclasses.field(default="silu", kw_only=True)
     kernel_size: int = dataclasses.field(default=3, kw_only=True)
     hidden_sizes: Shape = dataclasses.field(default=(256,), kw_only=True)
     channels: Shape = dataclasses.field(default=(32, 64), kw_only=True)
 
-    def _check(self, name: str) -> None:
-        shape = checks.sizes(name, getattr(self, name))
-        if len(shape) not in (2, 3):
-            raise ValueError(
-                f"`{name}` must be (height, width) or (height, width, channels); got {shape}."
-            )
-        object.__setattr__(self, name, shape)
-        object.__setattr__(self, "channels", checks.sizes("channels", self.channels))
-        object.__setattr__(self, "hidden_sizes", checks.sizes("hidden_sizes", self.hidden_sizes))
+    def __post_init__(self) -> None:
+        for name in ("image_shape", "channels", "hidden_sizes"):
+            object.__setattr__(self, name, checks.sizes(name, getattr(self, name)))
+        if len(self.image_shape) not in (2, 3):
+            rule = "`image_shape` must be (height, width) or (height, width, channels)"
+            raise ValueError(f"{rule}; got {self.image_shape}.")
+        for name in {"input_size", "output_size"} & vars(self).keys():
+            object.__setattr__(self, name, checks.size_or_shape(name, getattr(self, name)))
         checks.positive_int("kernel_size", self.kernel_size)
         activation_function(self.activation)
 
-    def _image_sizes(self, shape: Shape) -> list[Shape]:
+    @property
+    def _image_channels(self) -> int:
+        return self.image_shape[2] if len(self.image_shape) == 3 else 1
+
+    def _image_sizes(self) -> list[Shape]:
         """(height, width) before the first and after each convolution of stride 2."""
-        sizes = [shape[:2]]
+        sizes = [self.image_shape[:2]]
         for _ in self.channels:
             sizes.append(tuple(-(-size // 2) for size in sizes[-1]))
         return sizes
 
     def _init_layers(self, key: Array, channels: Shape) -> tuple[dict[str, Array], ...]:
         """Kernels between these numbers of channels."""
-        window = (self.kernel_size, self.kernel_size)
-        pairs = list(itertools.pairwise(channels))
+        window, pairs = (self.kernel_size,) * 2, list(itertools.pairwise(channels))
         keys = jax.random.split(key, max(len(pairs), 1))
         return tuple(
             {"w": jax.random.normal(k, (*window, *pair)), "b": jnp.zeros(pair[1])}
@@ -62,71 +63,56 @@ class _Images:
 
 
 def _weights(layer: dict[str, Array], stride: int = 1) -> Array:
-    """Weights of unit variance, divided by the root of the number of inputs of one output.
-
-    A transposed convolution spreads an input over stride^2 outputs, so that fewer meet in each.
-    """
+    """Weights of unit variance, divided by the root of the number of inputs of one output."""
+    # A transposed convolution spreads an input over stride^2 outputs, so that fewer meet in each.
     fan_in = math.prod(layer["w"].shape[:-1]) / stride**2
     return layer["w"] * max(fan_in, 1.0) ** -0.5
+
+
+def _convolve(h: Array, layer: dict[str, Array], stride: int) -> Array:
+    weights, strides = _weights(layer), (stride, stride)
+    h = jax.lax.conv_general_dilated(h, weights, strides, "SAME", dimension_numbers=_LAYOUT)
+    return add(h, layer["b"])
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ConvEncoder(_Images, Network):
     """Images of shape [..., height, width, channels] to arrays of shape [..., *output_size].
 
-    Convolutions of stride 2, each of which halves the image, then a dense network. Sizes need not
-    be even: a convolution maps n to ceil(n / 2) pixels. `ConvDecoder` is the way back.
+    Convolutions of stride 2, each of n to ceil(n / 2) pixels, then a dense network.
 
     Attributes:
         image_shape: (height, width, channels), or (height, width) for one channel without an axis.
         output_size: the length of the output, or its shape.
         channels: of each convolution. It takes `hidden_sizes`, `kernel_size` and `activation` too.
 
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
-
     Example:
         >>> import jax, jax.numpy as jnp
         >>> encoder = ConvEncoder((9, 7, 3), 16, channels=(4, 8), hidden_sizes=(32,))
-        >>> params = encoder.init(jax.random.key(0))
-        >>> encoder.apply(params, jnp.zeros((5, 2, 9, 7, 3))).shape
+        >>> encoder.apply(encoder.init(jax.random.key(0)), jnp.zeros((5, 2, 9, 7, 3))).shape
         (5, 2, 16)
     """
 
     image_shape: Shape
     output_size: int | Shape
 
-    def __post_init__(self) -> None:
-        self._check("image_shape")
-        size = checks.size_or_shape("output_size", self.output_size)
-        object.__setattr__(self, "output_size", size)
-
     def __repr__(self) -> str:
         return f"ConvEncoder({self.image_shape} -> {self.output_size})"
 
     @property
     def input_shape(self) -> Shape:
-        """The shape of one image."""
         return self.image_shape
-
-    @property
-    def _image_channels(self) -> int:
-        return self.image_shape[2] if len(self.image_shape) == 3 else 1
 
     @property
     def _dense(self) -> MLP:
         channels = (self._image_channels, *self.channels)[-1]
-        size = math.prod(self._image_sizes(self.image_shape)[-1]) * channels
+        size = math.prod(self._image_sizes()[-1]) * channels
         return MLP(size, self.hidden_sizes, self.output_size, activation=self.activation)
 
     def init(self, key: Array) -> PyTree:
-        """Fresh parameters: {"convolutions": ({"w", "b"}, ...), "dense"}."""
         first, second = jax.random.split(key)
-        channels = (self._image_channels, *self.channels)
-        return {
-            "convolutions": self._init_layers(first, channels),
-            "dense": self._dense.init(second),
-        }
+        convolutions = self._init_layers(first, (self._image_channels, *self.channels))
+        return {"convolutions": convolutions, "dense": self._dense.init(second)}
 
     def apply(self, params: PyTree, x: Array) -> Array:
         batch_shape = leading_shape(x, self)
@@ -134,10 +120,7 @@ class ConvEncoder(_Images, Network):
         num_rows = math.prod(batch_shape)
         h = x.reshape(num_rows, *self.image_shape[:2], self._image_channels)
         for layer in params["convolutions"]:
-            h = jax.lax.conv_general_dilated(
-                h, _weights(layer), (2, 2), "SAME", dimension_numbers=_LAYOUT
-            )
-            h = activation(h + layer["b"])
+            h = activation(_convolve(h, layer, 2))
         output = self._dense.apply(params["dense"], h.reshape(num_rows, math.prod(h.shape[1:])))
         return output.reshape(batch_shape + output.shape[1:])
 
@@ -156,67 +139,41 @@ class ConvDecoder(_Images, Network):
             `fv.gaussian((8, 8, 3))` with predicted scale takes (8, 8, 6).
         channels: as those of the `ConvEncoder` on the way down. It takes `hidden_sizes`,
             `kernel_size` and `activation` too.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> decoder = ConvDecoder(16, (9, 7, 3), channels=(4, 8), hidden_sizes=(32,))
-        >>> params = decoder.init(jax.random.key(0))
-        >>> decoder.apply(params, jnp.zeros((5, 2, 16))).shape
-        (5, 2, 9, 7, 3)
     """
 
     input_size: int | Shape
     image_shape: Shape
-
-    def __post_init__(self) -> None:
-        self._check("image_shape")
-        size = checks.size_or_shape("input_size", self.input_size)
-        object.__setattr__(self, "input_size", size)
 
     def __repr__(self) -> str:
         return f"ConvDecoder({self.input_size} -> {self.image_shape})"
 
     @property
     def input_shape(self) -> Shape:
-        """The shape of one input."""
         return as_shape(self.input_size)
 
     @property
     def _start(self) -> Shape:
         """The shape of the smallest image."""
-        channels = self.channels[-1] if self.channels else 1
-        return (*self._image_sizes(self.image_shape)[-1], channels)
+        return (*self._image_sizes()[-1], (1, *self.channels)[-1])
 
     @property
     def _dense(self) -> MLP:
         return MLP(self.input_size, self.hidden_sizes, self._start, activation=self.activation)
 
     def init(self, key: Array) -> PyTree:
-        """Fresh parameters: {"dense", "convolutions": ({"w", "b"}, ...)}."""
         first, second = jax.random.split(key)
-        down = self.channels
-        up = (*reversed(down), down[0]) if down else (1,)
-        last = self.image_shape[2] if len(self.image_shape) == 3 else 1
-        return {
-            "dense": self._dense.init(first),
-            "convolutions": self._init_layers(second, (*up, last)),
-        }
+        up = (*reversed(self.channels), (*self.channels, 1)[0])
+        convolutions = self._init_layers(second, (*up, self._image_channels))
+        return {"dense": self._dense.init(first), "convolutions": convolutions}
 
     def apply(self, params: PyTree, x: Array) -> Array:
         batch_shape = leading_shape(x, self)
         activation = activation_function(self.activation)
         h = self._dense.apply(params["dense"], x).reshape(math.prod(batch_shape), *self._start)
         *up, last = params["convolutions"]
-        targets = reversed(self._image_sizes(self.image_shape)[:-1])
+        targets = reversed(self._image_sizes()[:-1])
         for layer, (height, width) in zip(up, targets, strict=True):
-            h = jax.lax.conv_transpose(
-                activation(h), _weights(layer, 2), (2, 2), "SAME", dimension_numbers=_LAYOUT
-            )
-            h = h[:, :height, :width] + layer["b"]
-        h = jax.lax.conv_general_dilated(
-            activation(h), _weights(last), (1, 1), "SAME", dimension_numbers=_LAYOUT
-        )
-        return (h + last["b"]).reshape(batch_shape + self.image_shape)
+            weights, h = _weights(layer, 2), activation(h)
+            h = jax.lax.conv_transpose(h, weights, (2, 2), "SAME", dimension_numbers=_LAYOUT)
+            h = add(h[:, :height, :width], layer["b"])
+        return _convolve(activation(h), last, 1).reshape(batch_shape + self.image_shape)

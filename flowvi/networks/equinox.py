@@ -9,12 +9,9 @@ from flowvi.params import PyTree
 
 
 class EquinoxNetwork(ForeignNetwork):
-    """A module of Equinox, which maps one input to one output, and is mapped over rows here.
+    """A module of Equinox, mapped over an axis of rows that is called "batch".
 
-    Its inexact arrays are its parameters. Other arrays, and the `eqx.nn.State` of a module that has
-    one, are state. The axis of rows is called "batch", as layers such as `eqx.nn.BatchNorm` ask.
-
-    `source` is (key) -> module, or (key) -> (module, state) as of `eqx.nn.make_with_state`.
+    `source` is (key) -> module or (module, state). Inexact arrays are parameters, others state.
     """
 
     def _split(self, made: PyTree) -> tuple[PyTree, PyTree, PyTree]:
@@ -27,7 +24,6 @@ class EquinoxNetwork(ForeignNetwork):
         return params, arrays, static
 
     def begin(self, key: Array, x: Array) -> Pair:
-        del x
         params, arrays, _ = self._split(self.source(key=key))
         return params, arrays
 
@@ -41,7 +37,7 @@ class EquinoxNetwork(ForeignNetwork):
         module = eqx.combine(params, rest)
         module = eqx.nn.inference_mode(module, value=key is None)
         named = self.flags(type(module).__call__, key is not None)
-        takes_key = [name for name in parameters_of(type(module).__call__) if name in KEYS]
+        takes_key = KEYS & parameters_of(type(module).__call__).keys()
         keys = None if key is None else jax.random.split(key, x.shape[0])
 
         def one(x: Array, key: Array | None) -> PyTree:

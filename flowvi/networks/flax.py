@@ -9,10 +9,7 @@ from flowvi.params import PyTree
 
 
 class LinenNetwork(ForeignNetwork):
-    """A module of `flax.linen`. All its collections but "params" are state.
-
-    `source` is the module; hashable, so its attributes are tuples and not lists.
-    """
+    """A module of `flax.linen`, hashable. All its collections but "params" are state."""
 
     def begin(self, key: Array, x: Array) -> Pair:
         variables = dict(self.source.init(key, x, **self.flags(type(self.source).__call__, True)))
@@ -30,10 +27,7 @@ class LinenNetwork(ForeignNetwork):
 
 
 class NNXNetwork(ForeignNetwork):
-    """A module of `flax.nnx`. Its variables that are neither parameters nor keys are state.
-
-    `source` is (rngs) -> module.
-    """
+    """A module of `flax.nnx`. Its variables that are neither parameters nor keys are state."""
 
     def _split(self, module: PyTree) -> PyTree:
         from flax import nnx
@@ -43,7 +37,6 @@ class NNXNetwork(ForeignNetwork):
     def begin(self, key: Array, x: Array) -> Pair:
         from flax import nnx
 
-        del x
         _, params, _, state = self._split(self.source(rngs=nnx.Rngs(key)))
         return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
 
@@ -58,12 +51,9 @@ class NNXNetwork(ForeignNetwork):
         rngs = _reseeded(like_rngs, jax.random.key(0) if key is None else key)
         module = nnx.merge(graph, like_params, rngs, like_state)
         named: dict[str, PyTree] = self.flags(type(module).__call__, key is not None)
-        if key is None:
-            module.eval()
-        else:
-            module.train()
-            if "rngs" in parameters_of(module.__call__):
-                named["rngs"] = nnx.Rngs(jax.random.fold_in(key, 0))
+        module.eval() if key is None else module.train()
+        if key is not None and "rngs" in parameters_of(module.__call__):
+            named["rngs"] = nnx.Rngs(jax.random.fold_in(key, 0))
         output = module(x, **named)
         nnx.pop(module, nnx.Intermediate)
         _, _, _, new = self._split(module)

@@ -16,16 +16,10 @@ from flowvi.networks.network import Array, Network, Pair, Shape
 from flowvi.params import Fixed, PyTree
 
 #: Arguments by which networks are told training from evaluation, and their values in training.
-FLAGS = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "inference": False,
-    "use_running_average": False,
-}
+FLAGS = dict.fromkeys(("train", "training", "is_training"), True)
+FLAGS |= dict.fromkeys(("deterministic", "inference", "use_running_average"), False)
 #: Arguments by which networks are given random numbers.
-KEYS = ("key", "rng")
+KEYS = {"key", "rng"}
 
 
 def parameters_of(function: Callable[..., PyTree]) -> dict[str, inspect.Parameter]:
@@ -48,24 +42,22 @@ def describe(value: object) -> str:
 class ForeignNetwork(Network):
     """A network of another library, whose parameters are {"params": ..., "state": Fixed(...)}.
 
-    "params" are those of the library; "state" is what else it keeps, such as batch statistics.
-
-    Attributes:
-        source: what `as_network` was given, or what makes a module.
-        input_shape: the shape of one input.
-        train_flag: the name of an argument that is True in training, where it is none of `FLAGS`.
+    `source` is what `as_network` was given, or what makes a module; `train_flag` an argument that
+    is True in training, where it is none of `FLAGS`. State is such as batch statistics.
     """
 
     source: PyTree
     input_shape: Shape
     train_flag: str | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        # The same from one run of a program to the next: files tell networks apart by it.
+        object.__setattr__(self, "name", describe(self.subject))
 
     def __repr__(self) -> str:
-        # The same from one run of a program to the next: it serves as a fingerprint too.
-        words = [describe(self.subject), f"input_shape={self.input_shape}"]
-        if self.train_flag is not None:
-            words.append(f"train_flag={self.train_flag!r}")
-        return f"{type(self).__name__}({', '.join(words)})"
+        flag = "" if self.train_flag is None else f", train_flag={self.train_flag!r}"
+        return f"{type(self).__name__}({self.name}, input_shape={self.input_shape}{flag})"
 
     @property
     def subject(self) -> PyTree:
@@ -106,26 +98,19 @@ class ForeignNetwork(Network):
         output, state = self.call(params["params"], params["state"].value, rows, key)
 
         def restore(each: Array) -> Array:
-            if jnp.shape(each)[:1] != (num_rows,):
-                raise ValueError(
-                    f"`network` must keep the leading axis of its input, of shape {rows.shape}; "
-                    f"got an output of shape {jnp.shape(each)} from {self!r}."
-                )
+            if each.shape[:1] != (num_rows,):
+                rule = f"`network` must keep the leading axis of its input, of shape {rows.shape}"
+                raise ValueError(f"{rule}; got an output of shape {each.shape} from {self!r}.")
             return each.reshape(batch_shape + each.shape[1:])
 
         return jax.tree.map(restore, output), state
 
 
 class HaikuNetwork(ForeignNetwork):
-    """A transformed Haiku function of one input, and maybe of a flag such as `is_training`.
-
-    `source` is what `hk.transform` or `hk.transform_with_state` returned, and
-    `hk.without_apply_rng` maybe.
-    """
+    """A transformed Haiku function of one input, and maybe of a flag such as `is_training`."""
 
     @property
     def subject(self) -> PyTree:
-        """The function that was transformed."""
         return getattr(self.source.init, "_original_fn", self.source.init)
 
     def begin(self, key: Array, x: Array) -> Pair:
@@ -134,8 +119,7 @@ class HaikuNetwork(ForeignNetwork):
 
     def call(self, params: PyTree, state: PyTree, x: Array, key: Array | None) -> Pair:
         # `hk.without_apply_rng` leaves the type as it is and takes the argument away.
-        takes_rng = "rng" in parameters_of(self.source.apply)
-        inputs = [key, x] if takes_rng else [x]
+        inputs = [key, x] if "rng" in parameters_of(self.source.apply) else [x]
         flags = self.flags(self.subject, key is not None)
         if isinstance(self.source, hk.TransformedWithState):
             return self.source.apply(params, state, *inputs, **flags)
@@ -146,18 +130,13 @@ class PlainNetwork(ForeignNetwork):
     """Two functions, `init(key, x) -> params` and `apply(params, x) -> output`.
 
     x is of shape [n, *input_shape]; `init` may also take the key alone. Further parameters of
-    `apply`, in any place, are known by name:
-
-    - `state`: then `init` returns (params, state), and `apply` returns (output, state);
-    - `key` or `rng`: random numbers in training, None in evaluation;
-    - a flag such as `train`, `is_training` or `deterministic`.
-
-    `source` is the pair of them.
+    `apply`, in any place, are known by name: `state`, where `init` returns (params, state), and
+    `apply` (output, state); `key` or `rng`, random numbers in training and None in evaluation; a
+    flag such as `train`, `is_training` or `deterministic`. `source` is the pair of them.
     """
 
     @property
     def subject(self) -> PyTree:
-        """`apply`."""
         return self.source[1]
 
     def begin(self, key: Array, x: Array) -> Pair:
@@ -170,11 +149,8 @@ class PlainNetwork(ForeignNetwork):
         known = {"state": state, **dict.fromkeys(KEYS, key)}
         named = self.flags(self.subject, key is not None)
         named |= {name: value for name, value in known.items() if name in takes}
-        free = [
-            name
-            for name, parameter in takes.items()
-            if name not in named and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        ]
+        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        free = [n for n, each in takes.items() if n not in named and each.kind is plain]
         if len(free) < 2:
             output = self.subject(params, x, **named)
         else:

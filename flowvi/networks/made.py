@@ -14,8 +14,7 @@ class MADE(hk.Module):
     """A masked autoregressive network as a Haiku module, over `flowvi.masked`.
 
     `made(x, context)` maps x of shape [..., D] to parameters of shape [..., D, P], where those of a
-    coordinate depend on the coordinates before it. `made.bind(context)` gives the conditioner of a
-    bijector, with its weights in sight.
+    coordinate depend on the coordinates before it.
 
     Args:
         event_size: D, at least 1.
@@ -25,9 +24,6 @@ class MADE(hk.Module):
         activation: a name such as "silu", or a function.
         order: the input order; order[0] is the coordinate that depends on none.
         name: the module's name.
-
-    Raises:
-        ValueError, TypeError: if a size, the order or the activation is none.
 
     Source: Germain, Gregor, Murray, Larochelle, "MADE: Masked Autoencoder for Distribution
     Estimation", 2015.
@@ -56,39 +52,17 @@ class MADE(hk.Module):
         name: str | None = None,
     ):
         # Haiku must not meet a half-built module, so the description is checked first.
-        network = masked.MaskedNetwork(
-            event_size,
-            tuple(hidden_sizes),
-            num_params,
-            context_size=context_size,
-            activation=activation,
-            order=None if order is None else tuple(order),
-        )
+        options: PyTree = {"context_size": context_size, "activation": activation}
+        options["order"] = None if order is None else tuple(order)
+        network = masked.MaskedNetwork(event_size, tuple(hidden_sizes), num_params, **options)
         super().__init__(name=name)
         self._network = network
 
-    @property
-    def network(self) -> masked.MaskedNetwork:
-        """The static description."""
-        return self._network
-
     def bind(self, context: Array | None = None) -> masked.Conditioner:
-        """The conditioner x -> theta at this context.
-
-        Args:
-            context: of shape [..., context_size], or None where the module takes none.
-
-        Raises:
-            ValueError: if the context is missing, superfluous or of the wrong size.
-        """
+        """The conditioner x -> theta of a bijector, with its weights in sight, at this context."""
         return self._network.bind(_get_parameters(self._network), context)
 
     def __call__(self, x: Array, context: Array | None = None) -> Array:
-        """Parameters of shape [..., D, P] for x of shape [..., D].
-
-        Raises:
-            ValueError: if `x` or `context` has the wrong shape.
-        """
         return self.bind(context)(x)
 
 
@@ -96,15 +70,12 @@ def _get_parameters(network: masked.MaskedNetwork) -> PyTree:
     """The network's parameter tree, each array a Haiku parameter named by its place in the tree."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
-
-    def get(index: int, path: PyTree, leaf: jax.ShapeDtypeStruct) -> Array:
+    leaves = []
+    for index, (path, leaf) in enumerate(paths):
         # A key may be drawn only where the parameter is new: not inside of a loop, for example.
-        def fresh(shape: Sequence[int], dtype: PyTree) -> Array:
-            del shape, dtype
+        def fresh(shape: Sequence[int], dtype: PyTree, index: int = index) -> Array:
             return jax.tree.leaves(network.init(hk.next_rng_key()))[index]
 
         name = jax.tree_util.keystr(path, simple=True, separator="_")
-        return hk.get_parameter(name, leaf.shape, leaf.dtype, init=fresh)
-
-    leaves = [get(index, path, leaf) for index, (path, leaf) in enumerate(paths)]
+        leaves.append(hk.get_parameter(name, leaf.shape, leaf.dtype, init=fresh))
     return jax.tree.unflatten(structure, leaves)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.masked import activation_function, context_term, product
+from flowvi.masked import activation_function, add, context_term, product
 from flowvi.params import PyTree
 
 Array = jax.Array
@@ -24,10 +25,8 @@ class Network(abc.ABC):
     """A function of arrays with parameters: hashable and pure.
 
     Subclasses are frozen dataclasses, equal when they are configured equally, or else equal only to
-    themselves; a network is part of a family, and families are static arguments of `jax.jit`.
-
-    Attributes:
-        input_shape: the shape of one input.
+    themselves; a network is part of a family, and families are static arguments of `jax.jit`. Its
+    `input_shape` is the shape of one input.
     """
 
     if TYPE_CHECKING:
@@ -43,35 +42,20 @@ class Network(abc.ABC):
     def apply(self, params: PyTree, x: Array) -> PyTree:
         """The output in evaluation: without dropout, and with batch statistics at rest.
 
-        Args:
-            params: parameters as `init` returns them.
-            x: of shape [*batch, *input_shape], with any number of leading axes.
-
-        Returns:
-            An array of shape [*batch, ...], or a dict of such arrays.
+        For x of shape [*batch, *input_shape] an array of shape [*batch, ...], or a dict of them.
         """
 
     def train_apply(self, params: PyTree, key: Array, x: Array) -> Pair:
         """The output in training, and parameters with new `Fixed` leaves.
 
-        Args:
-            params: parameters as `init` returns them.
-            key: randomness, such as that of dropout.
-            x: as in `apply`.
-
-        Returns:
-            (output, params). The default is the evaluation form and unchanged parameters.
+        The default is the evaluation form and unchanged parameters.
         """
         del key
         return self.apply(params, x), params
 
 
 def leading_shape(x: Array, network: Network) -> Shape:
-    """The leading axes of an input.
-
-    Raises:
-        ValueError: if its last axes are not the input shape.
-    """
+    """The leading axes of an input, whose last ones must be the input shape."""
     checks.trailing_shape("x", x, network.input_shape, f"{network!r}")
     return x.shape[: x.ndim - len(network.input_shape)]
 
@@ -81,11 +65,6 @@ def as_shape(size: int | Shape) -> Shape:
     return (size,) if isinstance(size, int) else size
 
 
-def shown(size: int | Shape) -> int | Shape:
-    """A size or a shape as one writes it."""
-    return size[0] if isinstance(size, tuple) and len(size) == 1 else size
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class MLP(Network):
     """A dense network: x of shape [..., *input_shape] to an array of shape [..., *output_shape].
@@ -93,27 +72,20 @@ class MLP(Network):
         h_1 = a(x W_1 + c U + b_1),  h_l = a(h_{l-1} W_l + b_l),  output = h_L W + b
 
     Weights are stored with unit variance and divided by the square root of a layer's fan-in when
-    they are used, as in `flowvi.masked`, so that one learning rate suits it and the flows here.
-    Adam wants one about sqrt(width) times as large as for networks that store them divided.
+    they are used, so that one learning rate suits it and the flows here: about sqrt(width) times
+    as large as for networks that store them divided.
 
     Attributes:
         input_size: the length of x, or the shape of one x, which is then flattened.
         hidden_sizes: widths of the hidden layers; any number of them, also none.
         output_size: the length of the output, or its shape.
-        context_size: the length of a second input c whose leading axes broadcast against x, or
-            None.
+        context_size: the length of a second input c, whose leading axes broadcast; or None.
         activation: a name such as "silu", or a function.
-        zero_output: whether the last layer starts at zero, and so does the output. For maps that
-            start as the identity; elsewhere it hurts, because nothing flows back through zeros.
-
-    Raises:
-        ValueError, TypeError: if a size or the activation is none.
+        zero_output: whether the output starts at zero, for maps that start as the identity.
 
     Example:
         >>> import jax
         >>> network = MLP((28, 28), (16,), 4)
-        >>> network
-        MLP((28, 28) -> 4)
         >>> params = network.init(jax.random.key(0))
         >>> network.apply(params, jax.numpy.ones((3, 5, 28, 28))).shape
         (3, 5, 4)
@@ -131,16 +103,15 @@ class MLP(Network):
         for name in ("input_size", "output_size"):
             object.__setattr__(self, name, checks.size_or_shape(name, getattr(self, name)))
         if self.context_size is not None:
-            size = checks.positive_int("context_size", self.context_size)
-            object.__setattr__(self, "context_size", size)
+            checks.positive_int("context_size", self.context_size)
         activation_function(self.activation)
 
     def __repr__(self) -> str:
-        return f"MLP({shown(self.input_size)} -> {shown(self.output_size)})"
+        sizes = [s[0] if len(s) == 1 else s for s in (self.input_shape, self.output_shape)]
+        return f"MLP({sizes[0]} -> {sizes[1]})"
 
     @property
     def input_shape(self) -> Shape:
-        """The shape of one input."""
         return as_shape(self.input_size)
 
     @property
@@ -149,20 +120,19 @@ class MLP(Network):
         return as_shape(self.output_size)
 
     def init(self, key: Array) -> PyTree:
-        """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one."""
         sizes = (math.prod(self.input_shape), *self.hidden_sizes, math.prod(self.output_shape))
         keys = jax.random.split(key, len(sizes))
         layers = [
-            {"w": jax.random.normal(k, (size_in, size_out)), "b": jnp.zeros(size_out)}
-            for k, size_in, size_out in zip(keys[1:], sizes[:-1], sizes[1:], strict=True)
+            {"w": jax.random.normal(k, pair), "b": jnp.zeros(pair[1])}
+            for k, pair in zip(keys[1:], itertools.pairwise(sizes), strict=True)
         ]
         if self.zero_output:
             layers[-1]["w"] = jnp.zeros_like(layers[-1]["w"])
         params: PyTree = {"layers": tuple(layers)}
         if self.context_size is not None:
             w = jax.random.normal(keys[0], (self.context_size, sizes[1]))
-            is_last = not self.hidden_sizes
-            params["context"] = jnp.zeros_like(w) if is_last and self.zero_output else w
+            is_zero = self.zero_output and not self.hidden_sizes
+            params["context"] = jnp.zeros_like(w) if is_zero else w
         return params
 
     def apply(self, params: PyTree, x: Array, context: Array | None = None) -> Array:
@@ -171,7 +141,7 @@ class MLP(Network):
         for index, layer in enumerate(params["layers"]):
             h = h if index == 0 else activation(h)
             # It is the rows that are scaled: there are fewer of them than weights, most often.
-            h = product(h * layer["w"].shape[0] ** -0.5, layer["w"]) + layer["b"]
+            h = add(product(h * layer["w"].shape[0] ** -0.5, layer["w"]), layer["b"])
             if index == 0 and self.context_size is not None:
-                h = h + context_term(params, jnp.asarray(context))
+                h = add(h, context_term(params, jnp.asarray(context)))
         return h.reshape(h.shape[:-1] + self.output_shape)

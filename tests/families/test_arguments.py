@@ -77,7 +77,7 @@ CONFIGURATIONS = [
     (
         lambda: fv.gaussian(2, scale="wide"),
         ValueError,
-        '`scale` must be "predicted", "learned", "full" or a positive number; got \'wide\'',
+        "`scale` must be one of 'predicted', 'learned', 'full' or a positive number; got 'wide'",
     ),
     (lambda: fv.gaussian(2, scale=0), ValueError, "`scale` must be .*; got 0"),
     (lambda: fv.gaussian(2, scale=None), TypeError, "`scale` must be .*; got None"),
@@ -115,7 +115,7 @@ CONFIGURATIONS = [
     (
         lambda: fv.from_distrax(distrax.Normal, 2, "loc"),
         TypeError,
-        "`arguments` must be names, or a dict of shapes by name; got 'loc'",
+        "`arguments` must be names, or shapes by name; got 'loc'",
     ),
     (
         lambda: fv.from_distrax(distrax.Normal, 2, ()),
@@ -145,7 +145,11 @@ CONFIGURATIONS = [
         "`constructor` must return a distribution of Distrax",
     ),
     (lambda: fv.joint(fv.mean_field(2)), ValueError, "`families` must be at least two; got 1"),
-    (lambda: fv.joint(fv.mean_field(2), 3), TypeError, "`families` must be families; got 3"),
+    (
+        lambda: fv.joint(fv.mean_field(2), 3),
+        TypeError,
+        r"`families\[1\]` must be a family, .*; got 3",
+    ),
     (
         lambda: fv.joint(fv.standard_normal((2, 2)), fv.mean_field(2)),
         ValueError,
@@ -232,7 +236,7 @@ CONFIGURATIONS = [
     (
         lambda: fv.local(fv.mean_field(2), 5),
         ValueError,
-        r"`family` must take a context, which each row .* got mean_field\(2\), which takes none.*"
+        r"`family` must take a context, which each row .* got mean_field\(2\). Perhaps give it a .*"
         r"or use `fv.gaussian\(...\)`",
     ),
     (lambda: fv.local(fv.gaussian(2), 0), ValueError, "`num_rows` must be a positive integer"),

@@ -51,7 +51,12 @@ def test_the_score_is_the_gradient_of_the_log_density(name, context_size):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    "name", ["iaf", pytest.param("maf_lu", marks=pytest.mark.slow), "coupling"]
+    "name",
+    [
+        "iaf_affine",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("iaf", "maf_lu")),
+        "coupling_affine",
+    ],
 )
 def test_each_part_has_the_gradient_of_its_own_meaning(name):
     family = FAMILIES[name](3)
@@ -104,7 +109,9 @@ def test_bijectors_without_a_way_of_their_own():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["iaf", pytest.param("flow_on_flow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["iaf_affine", pytest.param("flow_on_flow", marks=pytest.mark.slow)]
+)
 def test_the_gradient_of_the_elbo_is_that_of_the_frozen_density(name):
     family = FAMILIES[name](3)
     params = perturbed(jax.jit(family.init)(KEY))

@@ -164,7 +164,9 @@ def test_files_tell_networks_apart(tmp_path):
     for saved, here, name in pairs:
         first, second = (fv.conditional(fv.gaussian(2), n, context_shape=3) for n in (saved, here))
         fv.save(tmp_path / name, jax.jit(first.init)(KEY))
-        with pytest.raises(ValueError, match=rf"`like` must be configured.*network is.*{name}"):
+        with pytest.raises(
+            ValueError, match=rf"`like` must be configured.*network.name is.*{name}"
+        ):
             fv.load(tmp_path / name, like=second)
 
 

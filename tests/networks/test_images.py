@@ -73,9 +73,9 @@ def test_dense_networks():
         results = [n.apply(n.init(key), rows) for n in (flat, zero)]
         return network.apply(network.init(key), x), *results
 
-    shaped, expected, nothing = map(
-        np.asarray, found(KEY, np.random.default_rng(0).normal(size=(7, 4, 3)).astype(np.float32))
-    )
+    x = np.random.default_rng(0).normal(size=(7, 4, 3)).astype(np.float32)
+    with jax.numpy_rank_promotion("raise"):
+        shaped, expected, nothing = map(np.asarray, found(KEY, x))
     np.testing.assert_array_equal(shaped, expected.reshape(7, 2, 5))
     # Only a map that starts as the identity starts at zero.
     assert (shaped != 0).all() and (nothing == 0).all()
@@ -91,7 +91,7 @@ def test_dense_networks():
             "`image_shape` must be a sequence of posit",
         ),
         (lambda: ConvEncoder((8, 8), 0), ValueError, "`output_size` must be a positive integer"),
-        (lambda: ConvDecoder("a", (8, 8)), TypeError, "`input_size` must be a positive integer"),
+        (lambda: ConvDecoder(2.5, (8, 8)), TypeError, "`input_size` must be a positive integer"),
         (lambda: ConvEncoder((8, 8), 2, channels=3), TypeError, "`channels` must be a sequence"),
         (lambda: ConvEncoder((8, 8), 2, kernel_size=0), ValueError, "`kernel_size` must be a posi"),
         (lambda: ConvEncoder((8, 8), 2, activation="x"), ValueError, "`activation` must be a func"),

@@ -1,6 +1,7 @@
 """Composition of bijectors: layers of one structure are stacked and applied by one scan."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import distrax
@@ -35,13 +36,6 @@ class Stack(distrax.Bijector):
         shared: a pytree of arrays that every layer receives whole, such as a context.
         event_ndims: the event rank of every layer.
         is_constant_jacobian: whether every layer is affine.
-
-    Example:
-        >>> import distrax, jax.numpy as jnp
-        >>> def build(shift, shared):
-        ...     return distrax.Block(distrax.ScalarAffine(shift=shift), 1)
-        >>> Stack(build, jnp.array([1.0, 2.0]), num_layers=2).forward(jnp.zeros(3))
-        Array([3., 3., 3.], dtype=float32)
     """
 
     def __init__(
@@ -54,18 +48,12 @@ class Stack(distrax.Bijector):
         event_ndims: int = 1,
         is_constant_jacobian: bool = False,
     ):
-        self._build = build
-        self._stacked = stacked
-        self._num_layers = num_layers
-        self._shared = shared
+        self._build, self._stacked, self._shared = build, stacked, shared
+        self.num_layers = num_layers
         super().__init__(event_ndims_in=event_ndims, is_constant_jacobian=is_constant_jacobian)
 
     def __repr__(self) -> str:
-        return f"Stack({self._num_layers} x {jax.eval_shape(lambda: self.layer(0))!r})"
-
-    @property
-    def num_layers(self) -> int:
-        return self._num_layers
+        return f"Stack({self.num_layers} x {jax.eval_shape(lambda: self.layer(0))!r})"
 
     def layer(self, index: int) -> distrax.Bijector:
         """Layer f_{index + 1} on its own."""
@@ -82,7 +70,7 @@ class Stack(distrax.Bijector):
             x, log_det, *more = method(self._build(params, self._shared), *state)
             return (x, *more), log_det
 
-        if self._num_layers > 1:
+        if self.num_layers > 1:
             apply = jax.checkpoint(apply, prevent_cse=False, policy=_KEPT)
 
         def step(carry: tuple[State, Array], params: PyTree) -> tuple[tuple[State, Array], None]:
@@ -98,7 +86,7 @@ class Stack(distrax.Bijector):
             jnp.zeros(log_det.shape, log_det.dtype),
         )
         result, _ = jax.lax.scan(
-            step, start, self._stacked, length=self._num_layers, reverse=reverse
+            step, start, self._stacked, length=self.num_layers, reverse=reverse
         )
         return result
 
@@ -130,9 +118,6 @@ class Chain(distrax.Chain):
     Args:
         bijectors: a sequence of at least one bijector.
 
-    Raises:
-        ValueError: if it is empty or event ranks do not fit together.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
@@ -159,12 +144,11 @@ class _Rebuild:
 
     def __call__(self, stacked: list[Array], shared: list[Array]) -> distrax.Bijector:
         stacked_leaves, shared_leaves = iter(stacked), iter(shared)
-        leaves = [next(shared_leaves if s else stacked_leaves) for s in self.is_shared]
-        bijectors = []
-        for structure in self.structures:
-            count = structure.num_leaves
-            bijectors.append(jax.tree.unflatten(structure, leaves[:count]))
-            leaves = leaves[count:]
+        leaves = (next(shared_leaves if s else stacked_leaves) for s in self.is_shared)
+        bijectors = [
+            jax.tree.unflatten(structure, list(itertools.islice(leaves, structure.num_leaves)))
+            for structure in self.structures
+        ]
         return bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
 
 

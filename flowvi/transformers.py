@@ -113,12 +113,12 @@ TRANSFORMERS: dict[str, Callable[[], Transformer]] = {"affine": Affine, "spline"
 
 def as_transformer(transformer: str | Transformer) -> Transformer:
     """The transformer behind a name; a transformer stands for itself."""
-    if isinstance(transformer, str) and transformer in TRANSFORMERS:
-        return TRANSFORMERS[transformer]()
     known = ", ".join(map(repr, TRANSFORMERS))
     if isinstance(transformer, str):
-        rule = f"`transformer` must be one of {known}, or a transformer"
-        raise ValueError(f"{rule}; got {transformer!r}.")
+        if transformer not in TRANSFORMERS:
+            rule = f"`transformer` must be one of {known}, or a transformer"
+            raise ValueError(f"{rule}; got {transformer!r}.")
+        return TRANSFORMERS[transformer]()
     if not isinstance(transformer, Transformer):
         rule = f"`transformer` must be one of {known}, or a hashable callable with `num_params`"
         raise TypeError(f"{rule}; got {checks.shown(transformer)}.")

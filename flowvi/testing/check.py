@@ -106,11 +106,11 @@ def check_bijector(
         # Without results nothing can be compared.
         complaints, cause, names = [(_culprit(trial), str(error))], error, []
     for name in filter(names.__contains__, PROPERTIES):
-        found, error = _judge(PROPERTIES[name], trial)
+        found, stopped_by = _judge(PROPERTIES[name], trial)
         # One error can stop many properties, and is told once.
         told = [complaint for _, complaint in complaints]
         complaints += [(name, complaint) for complaint in found if complaint not in told]
-        cause = cause or error
+        cause = cause or stopped_by
         if name == "shape" and complaints:
             break
     if complaints:

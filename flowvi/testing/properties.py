@@ -93,14 +93,15 @@ def _kind(array: jax.Array) -> str:
 def methods(trial: Trial) -> Iterator[str]:
     """`forward`, `inverse` and the two log-determinants agree with the methods that return both."""
     results = trial.get("methods")
-    for name, *known in zip(METHODS, PARTS, trial.compiled, trial.allowed, strict=True):
-        part, expected, allowed = known
+    names = zip(METHODS, PARTS, strict=True)
+    for (name, part), known, allowed in zip(names, trial.compiled, trial.allowed, strict=True):
         if name not in results:
             continue
-        if _kind(results[name]) != _kind(expected):
-            yield f"`{name}` returns {_kind(results[name])}, but {part} is {_kind(expected)}"
+        got = results[name]
+        if _kind(got) != _kind(known):
+            yield f"`{name}` returns {_kind(got)}, but {part} is {_kind(known)}"
         else:
-            yield from trial.compare(f"`{name}` against {part}", results[name], expected, allowed)
+            yield from trial.compare(f"`{name}` against {part}", got, known, allowed)
 
 
 @register("again", "sensitivity")

@@ -144,15 +144,8 @@ def forward_with_score(
 
     which is the walk down of `flowvi.triangular` alone: its state is known from the pass forward.
 
-    Args:
-        conditioner: a masked network with its parameters and context.
-        transformer: the scalar map t.
-        x: of shape [..., D]; its leading axes broadcast against those of the context.
-        score: of the shape of x.
-
-    Returns:
-        (y, log_det, score) of shapes [..., D], [...] and [..., D]. No gradient flows through the
-        score.
+    Leading axes of x and of the context broadcast. Returned are (y, log_det, score); no gradient
+    flows through the score.
     """
     network, context = conditioner.network, conditioner.context
     order = network.order
@@ -197,8 +190,8 @@ def _pull_back(
 def num_groups(network: masked.MaskedNetwork, dtype: DTypeLike) -> int:
     """How many groups to cut the coordinates into.
 
-    Each group is a loop of its own in the program, and takes a fifth of a second to compile, twice
-    that in a gradient. It pays where weight matrices outgrow the caches: at 122 units and in double
+    Each is a loop of its own in the program, and takes a fifth of a second to compile, twice that
+    in a gradient. It pays where weight matrices outgrow the caches: at 122 units and in double
     precision, four groups save a quarter of a walk; in single precision, nothing.
     """
     if max(network.hidden_sizes, default=0) ** 2 * np.dtype(dtype).itemsize < GROUPED:
@@ -211,13 +204,7 @@ def inverse_and_log_det(
 ) -> tuple[Array, Array]:
     """The inverse of y_k = t(x_k; theta_k(x_<k)) and the log-determinant of its Jacobian.
 
-    Args:
-        conditioner: a masked network with its parameters and context.
-        transformer: the scalar map t; static and hashable, as those of `flowvi.transformers`.
-        y: of shape [..., D]; its leading axes broadcast against those of the context.
-
-    Returns:
-        (x, log_det) of shapes [..., D] and [...].
+    The transformer t is static and hashable. Leading axes of y and of the context broadcast.
     """
     network, context = conditioner.network, conditioner.context
     weights = masked.weights(network, conditioner.params)

@@ -293,7 +293,7 @@ def test_a_traced_permutation_is_refused():
         (
             lambda: coupling(lambda stays: stays).forward(np.ones(3)),
             ValueError,
-            r"`conditioner` must return an array of shape \[..., 2, 2\] for 2 coordinates that",
+            r"`conditioner` must return an array of shape \[..., 2, 2\] for x of shape \(2,\)",
         ),
         (lambda: layer().forward(1.0), ValueError, "`event_ndims_in==1`, but the input has only 0"),
         (lambda: fv.Chain([]), ValueError, "The sequence of bijectors cannot be empty"),

@@ -31,12 +31,10 @@ class Beside(PerRow):
 
 
 class RowwiseState(NamedTuple):
-    """An optimizer's state where there are parameters per row.
+    """An optimizer's state: one of shared parameters, and one of each `PerRow`.
 
-    Attributes:
-        shared: of all other parameters.
-        tables: one of each `PerRow`. What belongs to a row is `PerRow` itself; what stands alone,
-            such as the count of a schedule, is one for all rows.
+    In these, what belongs to a row is `PerRow` itself; what stands alone, such as the count of a
+    schedule, is one for all rows.
     """
 
     shared: PyTree
@@ -116,14 +114,12 @@ def picked(tree: PyTree, batch: PyTree) -> PyTree:
         return tree
     rows = jnp.sort(jnp.ravel(batch[ROW]))
 
-    def pick(node: PyTree) -> PyTree:
-        if not is_per_row(node):
-            return node
+    def pick(node: PerRow) -> PerRow:
         value = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), node.value)
         # Or the compiler picks the rows out anew in each kernel that reads them.
         return type(node)(jax.lax.optimization_barrier(value), Fixed(rows))
 
-    return jax.tree.map(pick, tree, is_leaf=is_per_row)
+    return _map(pick, tree)
 
 
 def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
@@ -132,9 +128,7 @@ def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
     What has no rows is that of `view` or of `whole`, as the step was good or not.
     """
 
-    def put(old: PyTree, new: PyTree) -> PyTree:
-        if not is_per_row(old):
-            return jnp.where(good, new, old)
+    def put(old: PerRow, new: PerRow) -> PerRow:
         rows = new.rows.value
         first = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
         # Nothing is written behind the last row.
@@ -142,7 +136,7 @@ def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
         write = lambda leaf, own: leaf.at[place].set(own.astype(leaf.dtype), mode="drop")  # noqa: E731
         return type(old)(jax.tree.map(write, old.value, new.value))
 
-    return jax.tree.map(put, whole, view, is_leaf=is_per_row)
+    return _map(put, whole, view, other=lambda old, new: jnp.where(good, new, old))
 
 
 def together(shared: PyTree, whole: PyTree) -> PyTree:
@@ -151,8 +145,19 @@ def together(shared: PyTree, whole: PyTree) -> PyTree:
     return jax.tree.map(lambda n, m: n if is_per_row(n) else m, whole, shared, is_leaf=is_leaf)
 
 
+def _map(
+    of_rows: Callable[..., PyTree],
+    tree: PyTree,
+    *rest: PyTree,
+    other: Callable[..., PyTree] = lambda node, *rest: node,
+) -> PyTree:
+    """A function of each `PerRow` node, and another one of each other leaf."""
+    either = lambda n, *m: of_rows(n, *m) if is_per_row(n) else other(n, *m)  # noqa: E731
+    return jax.tree.map(either, tree, *rest, is_leaf=is_per_row)
+
+
 def _without_tables(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda n: None if is_per_row(n) else n, tree, is_leaf=is_per_row)
+    return _map(lambda node: None, tree)
 
 
 def _alone(tree: PyTree, index: int) -> Callable[[PyTree], PyTree]:
@@ -186,24 +191,19 @@ def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree) -> PyTree:
         if not isinstance(state, RowwiseState):
             return inner.update(updates, state, params, **extra)
-        own = dict(extra)
-        if "grad" in extra:
-            own["grad"] = _without_tables(extra["grad"])
-        if "value_fn" in extra:
-            own["value_fn"] = lambda shared: extra["value_fn"](together(shared, params))
-        shared, new_shared = inner.update(
-            _without_tables(updates), state.shared, _without_tables(params), **own
-        )
+        value_fn = lambda shared: extra["value_fn"](together(shared, params))  # noqa: E731
+        own = _extra(extra, _without_tables, value_fn)
+        others, parameters = _without_tables(updates), _without_tables(params)
+        shared, new_shared = inner.update(others, state.shared, parameters, **own)
         moves, states = [], []
-        for index, old in enumerate(state.tables):
-            gradient, table = tables(updates)[index], tables(params)[index]
+        found = zip(tables(updates), state.tables, tables(params), strict=True)
+        for index, (gradient, old, table) in enumerate(found):
             put = _alone(params, index)
             moved, new = _update(inner, put, gradient.value, old, table.value, extra)
             moves.append(type(gradient)(moved, gradient.rows))
             states.append(new)
         each = iter(moves)
-        of_rows = lambda node: next(each) if is_per_row(node) else node  # noqa: E731
-        whole = jax.tree.map(of_rows, updates, is_leaf=is_per_row)
+        whole = _map(lambda node: next(each), updates)
         return together(shared, whole), RowwiseState(new_shared, tuple(states))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -231,11 +231,7 @@ def _update(
     """(the updates of some rows of a table, their state after it)."""
 
     def of_row(gradient: PyTree, state: PyTree, value: PyTree) -> PyTree:
-        own = dict(extra)
-        if "grad" in extra:
-            own["grad"] = put(gradient)
-        if "value_fn" in extra:
-            own["value_fn"] = _no_line
+        own = _extra(extra, lambda grad: put(gradient), _no_line)
         moves, new = inner.update(put(gradient), _as_own(state), put(value), **own)
         return tables(moves)[0].value, _as_rows(state, new)
 
@@ -243,26 +239,31 @@ def _update(
     return jax.vmap(of_row, (0, axes, 0), (0, axes))(gradient, state, value)
 
 
+def _extra(
+    extra: dict[str, PyTree], grad: Callable[[PyTree], PyTree], value_fn: Callable[..., PyTree]
+) -> dict[str, PyTree]:
+    """The further arguments of an update of some parameters alone."""
+    own = {"grad": grad, "value_fn": lambda _: value_fn}
+    return {name: own[name](v) if name in own else v for name, v in extra.items()}
+
+
 def _axes(state: PyTree) -> PyTree:
     """The axis of rows: 0 of what belongs to them, None of what stands alone."""
-    return jax.tree.map(lambda n: 0 if is_per_row(n) else None, state, is_leaf=is_per_row)
+    return _map(lambda node: 0, state, other=lambda node: None)
 
 
 def _as_own(state: PyTree) -> PyTree:
     """The state of one row as the optimizer itself has it."""
-    own = lambda n: n.value if isinstance(n, Beside) else PerRow(n.value)  # noqa: E731
-    return jax.tree.map(lambda n: own(n) if is_per_row(n) else n, state, is_leaf=is_per_row)
+    return _map(lambda n: n.value if isinstance(n, Beside) else PerRow(n.value), state)
 
 
 def _as_rows(layout: PyTree, state: PyTree) -> PyTree:
     """The inverse of `_as_own`, by a state that says what belongs to a row."""
 
-    def mark(node: PyTree, part: PyTree) -> PyTree:
-        if not is_per_row(node):
-            return part
+    def mark(node: PerRow, part: PyTree) -> PerRow:
         return type(node)(part if isinstance(node, Beside) else part.value, node.rows)
 
-    return jax.tree.map(mark, layout, state, is_leaf=is_per_row)
+    return _map(mark, layout, state, other=lambda node, part: part)
 
 
 def _marked(node: PyTree, path: PyTree) -> PyTree:

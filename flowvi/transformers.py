@@ -120,6 +120,8 @@ def as_transformer(transformer: str | Transformer) -> Transformer:
             raise ValueError(f"{rule}; got {transformer!r}.")
         return TRANSFORMERS[transformer]()
     if not isinstance(transformer, Transformer):
-        rule = f"`transformer` must be one of {known}, or a hashable callable with `num_params`"
-        raise TypeError(f"{rule}; got {checks.shown(transformer)}.")
+        raise TypeError(
+            f"`transformer` must be one of {known}, or a hashable callable with `num_params`; "
+            f"got {checks.shown(transformer)}."
+        )
     return transformer

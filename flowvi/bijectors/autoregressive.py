@@ -25,16 +25,15 @@ class IAF(distrax.Bijector):
         log |det J(x)| = sum_i log |dt/dx (x_i; theta_i)|.
 
     `forward` is one pass of the conditioner. `inverse` costs about as much where the conditioner's
-    weights can be seen (see `flowvi.triangular`): where it is a `flowvi.MADE`, or a bound masked
-    network as `MADE.bind` and the families give it, with a transformer that knows its `num_params`
-    and is hashable. For any other callable it costs D passes.
+    weights can be seen (see `flowvi.triangular`): where it is a `flowvi.MADE`, or what `MADE.bind`
+    and the families give, with a transformer that knows its `num_params` and is hashable. For any
+    other callable it costs D passes.
 
     Args:
         conditioner: a callable from x of shape [..., D] to theta of shape [..., D, P] that is
-            autoregressive: a bound masked network, a Haiku module inside `hk.transform`, or any
-            other.
+            autoregressive; also a Haiku module inside `hk.transform`.
         transformer: a callable from theta of shape [..., P] to a scalar bijector, such as
-            `flowvi.transformers.Affine()` or `Spline()`.
+            `flowvi.transformers.Affine()`, which is the default, or `Spline()`.
 
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
     with Inverse Autoregressive Flow", 2016.

@@ -126,34 +126,12 @@ def _inside(z: Array, *, upper: bool = True) -> Array:
     return jnp.where(z == 1, 1 - info.epsneg, z) if upper else z
 
 
-class RelaxedDistribution(distrax.Distribution):
+class RelaxedDistribution(distrax.Independent):
     """A continuous distribution that stands in for a discrete one while a model is trained."""
 
     def __init__(self, relaxed: distrax.Distribution, discrete: distrax.Distribution):
-        super().__init__()
-        self._relaxed = relaxed
+        super().__init__(relaxed, 0)
         self.discrete = discrete
 
     def __repr__(self) -> str:
-        return f"RelaxedDistribution({self._relaxed!r})"
-
-    @property
-    def event_shape(self) -> Shape:
-        return self._relaxed.event_shape
-
-    @property
-    def batch_shape(self) -> Shape:
-        return self._relaxed.batch_shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return self._relaxed.dtype
-
-    def log_prob(self, value: Array) -> Array:
-        return self._relaxed.log_prob(value)
-
-    def _sample_n(self, key: Array, n: int) -> Array:
-        return self._relaxed.sample(seed=key, sample_shape=n)
-
-    def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
-        return self._relaxed.sample_and_log_prob(seed=key, sample_shape=n)
+        return f"RelaxedDistribution({self.distribution!r})"

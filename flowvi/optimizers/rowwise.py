@@ -128,7 +128,7 @@ def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
     What has no rows is that of `view` or of `whole`, as the step was good or not.
     """
 
-    def put(old: PerRow, new: PerRow) -> PerRow:
+    def put(old: PerRow, new: PyTree) -> PerRow:
         rows = new.rows.value
         first = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
         # Nothing is written behind the last row.

@@ -89,15 +89,8 @@ def check_bijector(
     for name in names:
         if name not in PROPERTIES:
             raise ValueError(f"`properties` must be out of {', '.join(PROPERTIES)}; got {name!r}.")
-    trial = Trial(
-        bijector,
-        x,
-        order=order,
-        batch_shape=batch_shape,
-        tolerance=tolerance,
-        max_autodiff_size=max_autodiff_size,
-        evaluations={evaluation for name in names for evaluation in EVALUATIONS[name]},
-    )
+    evaluations = {evaluation for name in names for evaluation in EVALUATIONS[name]}
+    trial = Trial(bijector, x, order, batch_shape, tolerance, max_autodiff_size, evaluations)
     count, complaints = len(set(names)), list[tuple[str, str]]()
     cause: Exception | None = None
     try:
@@ -133,7 +126,8 @@ def _judge(holds: Property, trial: Trial) -> tuple[list[str], Exception | None]:
     """The complaints of a property, and the error that stopped it, if any."""
     complaints: list[str] = []
     try:
-        complaints.extend(holds(trial))
+        for complaint in holds(trial):
+            complaints.append(complaint)
     except BrokenError as error:
         return [*complaints, str(error)], error
     except Exception as error:

@@ -1,7 +1,6 @@
 """Composition of bijectors: layers of one structure are stacked and applied by one scan."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 
 import distrax
@@ -81,13 +80,10 @@ class Stack(distrax.Bijector):
         # A layer may broadcast x against its own batch or promote its dtype; a scan may not.
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._stacked)
         after, log_det = jax.eval_shape(apply, first, state)
-        start = (
-            jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape).astype(b.dtype), state, after),
-            jnp.zeros(log_det.shape, log_det.dtype),
-        )
-        result, _ = jax.lax.scan(
-            step, start, self._stacked, length=self.num_layers, reverse=reverse
-        )
+        grown = lambda a, b: jnp.broadcast_to(a, b.shape).astype(b.dtype)  # noqa: E731
+        start = jax.tree.map(grown, state, after), jnp.zeros(log_det.shape, log_det.dtype)
+        count = self.num_layers
+        result, _ = jax.lax.scan(step, start, self._stacked, length=count, reverse=reverse)
         return result
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
@@ -139,16 +135,13 @@ class Chain(distrax.Chain):
 class _Rebuild:
     """Puts bijectors together again from their stacked and their shared leaves."""
 
-    structures: tuple[jax.tree_util.PyTreeDef, ...]
+    structure: jax.tree_util.PyTreeDef
     is_shared: tuple[bool, ...]
 
     def __call__(self, stacked: list[Array], shared: list[Array]) -> distrax.Bijector:
         stacked_leaves, shared_leaves = iter(stacked), iter(shared)
-        leaves = (next(shared_leaves if s else stacked_leaves) for s in self.is_shared)
-        bijectors = [
-            jax.tree.unflatten(structure, list(itertools.islice(leaves, structure.num_leaves)))
-            for structure in self.structures
-        ]
+        leaves = [next(shared_leaves if s else stacked_leaves) for s in self.is_shared]
+        bijectors = jax.tree.unflatten(self.structure, leaves)
         return bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
 
 
@@ -170,17 +163,16 @@ def _stack_repeats(bijectors: list[distrax.Bijector]) -> list[distrax.Bijector]:
     result: list[distrax.Bijector] = []
     start = 0
     while start < len(bijectors):
-        best_period, best_repeats = 1, 1
+        best, size = 1, 1  # The period, and the length of its repeats.
         for period in range(1, (len(bijectors) - start) // 2 + 1):
             end = start + period
             while end < len(bijectors) and _equal(signatures[end], signatures[end - period]):
                 end += 1
-            repeats = (end - start) // period
-            if repeats > 1 and repeats * period > best_repeats * best_period:
-                best_period, best_repeats = period, repeats
-        size = best_period * best_repeats
+            whole = (end - start) // period * period
+            if whole > max(size, period):
+                best, size = period, whole
         group = bijectors[start : start + size]
-        result.append(group[0] if size == 1 else _stack(group, best_period))
+        result.append(group[0] if size == 1 else _stack(group, best))
         start += size
     return result
 
@@ -193,7 +185,7 @@ def _stack(bijectors: list[distrax.Bijector], period: int) -> distrax.Bijector:
     columns = list(zip(*(jax.tree.leaves(layer) for layer in layers), strict=True))
     is_shared = tuple(all(leaf is column[0] for leaf in column) for column in columns)
     return Stack(
-        _Rebuild(tuple(jax.tree.structure(b) for b in layers[0]), is_shared),
+        _Rebuild(jax.tree.structure(layers[0]), is_shared),
         [jnp.stack(c) for c, shared in zip(columns, is_shared, strict=True) if not shared],
         num_layers=len(layers),
         shared=[c[0] for c, shared in zip(columns, is_shared, strict=True) if shared],

@@ -109,6 +109,11 @@ def _rows(log_det: Array, x: Array) -> Array:
     return jnp.broadcast_to(log_det, x.shape[:-1]).astype(x.dtype)
 
 
+def _beside(vector: Array, x: Array) -> Array:
+    """A vector with as many axes as x."""
+    return jnp.expand_dims(vector, tuple(range(jnp.ndim(x) - 1)))
+
+
 class Dense(distrax.Bijector):
     """y = loc + A x, for a matrix A of shape [D, D] whose inverse and log |det| are known."""
 
@@ -126,12 +131,12 @@ class Dense(distrax.Bijector):
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
-        y = self._loc + x @ self._matrix.T
+        y = _beside(self._loc, x) + x @ self._matrix.T
         return y, _rows(self._log_det, y)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
-        x = (y - self._loc) @ self._inverse.T
+        x = (y - _beside(self._loc, y)) @ self._inverse.T
         return x, _rows(-self._log_det, x)
 
 
@@ -160,14 +165,18 @@ class LowRank(distrax.Bijector):
     def _log_det(self) -> Array:
         return jnp.sum(jnp.log(self._scale)) + jnp.sum(jnp.log1p(self._gain))
 
+    def _stretch(self, x: Array, gain: Array) -> Array:
+        """U (gain * (U^T x))."""
+        return (x @ self._basis * _beside(gain, x)) @ self._basis.T
+
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
-        scaled = x + (x @ self._basis * self._gain) @ self._basis.T
-        y = self._loc + self._scale * scaled
+        scaled = x + self._stretch(x, self._gain)
+        y = _beside(self._loc, x) + _beside(self._scale, x) * scaled
         return y, _rows(self._log_det(), y)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
-        w = (y - self._loc) / self._scale
-        x = w - (w @ self._basis * (self._gain / (1 + self._gain))) @ self._basis.T
+        w = (y - _beside(self._loc, y)) / _beside(self._scale, y)
+        x = w - self._stretch(w, self._gain / (1 + self._gain))
         return x, _rows(-self._log_det(), x)

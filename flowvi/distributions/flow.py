@@ -24,14 +24,24 @@ Array = jax.Array
 Shape = tuple[int, ...]
 
 
-def _row_by_row(method: Callable[["FlowDistribution"], Array]) -> Callable[..., Array]:
-    """Maps a method over the axes that `jax.vmap` has put before those of the batch."""
+def _closed_form(
+    claim: str, instead: str, *, rank: int | None = None
+) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """A statistic where a claim of the map holds, also of rows that `jax.vmap` has added."""
 
-    @functools.wraps(method)
-    def call(self: "FlowDistribution") -> Array:
-        return jax.vmap(call)(self) if self._is_mapped else method(self)
+    def decorate(method: Callable[..., Array]) -> Callable[..., Array]:
+        @functools.wraps(method)
+        def call(self: "FlowDistribution", *args: Any, **kwargs: Any) -> Array:
+            if self._is_mapped:
+                return jax.vmap(lambda row: call(row, *args, **kwargs))(self)
+            if not getattr(self.bijector, claim) or rank not in (None, len(self.event_shape)):
+                rule = f"`{method.__name__}` of a flow has no closed form unless its map is affine"
+                raise NotImplementedError(f"{rule}. Estimate it from samples: {instead}.")
+            return method(self, *args, **kwargs)
 
-    return call
+        return call
+
+    return decorate
 
 
 class FlowDistribution(distrax.Transformed):
@@ -193,32 +203,19 @@ class FlowDistribution(distrax.Transformed):
         x, log_det = self.bijector.inverse_and_log_det(value)
         return self.distribution.log_prob(x).astype(log_det.dtype) + log_det
 
-    def _require(self, holds: bool, quantity: str, instead: str) -> None:
-        if not holds:
-            raise NotImplementedError(
-                f"`{quantity}` of a flow has no closed form unless its map is affine. Estimate it "
-                f"from samples: {instead}."
-            )
-
-    @property
-    def _is_affine_map(self) -> bool:
-        return self.bijector.is_constant_jacobian and len(self.event_shape) == 1
-
     def _base_rows(self, value: Array) -> Array:
         """A statistic of the base, once for every row of our batch."""
         return jnp.broadcast_to(value, self.batch_shape + self.event_shape).astype(self.dtype)
 
-    @_row_by_row
+    @_closed_form("is_constant_jacobian", "`sample(seed=key, sample_shape=1000).mean(0)`")
     def mean(self) -> Array:
-        known = self.bijector.is_constant_jacobian
-        self._require(known, "mean", "`sample(seed=key, sample_shape=1000).mean(0)`")
         return self.bijector.forward(self._base_rows(self.distribution.mean()))
 
-    @_row_by_row
+    @_closed_form(
+        "is_constant_jacobian", "`jnp.cov(sample(seed=key, sample_shape=1000).T)`", rank=1
+    )
     def covariance(self) -> Array:
         """The covariance matrix J C J^T of shape [..., D, D], of an affine map of vectors."""
-        instead = "`jnp.cov(sample(seed=key, sample_shape=1000).T)`"
-        self._require(self._is_affine_map, "covariance", instead)
         # The Jacobian is the same everywhere, so its columns are differences of images.
         zero = self._base_rows(jnp.zeros(()))
         eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
@@ -234,26 +231,23 @@ class FlowDistribution(distrax.Transformed):
         eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
         return self._base_rows(self.distribution.variance())[..., None] * eye
 
-    @_row_by_row
+    @_closed_form("is_constant_jacobian", "`sample(seed=key, sample_shape=1000).var(0)`", rank=1)
     def variance(self) -> Array:
-        instead = "`sample(seed=key, sample_shape=1000).var(0)`"
-        self._require(self._is_affine_map, "variance", instead)
         return jnp.diagonal(self.covariance(), axis1=-2, axis2=-1)
 
     def stddev(self) -> Array:
         return jnp.sqrt(self.variance())
 
-    @_row_by_row
+    @_closed_form(
+        "is_constant_log_det", "the sample of largest `log_prob`, refined by an optimizer"
+    )
     def mode(self) -> Array:
-        instead = "the sample of largest `log_prob`, refined by an optimizer"
-        self._require(self.bijector.is_constant_log_det, "mode", instead)
         return self.bijector.forward(self._base_rows(self.distribution.mode()))
 
+    @_closed_form(
+        "is_constant_log_det", "`-sample_and_log_prob(seed=key, sample_shape=1000)[1].mean(0)`"
+    )
     def entropy(self, input_hint: Array | None = None) -> Array:
-        if self._is_mapped:
-            return jax.vmap(FlowDistribution.entropy, (0, None))(self, input_hint)
-        instead = "`-sample_and_log_prob(seed=key, sample_shape=1000)[1].mean(0)`"
-        self._require(self.bijector.is_constant_log_det, "entropy", instead)
         hint = self._base_rows(jnp.zeros(())) if input_hint is None else input_hint
         log_det = self.bijector.forward_log_det_jacobian(hint)
         return self.distribution.entropy().astype(self.dtype) + log_det

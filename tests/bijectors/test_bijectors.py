@@ -13,6 +13,7 @@ import flowvi as fv
 from flowvi.bijectors import Coupling, Dense, LowRank, Stack, Units
 from flowvi.masked import MaskedNetwork
 from flowvi.testing import perturbed
+from flowvi.testing.trial import cycle
 from flowvi.transformers import Affine, Spline
 
 KEY = jax.random.key(0)
@@ -232,6 +233,15 @@ def test_reprs_are_short():
         "FlowDistribution(batch_shape=(), event_shape=(3,), bijector=Coupling("
     )
     assert len(repr(fv.Permutation(range(1000)))) < 140
+
+
+def test_ranks_are_not_promoted():
+    one, eye = np.ones(3, np.float32), np.eye(3, dtype=np.float32)
+    affine = Dense(one, eye, eye, one[0]), LowRank(one, one, eye[:, :1], one[:1]), Units(one, one)
+    with jax.numpy_rank_promotion("raise"):
+        for bijector in (layer(), layer(cls=fv.MAF), coupling(), *affine):
+            y, *_ = jax.eval_shape(lambda x, b=bijector: cycle(b, x), X)
+            assert y.shape == X.shape
 
 
 def test_a_traced_permutation_is_refused():

@@ -29,7 +29,8 @@ CASES = {
 
 
 # Where compiling takes long, two cases that have everything between them.
-heavy = pytest.mark.parametrize("case", ["narrow layers", "wide, narrow, wide"], indirect=True)
+both_kinds = ["narrow layers", pytest.param("wide, narrow, wide", marks=pytest.mark.slow)]
+heavy = pytest.mark.parametrize("case", both_kinds, indirect=True)
 
 
 @pytest.fixture(params=CASES)

@@ -52,19 +52,11 @@ class _System:
 
     def walk(self, weights: Weights, y: Array) -> tuple[list[Array], Array]:
         """The state (a_1, .., a_L, o) and x."""
-
-        def coordinate(o: Array, y: Array) -> Array:
-            return self.transformer(o.T).inverse(y)
-
-        return ascend(
-            self.plan,
-            [w.T for w, _ in weights],
-            [b for _, b in weights],
-            [None] * (len(weights) - 1),
-            lambda z, _: self.activation(z),
-            coordinate,
-            y,
-        )
+        matrices, biases = [w.T for w, _ in weights], [b for _, b in weights]
+        hidden = lambda z, _: self.activation(z)  # noqa: E731
+        coordinate = lambda o, y: self.transformer(o.T).inverse(y)  # noqa: E731
+        aux: list[Array | None] = [None] * (len(weights) - 1)
+        return ascend(self.plan, matrices, biases, aux, hidden, coordinate, y)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -99,15 +91,9 @@ def _solve_jvp(system: _System, primals: PyTree, tangents: PyTree) -> tuple[PyTr
             return (r_k - (t_o_k * do).sum(0)) / t_x_k
 
         aux = (r_y, t_x, t_o.reshape(r_y.shape[0], num_params, r_y.shape[-1]))
-        return ascend(
-            system.plan,
-            [w.T for w in matrices],
-            r,
-            list(slopes),
-            lambda z, slope: slope * z,
-            coordinate,
-            aux,
-        )
+        hidden = lambda z, slope: slope * z  # noqa: E731
+        transposed = [w.T for w in matrices]
+        return ascend(system.plan, transposed, r, list(slopes), hidden, coordinate, aux)
 
     def solve_down(_: object, rhs: Solution) -> Solution:
         g, g_x = rhs

@@ -95,8 +95,9 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> 
 
     try:
         jax.eval_shape(step, partition(params)[0])
-    except _LineSearch as error:
-        raise ValueError(str(error)) from None
+    except _LineSearch:
+        rule = "`optimizer` must not search along a line where there are parameters per row"
+        raise ValueError(f"{rule}, whose steps are their own. Perhaps use `optax.adam`?") from None
     except Exception as error:  # Whatever an optimizer says that is not made for it.
         raise ValueError(
             "`optimizer` must keep what it measures row by row where there are parameters per row, "
@@ -286,13 +287,9 @@ def _marked(node: PyTree, path: PyTree) -> PyTree:
     )
 
 
-def _no_line(params: PyTree) -> PyTree:
-    del params
-    raise _LineSearch(
-        "`optimizer` must not search along a line where there are parameters per row, whose steps "
-        "are their own. Perhaps use `optax.adam`?"
-    )
-
-
 class _LineSearch(Exception):  # noqa: N818 (a finding, which the caller turns into an error)
     """An optimizer asks for the loss at other parameters."""
+
+
+def _no_line(params: PyTree) -> PyTree:
+    raise _LineSearch

@@ -29,18 +29,14 @@ class Permutation(distrax.Bijector):
 
     def __init__(self, permutation: Sequence[int] | Array | np.ndarray):
         # A tuple, so that it is static in the pytree and layers that share it can be stacked.
-        self._permutation = checks.permutation("permutation", permutation)
+        self.permutation = checks.permutation("permutation", permutation)
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 
-    @property
-    def permutation(self) -> tuple[int, ...]:
-        return self._permutation
-
     def __repr__(self) -> str:
-        return f"Permutation({checks.shown(self._permutation)})"
+        return f"Permutation({checks.shown(self.permutation)})"
 
     def _apply(self, x: Array, indices: np.ndarray) -> tuple[Array, Array]:
-        checks.trailing_shape("x", x, (len(self._permutation),), self.name)
+        checks.trailing_shape("x", x, (len(self.permutation),), self.name)
         x = jnp.asarray(x)
         # A reversal joins its neighbours in one loop; a gather does not.
         reverses = np.array_equal(indices, np.arange(len(indices))[::-1])
@@ -48,13 +44,13 @@ class Permutation(distrax.Bijector):
         return y, jnp.zeros(x.shape[:-1], x.dtype)
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        return self._apply(x, np.asarray(self._permutation))
+        return self._apply(x, np.asarray(self.permutation))
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        return self._apply(y, np.argsort(self._permutation))
+        return self._apply(y, np.argsort(self.permutation))
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        return isinstance(other, Permutation) and self._permutation == other._permutation
+        return isinstance(other, Permutation) and self.permutation == other.permutation
 
 
 class LULinear(distrax.Chain):

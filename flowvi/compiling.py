@@ -22,22 +22,10 @@ def compiled(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator: `jax.jit` for a function of objects, such as families, and of arrays.
 
-    Each combination of objects has programs of its own. Those of the last 16 combinations are kept;
-    older ones are compiled again if they come back. Objects compare by what they compute, and equal
-    ones share programs.
-
-    Args:
-        objects: how many arguments, from the first one on, are objects.
-        static_argnums: the places of other static arguments, such as shapes.
-        options: others of `jax.jit`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> @compiled()
-        ... def power(exponent, x):
-        ...     return x**exponent
-        >>> print(power(2, jnp.arange(3.0)))
-        [0. 1. 4.]
+    Its first arguments are the `objects`; `static_argnums` are the places of other static ones,
+    such as shapes, and `options` those of `jax.jit`. Each combination of objects has programs of
+    its own, which equal objects share. Those of the last 16 combinations are kept; older ones are
+    compiled again if they come back.
     """
     rest = tuple(place - objects for place in static_argnums)
 

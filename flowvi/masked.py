@@ -42,11 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation_function(activation: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The function behind the name of an activation; a function stands for itself.
-
-    Raises:
-        ValueError: if the name is unknown.
-    """
+    """The function behind the name of an activation; a function stands for itself."""
     if callable(activation):
         return activation
     if activation not in ACTIVATIONS:
@@ -74,17 +70,6 @@ class MaskedNetwork:
         activation: a name out of `ACTIVATIONS`, or a function.
         order: the input order: order[0] is the coordinate that depends on none. None is the order
             0, ..., D - 1.
-
-    Raises:
-        ValueError, TypeError: if a size is not a positive integer, the order is no permutation of
-            the coordinates, or the activation is unknown.
-
-    Example:
-        >>> import jax
-        >>> network = MaskedNetwork(event_size=3, hidden_sizes=(16, 16), num_params=2)
-        >>> conditioner = network.bind(network.init(jax.random.key(0)))
-        >>> conditioner(jax.numpy.ones((5, 3))).shape
-        (5, 3, 2)
     """
 
     event_size: int
@@ -132,46 +117,27 @@ class MaskedNetwork:
         if self.context_size is not None:
             # Without hidden layers these weights belong to the last layer, which starts at zero.
             shape = (self.context_size, layers[0]["b"].shape[0])
-            params["context"] = (
-                jax.random.normal(keys[0], shape) if self.hidden_sizes else jnp.zeros(shape)
-            )
+            random = jax.random.normal(keys[0], shape)
+            params["context"] = random if self.hidden_sizes else jnp.zeros(shape)
         return params
 
     def bind(self, params: Params, context: Array | None = None) -> "Conditioner":
-        """The conditioner x -> theta at these parameters and this context.
-
-        Args:
-            params: parameters as `init` returns them.
-            context: an array of shape [..., context_size] whose leading axes broadcast against
-                those of x, or None where the network takes none.
-
-        Raises:
-            ValueError: if the context is missing, superfluous or of the wrong size.
-        """
-        if self.context_size is None and context is not None:
-            raise ValueError(
-                "`context` must be None for a network without `context_size`; got shape "
-                f"{jnp.shape(context)}."
-            )
-        if self.context_size is not None:
-            if context is None:
-                raise ValueError(
-                    f"`context` must have a shape that ends in {(self.context_size,)}; got None."
-                )
-            checks.trailing_shape("context", context, (self.context_size,), "this network")
+        """The conditioner x -> theta; the leading axes of context and x broadcast."""
+        size = self.context_size
+        if size is None and context is not None:
+            rule = "`context` must be None for a network without `context_size`"
+            raise ValueError(f"{rule}; got shape {jnp.shape(context)}.")
+        if size is not None and context is None:
+            raise ValueError(f"`context` must have a shape that ends in {(size,)}; got None.")
+        if size is not None and context is not None:
+            checks.trailing_shape("context", context, (size,), "this network")
         return Conditioner(self, params, context)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conditioner:
-    """A masked network with its parameters and context: a callable and a pytree.
-
-    Attributes:
-        network: the static description.
-        params: its parameters.
-        context: the context, of shape [..., context_size], or None.
-    """
+    """A masked network with its parameters and context: a callable and a pytree."""
 
     network: MaskedNetwork = dataclasses.field(metadata={"static": True})
     params: Params
@@ -181,11 +147,7 @@ class Conditioner:
         return repr(self.network)
 
     def __call__(self, x: Array) -> Array:
-        """Parameters theta of shape [..., D, P] for x of shape [..., D].
-
-        Raises:
-            ValueError: if the last axis of x is not the event size.
-        """
+        """Parameters theta of shape [..., D, P] for x of shape [..., D]."""
         return apply(self.network, self.params, x, self.context)
 
 
@@ -229,14 +191,19 @@ def context_term(params: Params, context: Array) -> Array:
     return product(context * params["context"].shape[0] ** -0.5, params["context"])
 
 
+def _with_context(
+    network: MaskedNetwork, params: Params, context: Array | None
+) -> list[tuple[Array, Array]]:
+    """`weights`, with what the context adds as a part of the first bias."""
+    (w, b), *rest = weights(network, params)
+    return [(w, b if context is None else add(b, context_term(params, context))), *rest]
+
+
 def apply(network: MaskedNetwork, params: Params, x: Array, context: Array | None = None) -> Array:
     """The network itself: x of shape [..., D] to theta of shape [..., D, P].
 
     The leading axes of `x` and `context` broadcast; the context's contribution is computed once per
     context, not once per row of x.
-
-    Raises:
-        ValueError: if the last axis of x is not the event size.
     """
     checks.trailing_shape("x", x, (network.event_size,), "this masked network")
     x = x if network.order is None else x[..., np.asarray(network.order)]
@@ -249,22 +216,10 @@ def apply(network: MaskedNetwork, params: Params, x: Array, context: Array | Non
 def states(
     network: MaskedNetwork, params: Params, x: Array, context: Array | None = None
 ) -> list[Array]:
-    """Pre-activations of every hidden layer, then the outputs, on sorted coordinates.
-
-    Args:
-        network: the network.
-        params: its parameters.
-        x: of shape [..., D], in the sorted order.
-        context: of shape [..., context_size], or None.
-
-    Returns:
-        Arrays of shape [..., units of the layer], the last one [..., D P].
-    """
+    """Pre-activations [..., units] of every hidden layer, then outputs [..., D P]; x is sorted."""
     activation = activation_function(network.activation)
     result: list[Array] = []
-    for index, (w, b) in enumerate(weights(network, params)):
-        if index == 0 and context is not None:
-            b = add(b, context_term(params, context))
+    for w, b in _with_context(network, params, context):
         result.append(add(product(activation(result[-1]) if result else x, w), b))
     return result
 
@@ -295,11 +250,8 @@ def _by_blocks(network: MaskedNetwork, params: Params, x: Array, context: Array 
     coordinates, *layers, _ = masks.blocks(network.degrees, num_blocks(network))
     layers.append([(a * network.num_params, b * network.num_params) for a, b in coordinates])
     below, hs = coordinates, [x[..., a:b] for a, b in coordinates]
-    for index, (w, b) in enumerate(weights(network, params)):
-        if index > 0:
-            hs = [activation(h) for h in hs]
-        elif context is not None:
-            b = add(b, context_term(params, context))
+    for index, (w, b) in enumerate(_with_context(network, params, context)):
+        hs = [activation(h) for h in hs] if index else hs
         # A block sees no later block of the layer below.
         terms = [
             [product(h, w[e:f, c:d]) for h, (e, f) in zip(hs[: i + 1], below, strict=False)]
@@ -319,11 +271,8 @@ def _by_columns(network: MaskedNetwork, params: Params, x: Array, context: Array
     activation = activation_function(network.activation)
     seen = fan_ins(network)
     h = x
-    for index, (w, b) in enumerate(weights(network, params)):
-        if index > 0:
-            h = activation(h)
-        elif context is not None:
-            b = add(b, context_term(params, context))
+    for index, (w, b) in enumerate(_with_context(network, params, context)):
+        h = activation(h) if index else h
         cuts = np.linspace(0, w.shape[1], num_column_blocks(*w.shape) + 1).round().astype(int)
         parts = []
         for c, d in itertools.pairwise(cuts.tolist()):

@@ -23,25 +23,11 @@ Degrees = tuple[int, ...]
 
 
 def hidden_degrees(event_size: int, size: int, *, context: bool) -> Degrees:
-    """Sorted degrees of one hidden layer, spread evenly over the degrees that are of use.
+    """Sorted degrees of the units of one hidden layer, spread evenly over those of use.
 
-    Those are 1, ..., D - 1, and 0 where there is a context (or where D is 1 and nothing else is
+    These are 1, ..., D - 1, and 0 where there is a context (or where D is 1 and nothing else is
     left). A layer with fewer units than that keeps both ends, so that the first input is seen by
     all later outputs and the last useful input is not lost.
-
-    Args:
-        event_size: D, the number of inputs.
-        size: the number of units.
-        context: whether the network has a context.
-
-    Returns:
-        `size` degrees in ascending order.
-
-    Example:
-        >>> hidden_degrees(4, 7, context=False)
-        (1, 1, 1, 2, 2, 3, 3)
-        >>> hidden_degrees(9, 3, context=True)
-        (0, 4, 8)
     """
     low = 0 if context or event_size == 1 else 1
     count = event_size - low
@@ -57,33 +43,18 @@ def hidden_degrees(event_size: int, size: int, *, context: bool) -> Degrees:
 def layer_degrees(
     event_size: int, hidden_sizes: tuple[int, ...], *, context: bool
 ) -> tuple[Degrees, ...]:
-    """Degrees of the inputs, of every hidden layer, and of the outputs, in this order.
-
-    Example:
-        >>> layer_degrees(3, (4,), context=False)
-        ((1, 2, 3), (1, 1, 2, 2), (1, 2, 3))
-    """
+    """Degrees of the inputs, of every hidden layer, and of the outputs, in this order."""
     ends = tuple(range(1, event_size + 1))
     hidden = tuple(hidden_degrees(event_size, size, context=context) for size in hidden_sizes)
     return (ends, *hidden, ends)
 
 
 def blocks(degrees: tuple[Degrees, ...], num_blocks: int) -> list[list[tuple[int, int]]]:
-    """Cuts a network between coordinates into blocks that follow one another.
+    """Cuts a network between coordinates into blocks: first and last + 1 unit of each, by layer.
 
-    Block i holds the coordinates low, ..., high - 1 and, of each hidden layer, the units of degree
-    low, ..., high - 1. A unit of block i is connected to blocks 0, ..., i of the layer before it.
-
-    Args:
-        degrees: of the inputs, of every hidden layer, and of the outputs.
-        num_blocks: the number of blocks, of about equal numbers of coordinates.
-
-    Returns:
-        For the inputs, each hidden layer and the outputs: first and last + 1 unit of each block.
-
-    Example:
-        >>> blocks(layer_degrees(4, (6,), context=False), 2)
-        [[(0, 2), (2, 4)], [(0, 2), (2, 6)], [(0, 2), (2, 4)]]
+    Blocks hold about equal numbers of coordinates. That of coordinates low, ..., high - 1 holds, of
+    each hidden layer, the units of degree low, ..., high - 1. A unit of block i is connected to
+    blocks 0, ..., i of the layer before it.
     """
     size = len(degrees[0])
     cuts = np.linspace(0, size, num_blocks + 1).round().astype(int)

@@ -40,13 +40,6 @@ class RationalQuadraticSpline(distrax.Bijector):
         interval: I.
 
     Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> zero = jnp.zeros(())
-        >>> spline = RationalQuadraticSpline([zero] * 2, [zero] * 2, [zero + 1.0], interval=4.0)
-        >>> [f"{y:.3f}" for y in spline.forward(jnp.array([-5.0, -1.0, 1.0]))]
-        ['-5.000', '-1.363', '1.363']
     """
 
     def __init__(
@@ -61,19 +54,15 @@ class RationalQuadraticSpline(distrax.Bijector):
         self._interval = interval
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        inside = jnp.abs(x) < self._interval
-        # What lies outside must not reach the formulas: nothing times infinity is no number.
-        safe = jnp.where(inside, x, 0)
+        outside, safe = self._outside(x)
         x_0, w, y_0, h, d_0, d_1 = self._bin(safe, self._widths)
         s, z = h / w, jnp.clip((safe - x_0) / w, 0, 1)
         both = z * (1 - z)
         y = y_0 + h * (s * z * z + d_0 * both) / (s + (d_0 + d_1 - 2 * s) * both)
-        log_det = _log_slope(z, s, d_0, d_1)
-        return jnp.where(inside, y, x), jnp.where(inside, log_det, 0)
+        return _or_identity(outside, x, y, _log_slope(z, s, d_0, d_1))
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        inside = jnp.abs(y) < self._interval
-        safe = jnp.where(inside, y, 0)
+        outside, safe = self._outside(y)
         y_0, h, x_0, w, d_0, d_1 = self._bin(safe, self._heights)
         s, part = h / w, jnp.clip((safe - y_0) / h, 0, 1)
         # a z^2 + b z = c, and of the two forms of its root the one that does not cancel.
@@ -83,8 +72,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         plus = b >= 0
         z = jnp.where(plus, 2 * c, root - b) / jnp.where(plus, b + root, 2 * a)
         z = jnp.clip(z, 0, 1)
-        log_det = _log_slope(z, s, d_0, d_1)
-        return jnp.where(inside, x_0 + w * z, y), jnp.where(inside, -log_det, 0)
+        return _or_identity(outside, y, x_0 + w * z, -_log_slope(z, s, d_0, d_1))
 
     def same_as(self, other: distrax.Bijector) -> bool:
         return (
@@ -95,6 +83,12 @@ class RationalQuadraticSpline(distrax.Bijector):
 
     def _parameters(self) -> list[Array]:
         return [*self._widths, *self._heights, *self._slopes]
+
+    def _outside(self, value: Array) -> tuple[Array, Array]:
+        """Where a value lies outside of the interval (NaN does not), and the value or 0 there."""
+        outside = jnp.abs(value) >= self._interval
+        # What lies outside must not reach the formulas: nothing times infinity is no number.
+        return outside, jnp.where(outside, 0, value)
 
     def _bin(self, value: Array, side: Sequence[Array]) -> tuple[Array, ...]:
         """(start, size) of the bin that a value lies in, on its side and on the other; slopes."""
@@ -130,3 +124,8 @@ def _log_slope(z: Array, s: Array, d_0: Array, d_1: Array) -> Array:
     slope = d_1 * z * z + 2 * s * both + d_0 * (1 - z) ** 2
     ratio = s / (s + (d_0 + d_1 - 2 * s) * both)
     return jnp.log(slope * ratio * ratio)
+
+
+def _or_identity(outside: Array, x: Array, y: Array, log_det: Array) -> tuple[Array, Array]:
+    """(y, log_det), and outside (x, 0): by products with 0, so that NaN parameters stay NaN."""
+    return jnp.where(outside, x + 0 * y, y), jnp.where(outside, 0 * log_det, log_det)

@@ -65,9 +65,14 @@ class TestEdges:
         assert (log_det == 0).all()
         assert (gradient == 0).all()
 
-    def test_nan_stays_nan(self):
+    @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_nan_stays_nan_in_values_and_in_parameters(self, method):
+        x = np.float32([-9.0, 0.0, 9.0, np.nan])
+        run = jax.jit(lambda theta: getattr(ours(theta), method)(x))
         theta = np.float32(case()[0][0])
-        assert np.isnan(jax.jit(lambda t: ours(t).forward(jnp.nan))(theta))
+        for part, spoilt in zip(run(theta), run(np.nan * theta), strict=True):
+            np.testing.assert_array_equal(np.isnan(part), [False, False, False, True])
+            assert np.isnan(spoilt).all()
 
     def test_it_is_continuous_at_the_knots_and_ends(self):
         x = np.linspace(-1.01 * INTERVAL, 1.01 * INTERVAL, 100_001, dtype=np.float32)

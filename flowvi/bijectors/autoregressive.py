@@ -25,21 +25,15 @@ class IAF(distrax.Bijector):
         log |det J(x)| = sum_i log |dt/dx (x_i; theta_i)|.
 
     `forward` is one pass of the conditioner. `inverse` costs about as much where the conditioner's
-    weights can be seen (see `flowvi.triangular`): where it is a `flowvi.MADE`, or a bound masked
-    network as `MADE.bind` and the families give it, with a transformer that knows its `num_params`
-    and is hashable. For any other callable it costs D passes.
+    weights can be seen (see `flowvi.triangular`): where it is a `flowvi.MADE`, or what `MADE.bind`
+    and the families give, with a transformer that knows its `num_params` and is hashable. For any
+    other callable it costs D passes.
 
     Args:
         conditioner: a callable from x of shape [..., D] to theta of shape [..., D, P] that is
-            autoregressive: a bound masked network, a Haiku module inside `hk.transform`, or any
-            other.
+            autoregressive; also a Haiku module inside `hk.transform`.
         transformer: a callable from theta of shape [..., P] to a scalar bijector, such as
-            `flowvi.transformers.Affine()` or `Spline()`.
-
-    Raises:
-        TypeError: if one of them is not callable.
-        ValueError: on a call, if x is not a batch of vectors or the conditioner returns a wrong
-            shape.
+            `flowvi.transformers.Affine()`, which is the default, or `Spline()`.
 
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
     with Inverse Autoregressive Flow", 2016.
@@ -55,40 +49,18 @@ class IAF(distrax.Bijector):
     """
 
     def __init__(self, conditioner: ConditionerFn, transformer: TransformerFn | None = None):
-        transformer = Affine() if transformer is None else transformer
-        for name, value in (("conditioner", conditioner), ("transformer", transformer)):
-            if not callable(value):
+        self.conditioner = conditioner
+        self.transformer = Affine() if transformer is None else transformer
+        for name in ("conditioner", "transformer"):
+            if not callable(value := getattr(self, name)):
                 raise TypeError(f"`{name}` must be callable; got {checks.shown(value)}.")
-        self._conditioner = conditioner
-        self._transformer = transformer
         super().__init__(event_ndims_in=1)
 
     def __repr__(self) -> str:
-        return f"IAF({checks.shown(self._conditioner)}, {checks.shown(self._transformer)})"
-
-    @property
-    def conditioner(self) -> ConditionerFn:
-        """The callable from x to theta."""
-        return self._conditioner
-
-    @property
-    def transformer(self) -> TransformerFn:
-        """The callable from theta to a scalar bijector."""
-        return self._transformer
+        return f"IAF({checks.shown(self.conditioner)}, {checks.shown(self.transformer)})"
 
     def _scalar_bijector(self, x: Array) -> distrax.Bijector:
-        """The transformer at conditioner(x), after a check of shapes."""
-        theta = self._conditioner(x)
-        num_params = getattr(self._transformer, "num_params", None)
-        size = jnp.shape(x)[-1]
-        shape = jnp.shape(theta)
-        if len(shape) < 2 or shape[-2] != size or num_params not in (None, shape[-1]):
-            raise ValueError(
-                f"`conditioner` must return an array of shape [..., {size}, "
-                f"{'P' if num_params is None else num_params}] for x of shape {jnp.shape(x)} and "
-                f"transformer {checks.shown(self._transformer)}; got shape {shape}."
-            )
-        return self._transformer(theta)
+        return self.transformer(checked_theta(self.conditioner, self.transformer, x))
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
@@ -98,34 +70,33 @@ class IAF(distrax.Bijector):
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
         y = jnp.asarray(y)
-        known = self._masked()
+        known = self._masked("y", y)
         if known is None:
             return invert_by_passes(self._scalar_bijector, y)
-        checks.trailing_shape("y", y, (known[0].network.event_size,), self.name)
         return triangular.inverse_and_log_det(*known, y)
 
     def forward_with_score(self, x: Array, score: Array) -> tuple[Array, Array, Array]:
         self._check_forward_input_shape(x)
-        known = self._masked()
+        known = self._masked("x", x)
         if known is None:
             return through_inverse(self, x, score)
-        checks.trailing_shape("x", x, (known[0].network.event_size,), self.name)
         return triangular.forward_with_score(*known, x, score)
 
-    def _masked(self) -> tuple[Conditioner, Transformer] | None:
+    def _masked(self, name: str, x: Array) -> tuple[Conditioner, Transformer] | None:
         """Conditioner and transformer, if their weights and configuration are visible."""
         # A module such as `flowvi.MADE` shows its weights when it is bound.
-        bind = getattr(self._conditioner, "bind", None)
-        conditioner = self._conditioner if bind is None else bind()
-        if isinstance(conditioner, Conditioner) and isinstance(self._transformer, Transformer):
-            return conditioner, self._transformer
+        bind = getattr(self.conditioner, "bind", None)
+        conditioner = self.conditioner if bind is None else bind()
+        if isinstance(conditioner, Conditioner) and isinstance(self.transformer, Transformer):
+            checks.trailing_shape(name, x, (conditioner.network.event_size,), self.name)
+            return conditioner, self.transformer
         return None
 
     def same_as(self, other: distrax.Bijector) -> bool:
         return (
             isinstance(other, IAF)
-            and self._conditioner is other._conditioner
-            and self._transformer == other._transformer
+            and self.conditioner is other.conditioner
+            and self.transformer == other.transformer
         )
 
 
@@ -140,9 +111,6 @@ class MAF(distrax.Inverse):
     Args:
         conditioner: as in `IAF`; it sees the data side of the map.
         transformer: as in `IAF`; it maps the data side to the base side.
-
-    Raises:
-        TypeError, ValueError: as in `IAF`.
 
     Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
     2017.
@@ -170,20 +138,27 @@ class MAF(distrax.Inverse):
         return isinstance(other, distrax.Inverse) and self.bijector.same_as(other.bijector)
 
 
+def checked_theta(conditioner: ConditionerFn, transformer: TransformerFn, x: Array) -> Array:
+    """conditioner(x), after a check that it is of shape [..., size of x, P]."""
+    theta = conditioner(x)
+    num_params = getattr(transformer, "num_params", None)
+    size, shape = jnp.shape(x)[-1], jnp.shape(theta)
+    if len(shape) < 2 or shape[-2] != size or num_params not in (None, shape[-1]):
+        wanted = f"[..., {size}, {'P' if num_params is None else num_params}]"
+        raise ValueError(
+            f"`conditioner` must return an array of shape {wanted} for x of shape {jnp.shape(x)} "
+            f"and transformer {checks.shown(transformer)}; got shape {shape}."
+        )
+    return theta
+
+
 def invert_by_passes(
     scalar_bijector: Callable[[Array], distrax.Bijector], y: Array
 ) -> tuple[Array, Array]:
-    """Inverts an autoregressive map of unknown order by D passes of the conditioner.
+    """(x, log_det) of an autoregressive map of unknown order, by D passes of the conditioner.
 
     Pass k computes every coordinate from the values of pass k - 1. Coordinate k is right from pass
     k on, whatever stood in those behind it.
-
-    Args:
-        scalar_bijector: x of shape [..., D] to the scalar bijector at conditioner(x).
-        y: of shape [..., D].
-
-    Returns:
-        (x, log_det) of shapes [..., D] and [...].
     """
     # The first pass stands outside of the loop: it fixes the shapes, and a Haiku module may create
     # its parameters there, which it may not inside of a scan.

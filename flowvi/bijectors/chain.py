@@ -35,13 +35,6 @@ class Stack(distrax.Bijector):
         shared: a pytree of arrays that every layer receives whole, such as a context.
         event_ndims: the event rank of every layer.
         is_constant_jacobian: whether every layer is affine.
-
-    Example:
-        >>> import distrax, jax.numpy as jnp
-        >>> def build(shift, shared):
-        ...     return distrax.Block(distrax.ScalarAffine(shift=shift), 1)
-        >>> Stack(build, jnp.array([1.0, 2.0]), num_layers=2).forward(jnp.zeros(3))
-        Array([3., 3., 3.], dtype=float32)
     """
 
     def __init__(
@@ -54,18 +47,12 @@ class Stack(distrax.Bijector):
         event_ndims: int = 1,
         is_constant_jacobian: bool = False,
     ):
-        self._build = build
-        self._stacked = stacked
-        self._num_layers = num_layers
-        self._shared = shared
+        self._build, self._stacked, self._shared = build, stacked, shared
+        self.num_layers = num_layers
         super().__init__(event_ndims_in=event_ndims, is_constant_jacobian=is_constant_jacobian)
 
     def __repr__(self) -> str:
-        return f"Stack({self._num_layers} x {jax.eval_shape(lambda: self.layer(0))!r})"
-
-    @property
-    def num_layers(self) -> int:
-        return self._num_layers
+        return f"Stack({self.num_layers} x {jax.eval_shape(lambda: self.layer(0))!r})"
 
     def layer(self, index: int) -> distrax.Bijector:
         """Layer f_{index + 1} on its own."""
@@ -82,7 +69,7 @@ class Stack(distrax.Bijector):
             x, log_det, *more = method(self._build(params, self._shared), *state)
             return (x, *more), log_det
 
-        if self._num_layers > 1:
+        if self.num_layers > 1:
             apply = jax.checkpoint(apply, prevent_cse=False, policy=_KEPT)
 
         def step(carry: tuple[State, Array], params: PyTree) -> tuple[tuple[State, Array], None]:
@@ -93,13 +80,10 @@ class Stack(distrax.Bijector):
         # A layer may broadcast x against its own batch or promote its dtype; a scan may not.
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), self._stacked)
         after, log_det = jax.eval_shape(apply, first, state)
-        start = (
-            jax.tree.map(lambda a, b: jnp.broadcast_to(a, b.shape).astype(b.dtype), state, after),
-            jnp.zeros(log_det.shape, log_det.dtype),
-        )
-        result, _ = jax.lax.scan(
-            step, start, self._stacked, length=self._num_layers, reverse=reverse
-        )
+        grown = lambda a, b: jnp.broadcast_to(a, b.shape).astype(b.dtype)  # noqa: E731
+        start = jax.tree.map(grown, state, after), jnp.zeros(log_det.shape, log_det.dtype)
+        count = self.num_layers
+        result, _ = jax.lax.scan(step, start, self._stacked, length=count, reverse=reverse)
         return result
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
@@ -130,9 +114,6 @@ class Chain(distrax.Chain):
     Args:
         bijectors: a sequence of at least one bijector.
 
-    Raises:
-        ValueError: if it is empty or event ranks do not fit together.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
@@ -154,17 +135,13 @@ class Chain(distrax.Chain):
 class _Rebuild:
     """Puts bijectors together again from their stacked and their shared leaves."""
 
-    structures: tuple[jax.tree_util.PyTreeDef, ...]
+    structure: jax.tree_util.PyTreeDef
     is_shared: tuple[bool, ...]
 
     def __call__(self, stacked: list[Array], shared: list[Array]) -> distrax.Bijector:
         stacked_leaves, shared_leaves = iter(stacked), iter(shared)
         leaves = [next(shared_leaves if s else stacked_leaves) for s in self.is_shared]
-        bijectors = []
-        for structure in self.structures:
-            count = structure.num_leaves
-            bijectors.append(jax.tree.unflatten(structure, leaves[:count]))
-            leaves = leaves[count:]
+        bijectors = jax.tree.unflatten(self.structure, leaves)
         return bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
 
 
@@ -186,17 +163,16 @@ def _stack_repeats(bijectors: list[distrax.Bijector]) -> list[distrax.Bijector]:
     result: list[distrax.Bijector] = []
     start = 0
     while start < len(bijectors):
-        best_period, best_repeats = 1, 1
+        best, size = 1, 1  # The period, and the length of its repeats.
         for period in range(1, (len(bijectors) - start) // 2 + 1):
             end = start + period
             while end < len(bijectors) and _equal(signatures[end], signatures[end - period]):
                 end += 1
-            repeats = (end - start) // period
-            if repeats > 1 and repeats * period > best_repeats * best_period:
-                best_period, best_repeats = period, repeats
-        size = best_period * best_repeats
+            whole = (end - start) // period * period
+            if whole > max(size, period):
+                best, size = period, whole
         group = bijectors[start : start + size]
-        result.append(group[0] if size == 1 else _stack(group, best_period))
+        result.append(group[0] if size == 1 else _stack(group, best))
         start += size
     return result
 
@@ -209,7 +185,7 @@ def _stack(bijectors: list[distrax.Bijector], period: int) -> distrax.Bijector:
     columns = list(zip(*(jax.tree.leaves(layer) for layer in layers), strict=True))
     is_shared = tuple(all(leaf is column[0] for leaf in column) for column in columns)
     return Stack(
-        _Rebuild(tuple(jax.tree.structure(b) for b in layers[0]), is_shared),
+        _Rebuild(jax.tree.structure(layers[0]), is_shared),
         [jnp.stack(c) for c, shared in zip(columns, is_shared, strict=True) if not shared],
         num_layers=len(layers),
         shared=[c[0] for c, shared in zip(columns, is_shared, strict=True) if shared],

@@ -1,12 +1,11 @@
 """The coupling bijector: half of the coordinates move, by a map that depends on the other half."""
 
-from collections.abc import Callable
-
 import distrax
 import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.bijectors.autoregressive import ConditionerFn, TransformerFn, checked_theta
 
 Array = jax.Array
 
@@ -28,25 +27,13 @@ class Coupling(distrax.Bijector):
         event_size: D.
         odd: whether x_1, x_3, .. move; otherwise x_0, x_2, .. do. It may be traced.
 
-    Raises:
-        ValueError: on a call, if x is not a batch of vectors of length D or the conditioner returns
-            a wrong shape.
-
     Source: Dinh, Sohl-Dickstein, Bengio, "Density Estimation using Real NVP", 2017.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flowvi.transformers import Affine
-        >>> shift = lambda stays: jnp.stack([stays, 0 * stays], -1)
-        >>> layer = Coupling(shift, Affine(), event_size=4)
-        >>> layer.forward(jnp.array([1.0, 2.0, 3.0, 4.0]))
-        Array([3., 2., 7., 4.], dtype=float32)
     """
 
     def __init__(
         self,
-        conditioner: Callable[[Array], Array],
-        transformer: Callable[[Array], distrax.Bijector],
+        conditioner: ConditionerFn,
+        transformer: TransformerFn,
         *,
         event_size: int,
         odd: Array | bool = False,
@@ -74,23 +61,19 @@ class Coupling(distrax.Bijector):
         return self._join(moves, stays), self._total(log_det)
 
     def forward_with_score(self, x: Array, score: Array) -> tuple[Array, Array, Array]:
-        """y, the log-determinant and the score at y; see `flowvi.bijectors.score`.
-
-        The Jacobian is triangular in two blocks, of which one is diagonal and one the identity:
-        the score of what moved comes from slopes of t, that of what stays from one pass backwards.
-        """
+        # The Jacobian is triangular in two blocks, one diagonal and one the identity: the score of
+        # what moved comes from slopes of t, that of what stays from one pass backwards.
         self._check_forward_input_shape(x)
         moves, stays = self._split(x)
         batch = jax.eval_shape(self._theta, stays).shape[:-2]
         moves, stays = (jnp.broadcast_to(part, (*batch, part.shape[-1])) for part in (moves, stays))
         theta, pull = jax.vjp(self._theta, stays)
-        moved, log_det = self._transformer(theta).forward_and_log_det(moves)
 
         def transform(theta: Array, moves: Array) -> tuple[Array, Array]:
             return self._transformer(theta).forward_and_log_det(moves)
 
-        fixed = jax.lax.stop_gradient((theta, moves))
-        _, slopes = jax.vjp(transform, *fixed)
+        moved, log_det = transform(theta, moves)
+        _, slopes = jax.vjp(transform, *jax.lax.stop_gradient((theta, moves)))
         counts = jnp.broadcast_to(self._counts(), log_det.shape).astype(log_det.dtype)
         t_theta, t_x = slopes((jnp.ones_like(moved), jnp.zeros_like(log_det)))
         g_theta, g_x = slopes((jnp.zeros_like(moved), counts))
@@ -109,17 +92,7 @@ class Coupling(distrax.Bijector):
         )
 
     def _theta(self, stays: Array) -> Array:
-        """conditioner(stays), after a check of its shape."""
-        theta = self._conditioner(stays)
-        shape, half = jnp.shape(theta), stays.shape[-1]
-        num_params = getattr(self._transformer, "num_params", None)
-        if len(shape) < 2 or shape[-2] != half or num_params not in (None, shape[-1]):
-            raise ValueError(
-                f"`conditioner` must return an array of shape [..., {half}, "
-                f"{'P' if num_params is None else num_params}] for {half} coordinates that stay "
-                f"and transformer {checks.shown(self._transformer)}; got shape {shape}."
-            )
-        return theta
+        return checked_theta(self._conditioner, self._transformer, stays)
 
     def _split(self, x: Array, name: str = "x") -> tuple[Array, Array]:
         """What moves and what stays, each of shape [..., H]."""

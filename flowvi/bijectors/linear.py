@@ -20,9 +20,6 @@ class Permutation(distrax.Bijector):
     Args:
         permutation: p, a sequence or an array that holds each of 0, ..., D - 1 once.
 
-    Raises:
-        TypeError, ValueError: if it is none.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
@@ -32,18 +29,14 @@ class Permutation(distrax.Bijector):
 
     def __init__(self, permutation: Sequence[int] | Array | np.ndarray):
         # A tuple, so that it is static in the pytree and layers that share it can be stacked.
-        self._permutation = checks.permutation("permutation", permutation)
+        self.permutation = checks.permutation("permutation", permutation)
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 
-    @property
-    def permutation(self) -> tuple[int, ...]:
-        return self._permutation
-
     def __repr__(self) -> str:
-        return f"Permutation({checks.shown(self._permutation)})"
+        return f"Permutation({checks.shown(self.permutation)})"
 
     def _apply(self, x: Array, indices: np.ndarray) -> tuple[Array, Array]:
-        checks.trailing_shape("x", x, (len(self._permutation),), self.name)
+        checks.trailing_shape("x", x, (len(self.permutation),), self.name)
         x = jnp.asarray(x)
         # A reversal joins its neighbours in one loop; a gather does not.
         reverses = np.array_equal(indices, np.arange(len(indices))[::-1])
@@ -51,13 +44,13 @@ class Permutation(distrax.Bijector):
         return y, jnp.zeros(x.shape[:-1], x.dtype)
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
-        return self._apply(x, np.asarray(self._permutation))
+        return self._apply(x, np.asarray(self.permutation))
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        return self._apply(y, np.argsort(self._permutation))
+        return self._apply(y, np.argsort(self.permutation))
 
     def same_as(self, other: distrax.Bijector) -> bool:
-        return isinstance(other, Permutation) and self._permutation == other._permutation
+        return isinstance(other, Permutation) and self.permutation == other.permutation
 
 
 class LULinear(distrax.Chain):
@@ -71,9 +64,6 @@ class LULinear(distrax.Chain):
     Args:
         matrix: R, of shape [..., D, D].
         bias: b, of shape [..., D]; zero by default.
-
-    Raises:
-        ValueError: if the shapes are not these.
 
     Source: the LU form of Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1
     Convolutions", 2018, and Oliva et al., "Transformation Autoregressive Networks", 2018.
@@ -110,51 +100,40 @@ class LULinear(distrax.Chain):
         return f"LULinear(event_size={self.bijectors[-1].matrix.shape[-1]})"
 
 
+def _rows(log_det: Array, x: Array) -> Array:
+    """The same number for every row of x."""
+    return jnp.broadcast_to(log_det, x.shape[:-1]).astype(x.dtype)
+
+
+def _beside(vector: Array, x: Array) -> Array:
+    """A vector with as many axes as x."""
+    return jnp.expand_dims(vector, tuple(range(jnp.ndim(x) - 1)))
+
+
 class Dense(distrax.Bijector):
-    """y = loc + A x, for a matrix A whose inverse and log |det| are known.
-
-    Args:
-        loc: of shape [D].
-        matrix: A, of shape [D, D].
-        inverse: A^-1, of shape [D, D].
-        log_det: log |det A|, a scalar.
-
-    Raises:
-        ValueError: if the shapes are not these.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> eye = jnp.eye(2)
-        >>> Dense(jnp.ones(2), 2 * eye, eye / 2, 2 * jnp.log(2.0)).forward(jnp.ones(2))
-        Array([3., 3.], dtype=float32)
-    """
+    """y = loc + A x, for a matrix A of shape [D, D] whose inverse and log |det| are known."""
 
     def __init__(self, loc: Array, matrix: Array, inverse: Array, log_det: Array):
-        size = jnp.shape(loc)[-1] if jnp.ndim(loc) else 0
+        shape = 2 * (jnp.shape(loc) or (0,))
         for name, array in (("matrix", matrix), ("inverse", inverse)):
-            if jnp.shape(array) != (size, size):
-                raise ValueError(
-                    f"`{name}` must have shape {(size, size)}, for a `loc` of shape "
-                    f"{jnp.shape(loc)}; got shape {jnp.shape(array)}."
-                )
+            if jnp.shape(array) != shape:
+                rule = f"`{name}` must have shape {shape}, for a `loc` of shape {jnp.shape(loc)}"
+                raise ValueError(f"{rule}; got shape {jnp.shape(array)}.")
         self._loc, self._matrix, self._inverse, self._log_det = loc, matrix, inverse, log_det
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 
     def __repr__(self) -> str:
         return f"Dense(event_size={jnp.shape(self._loc)[0]})"
 
-    def _rows(self, x: Array, sign: int) -> Array:
-        return jnp.broadcast_to(sign * self._log_det, x.shape[:-1]).astype(x.dtype)
-
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
-        y = self._loc + x @ self._matrix.T
-        return y, self._rows(y, 1)
+        y = _beside(self._loc, x) + x @ self._matrix.T
+        return y, _rows(self._log_det, y)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
-        x = (y - self._loc) @ self._inverse.T
-        return x, self._rows(x, -1)
+        x = (y - _beside(self._loc, y)) @ self._inverse.T
+        return x, _rows(-self._log_det, x)
 
 
 class LowRank(distrax.Bijector):
@@ -168,15 +147,6 @@ class LowRank(distrax.Bijector):
         scale: of shape [D], positive.
         basis: U, of shape [D, R], with orthonormal columns.
         gain: of shape [R], above -1.
-
-    Raises:
-        ValueError: if the shapes are not these.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> basis = jnp.array([[1.0], [0.0]])
-        >>> LowRank(jnp.zeros(2), jnp.ones(2), basis, jnp.array([3.0])).forward(jnp.ones(2))
-        Array([4., 1.], dtype=float32)
     """
 
     def __init__(self, loc: Array, scale: Array, basis: Array, gain: Array):
@@ -188,18 +158,21 @@ class LowRank(distrax.Bijector):
     def __repr__(self) -> str:
         return f"LowRank(event_size={jnp.shape(self._loc)[0]}, rank={jnp.shape(self._gain)[0]})"
 
-    def _log_det(self, x: Array, sign: int) -> Array:
-        log_det = jnp.sum(jnp.log(self._scale)) + jnp.sum(jnp.log1p(self._gain))
-        return jnp.broadcast_to(sign * log_det, x.shape[:-1]).astype(x.dtype)
+    def _log_det(self) -> Array:
+        return jnp.sum(jnp.log(self._scale)) + jnp.sum(jnp.log1p(self._gain))
+
+    def _stretch(self, x: Array, gain: Array) -> Array:
+        """U (gain * (U^T x))."""
+        return (x @ self._basis * _beside(gain, x)) @ self._basis.T
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
-        scaled = x + (x @ self._basis * self._gain) @ self._basis.T
-        y = self._loc + self._scale * scaled
-        return y, self._log_det(y, 1)
+        scaled = x + self._stretch(x, self._gain)
+        y = _beside(self._loc, x) + _beside(self._scale, x) * scaled
+        return y, _rows(self._log_det(), y)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
-        w = (y - self._loc) / self._scale
-        x = w - (w @ self._basis * (self._gain / (1 + self._gain))) @ self._basis.T
-        return x, self._log_det(x, -1)
+        w = (y - _beside(self._loc, y)) / _beside(self._scale, y)
+        x = w - self._stretch(w, self._gain / (1 + self._gain))
+        return x, _rows(-self._log_det(), x)

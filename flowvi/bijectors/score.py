@@ -23,18 +23,7 @@ def forward_with_score(
     """y = f(x), log |det J| and the score at y; no gradient flows through the score.
 
     A bijector that knows how has a method of this name; of others the inverse is differentiated.
-
-    Args:
-        bijector: f.
-        x: draws, of shape [..., *event].
-        score: the gradient of their log density, of the shape of x.
-
-    Example:
-        >>> import distrax, jax.numpy as jnp
-        >>> double = distrax.Block(distrax.ScalarAffine(shift=0.0, scale=2.0), 1)
-        >>> x = jnp.ones((1, 2))
-        >>> forward_with_score(double, x, -x)[2]  # of a normal with standard deviation 2, at 2
-        Array([[-0.5, -0.5]], dtype=float32)
+    The gradient of the log density of x is `score`, of the shape of x.
     """
     own = getattr(bijector, "forward_with_score", None)
     if own is not None:

@@ -26,19 +26,12 @@ class Units(distrax.Bijector):
         scale: the same, positive.
         lower: the same, -inf where there is no bound; None where no coordinate has any bound.
         upper: the same, +inf where there is no bound.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> zeros, ones = jnp.zeros(1), jnp.ones(1)
-        >>> Units(zeros, ones, lower=zeros, upper=ones).forward(jnp.array([0.0]))
-        Array([0.5], dtype=float32)
     """
 
     def __init__(
         self, shift: Array, scale: Array, lower: Array | None = None, upper: Array | None = None
     ):
-        self._shift = shift
-        self._scale = scale
+        self._shift, self._scale = shift, scale
         self._bounds = None if lower is None or upper is None else (lower, upper)
         super().__init__(event_ndims_in=jnp.ndim(shift), is_constant_jacobian=self._bounds is None)
 
@@ -62,10 +55,6 @@ class Units(distrax.Bijector):
         return y, self._sum(log_det)
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
-        """x and the log-determinant of the inverse, summed over the event.
-
-        Outside the support the latter is -inf, so that the density there is zero.
-        """
         self._check_inverse_input_shape(y)
         v = jnp.asarray(y)
         log_det = jnp.broadcast_to(-jnp.log(self._scale), v.shape)
@@ -76,7 +65,7 @@ class Units(distrax.Bijector):
                 safe = jnp.where(where & ~outside, y, support.forward(jnp.zeros_like(v)))
                 v = jnp.where(where, support.inverse(safe), v)
                 log_det += jnp.where(where, support.inverse_log_det_jacobian(safe, 0), 0)
-            log_det = jnp.where(outside, -jnp.inf, log_det)
+            log_det = jnp.where(outside, -jnp.inf, log_det)  # The density there is zero.
         shift, scale = self._rows(v)
         return (v - shift) / scale, self._sum(log_det)
 

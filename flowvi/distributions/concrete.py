@@ -20,12 +20,7 @@ Shape = tuple[int, ...]
 
 
 class Concrete(distrax.Distribution):
-    """What both have in common.
-
-    Args:
-        logits: of shape [*batch, *event].
-        temperature: T.
-    """
+    """What both have in common: logits of shape [*batch, *event], and the temperature T."""
 
     def __init__(self, logits: Array, temperature: ArrayLike):
         super().__init__()
@@ -70,11 +65,6 @@ class BinaryConcrete(Concrete):
         log p(z) = log T - logits + T y - 2 log(1 + e^(T y - logits)) - log z - log (1 - z),
 
     with y = log z - log (1 - z).
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> BinaryConcrete(jnp.zeros(2), 1.0).log_prob(0.3)  # uniform
-        Array([0., 0.], dtype=float32)
     """
 
     @property
@@ -105,12 +95,6 @@ class OneHotConcrete(Concrete):
                    + sum_k (logits_k - (T + 1) log z_k)
 
     a density with respect to all but one of the coordinates.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> q = OneHotConcrete(jnp.zeros((5, 3)), 0.5)
-        >>> q.sample(seed=jax.random.key(0), sample_shape=2).shape
-        (2, 5, 3)
     """
 
     @property
@@ -142,39 +126,12 @@ def _inside(z: Array, *, upper: bool = True) -> Array:
     return jnp.where(z == 1, 1 - info.epsneg, z) if upper else z
 
 
-class RelaxedDistribution(distrax.Distribution):
-    """A continuous distribution that stands in for a discrete one while a model is trained.
-
-    Args:
-        relaxed: the continuous one, of which draws and densities are.
-        discrete: the discrete one.
-    """
+class RelaxedDistribution(distrax.Independent):
+    """A continuous distribution that stands in for a discrete one while a model is trained."""
 
     def __init__(self, relaxed: distrax.Distribution, discrete: distrax.Distribution):
-        super().__init__()
-        self._relaxed = relaxed
+        super().__init__(relaxed, 0)
         self.discrete = discrete
 
     def __repr__(self) -> str:
-        return f"RelaxedDistribution({self._relaxed!r})"
-
-    @property
-    def event_shape(self) -> Shape:
-        return self._relaxed.event_shape
-
-    @property
-    def batch_shape(self) -> Shape:
-        return self._relaxed.batch_shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return self._relaxed.dtype
-
-    def log_prob(self, value: Array) -> Array:
-        return self._relaxed.log_prob(value)
-
-    def _sample_n(self, key: Array, n: int) -> Array:
-        return self._relaxed.sample(seed=key, sample_shape=n)
-
-    def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
-        return self._relaxed.sample_and_log_prob(seed=key, sample_shape=n)
+        return f"RelaxedDistribution({self.distribution!r})"

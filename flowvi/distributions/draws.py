@@ -29,24 +29,9 @@ def draw(
 
         d E f(z) / d phi = E [df/dz dz/dphi + f(z) d log_choice / dphi]
 
-    Args:
-        distribution: the distribution.
-        key: a random key.
-        sample_shape: the leading axes of the draws.
-        reparameterized: whether its samples carry gradients to all parameters, where it does not
-            say so itself.
-
-    Returns:
-        (z, log_choice) of shapes sample_shape + batch_shape + event_shape and sample_shape +
-        batch_shape.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> coins = fv.bernoulli(2).distribution({}, jnp.zeros(2))
-        >>> z, log_choice = draw(coins, jax.random.key(0), (3,), reparameterized=False)
-        >>> z.shape, log_choice  # log 1/4
-        ((3, 2), Array([-1.3862944, -1.3862944, -1.3862944], dtype=float32))
+    Their shapes are sample_shape + batch_shape + event_shape and sample_shape + batch_shape.
+    `reparameterized` says whether samples carry gradients to all parameters, where the distribution
+    does not say so itself.
     """
     if hasattr(distribution, "draw"):
         return distribution.draw(key, sample_shape, reparameterized)
@@ -64,25 +49,8 @@ def draw_each(
 
         E f(z) = sum_c exp(log_choice_c) E [f(z_c)]
 
-    Args:
-        distribution: the distribution.
-        key: a random key.
-        sample_shape: leading axes of the draws of each choice.
-        reparameterized: as in `draw`.
-
-    Returns:
-        (z, log_choice) of shapes [C, *sample_shape, *batch, *event] and [C, *sample_shape, *batch].
-
-    Raises:
-        ValueError: if there is no end of choices.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> coins = fv.bernoulli(2).distribution({}, jnp.zeros(2))
-        >>> z, log_choice = draw_each(coins, jax.random.key(0), (), reparameterized=False)
-        >>> z.tolist()
-        [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    Their shapes are [C, *sample_shape, *batch, *event] and [C, *sample_shape, *batch]. A ValueError
+    says so where there is no end of choices.
     """
     if hasattr(distribution, "draw_each"):
         return distribution.draw_each(key, sample_shape, reparameterized)
@@ -91,9 +59,8 @@ def draw_each(
         return z[None], log_choice[None]
     values = support(distribution)
     batch = (*sample_shape, *distribution.batch_shape)
-    shape = (len(values), *batch, *distribution.event_shape)
     lone = values.reshape(len(values), *(1,) * len(batch), *distribution.event_shape)
-    z = jnp.broadcast_to(lone, shape)
+    z = jnp.broadcast_to(lone, (len(values), *batch, *distribution.event_shape))
     return z, distribution.log_prob(z)
 
 
@@ -113,25 +80,13 @@ def support_size(distribution: distrax.Distribution) -> int | None:
 
 
 def support(distribution: distrax.Distribution) -> Array:
-    """All values of a discrete distribution, of shape [support_size, *event].
-
-    Raises:
-        ValueError: if it is not discrete.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> support(fv.categorical(2, 3).distribution({}, jnp.zeros((2, 3)))).shape
-        (9, 2)
-    """
+    """All values of a discrete distribution, of shape [support_size, *event]."""
     if hasattr(distribution, "support"):
         return distribution.support()
     atoms, places = _atoms(distribution)
     if atoms is None:
-        raise ValueError(
-            "`distribution` must be discrete, so that its values can be enumerated; got "
-            f"{type(distribution).__name__}."
-        )
+        rule = "`distribution` must be discrete, so that its values can be enumerated"
+        raise ValueError(f"{rule}; got {type(distribution).__name__}.")
     # The number of a value in base K says which of the K atoms stands at each place.
     count, base = math.prod(places), len(atoms)
     numbers = np.arange(base**count)

@@ -18,19 +18,30 @@ import numpy as np
 from flowvi._tfp import tfd
 from flowvi.bijectors.score import forward_with_score
 from flowvi.distributions import draws
+from flowvi.params import PyTree
 
 Array = jax.Array
 Shape = tuple[int, ...]
 
 
-def _row_by_row(method: Callable[["FlowDistribution"], Array]) -> Callable[..., Array]:
-    """Maps a method over the axes that `jax.vmap` has put before those of the batch."""
+def _closed_form(
+    claim: str, instead: str, *, rank: int | None = None
+) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """A statistic where a claim of the map holds, also of rows that `jax.vmap` has added."""
 
-    @functools.wraps(method)
-    def call(self: "FlowDistribution") -> Array:
-        return jax.vmap(call)(self) if self._is_mapped else method(self)
+    def decorate(method: Callable[..., Array]) -> Callable[..., Array]:
+        @functools.wraps(method)
+        def call(self: "FlowDistribution", *args: Any, **kwargs: Any) -> Array:
+            if self._is_mapped:
+                return jax.vmap(lambda row: call(row, *args, **kwargs))(self)
+            if not getattr(self.bijector, claim) or rank not in (None, len(self.event_shape)):
+                rule = f"`{method.__name__}` of a flow has no closed form unless its map is affine"
+                raise NotImplementedError(f"{rule}. Estimate it from samples: {instead}.")
+            return method(self, *args, **kwargs)
 
-    return call
+        return call
+
+    return decorate
 
 
 class FlowDistribution(distrax.Transformed):
@@ -51,12 +62,11 @@ class FlowDistribution(distrax.Transformed):
         dtype: the dtype of samples and log densities; the base's by default.
 
     Example:
-        >>> import distrax, jax, jax.numpy as jnp
-        >>> base = distrax.Independent(distrax.Normal(jnp.zeros(2), jnp.ones(2)), 1)
-        >>> scale = distrax.Block(distrax.ScalarAffine(shift=jnp.ones((3, 2)), scale=2.0), 1)
-        >>> flow = FlowDistribution(base, scale, batch_shape=(3,))
-        >>> flow.sample(seed=jax.random.key(0), sample_shape=(4,)).shape
-        (4, 3, 2)
+        >>> import jax, flowvi as fv
+        >>> family = fv.maf(2, num_layers=1, hidden_sizes=[8])
+        >>> flow = family.distribution(family.init(jax.random.key(0)))  # a `fv.FlowDistribution`
+        >>> flow.sample(seed=jax.random.key(1), sample_shape=(4,)).shape
+        (4, 2)
     """
 
     def __init__(
@@ -89,18 +99,10 @@ class FlowDistribution(distrax.Transformed):
         """Whether `jax.vmap` has put an axis before those of the batch, in every leaf."""
         return self._batch.ndim > self._batch_ndim
 
-    def _base_sample_shape(self, n: int) -> Shape:
+    def _base_sample_shape(self, *sample_shape: int) -> Shape:
         """The sample shape that gives the base one draw for each row of our batch."""
         missing = len(self.batch_shape) - len(self.distribution.batch_shape)
-        return (n, *self.batch_shape[:missing])
-
-    def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> tuple[Array, Array]:
-        return self._push_draws(draws.draw, key, sample_shape, reparameterized)
-
-    def draw_each(
-        self, key: Array, sample_shape: Shape, reparameterized: bool
-    ) -> tuple[Array, Array]:
-        return self._push_draws(draws.draw_each, key, sample_shape, reparameterized)
+        return (*sample_shape, *self.batch_shape[:missing])
 
     def _push_draws(
         self,
@@ -109,9 +111,12 @@ class FlowDistribution(distrax.Transformed):
         sample_shape: Shape,
         reparameterized: bool,
     ) -> tuple[Array, Array]:
-        shape = (*sample_shape, *self._base_sample_shape(1)[1:])
+        shape = self._base_sample_shape(*sample_shape)
         x, log_choice = draw(self.distribution, key, shape, reparameterized=reparameterized)
         return self.bijector.forward(x.astype(self.dtype)), log_choice
+
+    draw = functools.partialmethod(_push_draws, draws.draw)
+    draw_each = functools.partialmethod(_push_draws, draws.draw_each)
 
     def num_choices(self, reparameterized: bool) -> int | None:
         return draws.num_choices(self.distribution, reparameterized=reparameterized)
@@ -120,15 +125,7 @@ class FlowDistribution(distrax.Transformed):
         """None: a flow is not discrete."""
 
     def sample_with_base(self, key: Array, num_samples: int) -> tuple[Array, Array, Array]:
-        """Draws x of the base, their images y = f(x), and log |det J f(x)|.
-
-        Args:
-            key: a random key.
-            num_samples: n.
-
-        Returns:
-            Arrays of shape [n, *batch, *event] twice, and [n, *batch].
-        """
+        """Draws x of the base, their images y, and log |det J f(x)|, with a first axis of draws."""
         shape = self._base_sample_shape(num_samples)
         x = self.distribution.sample(seed=key, sample_shape=shape).astype(self.dtype)
         y, log_det = self.bijector.forward_and_log_det(x)
@@ -136,7 +133,7 @@ class FlowDistribution(distrax.Transformed):
 
     def sample_root(self, key: Array, sample_shape: Shape) -> Array:
         """Draws of the base at the bottom of all the maps, of shape [*sample, *batch, *event]."""
-        base, shape = self.distribution, (*sample_shape, *self._base_sample_shape(1)[1:])
+        base, shape = self.distribution, self._base_sample_shape(*sample_shape)
         if isinstance(base, FlowDistribution):
             return base.sample_root(key, shape)
         return base.sample(seed=key, sample_shape=shape)
@@ -148,16 +145,7 @@ class FlowDistribution(distrax.Transformed):
         return base.root if isinstance(base, FlowDistribution) else base
 
     def sample_with_score(self, key: Array, sample_shape: Shape) -> tuple[Array, Array, Array]:
-        """Draws y, log p(y), and the gradient of log p at y, for the price of the draws.
-
-        Args:
-            key: a random key.
-            sample_shape: how many.
-
-        Returns:
-            Arrays of shape [*sample, *batch, *event], [*sample, *batch] and that of the first;
-            their gradients are those of `push_with_score`.
-        """
+        """Draws y, log p(y), and the gradient of log p at y, as `push_with_score`."""
         return self.push_with_score(self.sample_root(key, sample_shape))
 
     def push_with_score(self, x: Array) -> tuple[Array, Array, Array]:
@@ -171,11 +159,7 @@ class FlowDistribution(distrax.Transformed):
 
         so no layer is inverted.
 
-        Args:
-            x: an array of shape [*sample, *batch, *event], as `sample_root` returns it.
-
-        Returns:
-            Arrays of that shape, of [*sample, *batch], and of that shape.
+        Points have the shape [*sample, *batch, *event] that `sample_root` gives them.
         """
         base = self.distribution
         if isinstance(base, FlowDistribution):
@@ -192,20 +176,21 @@ class FlowDistribution(distrax.Transformed):
 
     def _sample_n(self, key: Array, n: int) -> Array:
         if self._is_mapped:
-            keys = jax.random.split(key, len(self._batch))
-            return jax.vmap(lambda d, k: d._sample_n(k, n), out_axes=1)(self, keys)
+            return self._sample_each(FlowDistribution._sample_n, key, n)
         x = self.distribution.sample(seed=key, sample_shape=self._base_sample_shape(n))
         return self.bijector.forward(x.astype(self.dtype))
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
         if self._is_mapped:
-            keys = jax.random.split(key, len(self._batch))
-            return jax.vmap(lambda d, k: d._sample_n_and_log_prob(k, n), out_axes=1)(self, keys)
-        x, log_prob = self.distribution.sample_and_log_prob(
-            seed=key, sample_shape=self._base_sample_shape(n)
-        )
+            return self._sample_each(FlowDistribution._sample_n_and_log_prob, key, n)
+        shape = self._base_sample_shape(n)
+        x, log_prob = self.distribution.sample_and_log_prob(seed=key, sample_shape=shape)
         y, log_det = self.bijector.forward_and_log_det(x.astype(self.dtype))
         return y, log_prob.astype(self.dtype) - log_det
+
+    def _sample_each(self, method: Callable[..., PyTree], key: Array, n: int) -> PyTree:
+        keys = jax.random.split(key, len(self._batch))
+        return jax.vmap(lambda flow, key: method(flow, key, n), out_axes=1)(self, keys)
 
     def log_prob(self, value: Array) -> Array:
         if self._is_mapped:
@@ -218,31 +203,19 @@ class FlowDistribution(distrax.Transformed):
         x, log_det = self.bijector.inverse_and_log_det(value)
         return self.distribution.log_prob(x).astype(log_det.dtype) + log_det
 
-    def _refuse(self, quantity: str, instead: str) -> NoReturn:
-        raise NotImplementedError(
-            f"`{quantity}` of a flow has no closed form unless its map is affine. Estimate it from "
-            f"samples: {instead}."
-        )
-
     def _base_rows(self, value: Array) -> Array:
         """A statistic of the base, once for every row of our batch."""
         return jnp.broadcast_to(value, self.batch_shape + self.event_shape).astype(self.dtype)
 
-    @_row_by_row
+    @_closed_form("is_constant_jacobian", "`sample(seed=key, sample_shape=1000).mean(0)`")
     def mean(self) -> Array:
-        if not self.bijector.is_constant_jacobian:
-            self._refuse("mean", "`sample(seed=key, sample_shape=1000).mean(0)`")
         return self.bijector.forward(self._base_rows(self.distribution.mean()))
 
-    @_row_by_row
+    @_closed_form(
+        "is_constant_jacobian", "`jnp.cov(sample(seed=key, sample_shape=1000).T)`", rank=1
+    )
     def covariance(self) -> Array:
-        """The covariance matrix J C J^T of shape [..., D, D], where the map is affine and D a size.
-
-        Raises:
-            NotImplementedError: otherwise; it names what to call.
-        """
-        if not self.bijector.is_constant_jacobian or len(self.event_shape) != 1:
-            self._refuse("covariance", "`jnp.cov(sample(seed=key, sample_shape=1000).T)`")
+        """The covariance matrix J C J^T of shape [..., D, D], of an affine map of vectors."""
         # The Jacobian is the same everywhere, so its columns are differences of images.
         zero = self._base_rows(jnp.zeros(()))
         eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
@@ -255,32 +228,26 @@ class FlowDistribution(distrax.Transformed):
         # Distributions that have no such method have independent coordinates.
         if hasattr(self.distribution, "covariance"):
             return self.distribution.covariance().astype(self.dtype)
-        return self._base_rows(self.distribution.variance())[..., None] * jnp.eye(
-            self.event_shape[0], dtype=self.dtype
-        )
+        eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
+        return self._base_rows(self.distribution.variance())[..., None] * eye
 
-    @_row_by_row
+    @_closed_form("is_constant_jacobian", "`sample(seed=key, sample_shape=1000).var(0)`", rank=1)
     def variance(self) -> Array:
-        if not self.bijector.is_constant_jacobian or len(self.event_shape) != 1:
-            self._refuse("variance", "`sample(seed=key, sample_shape=1000).var(0)`")
         return jnp.diagonal(self.covariance(), axis1=-2, axis2=-1)
 
     def stddev(self) -> Array:
         return jnp.sqrt(self.variance())
 
-    @_row_by_row
+    @_closed_form(
+        "is_constant_log_det", "the sample of largest `log_prob`, refined by an optimizer"
+    )
     def mode(self) -> Array:
-        if not self.bijector.is_constant_log_det:
-            self._refuse("mode", "the sample of largest `log_prob`, refined by an optimizer")
         return self.bijector.forward(self._base_rows(self.distribution.mode()))
 
+    @_closed_form(
+        "is_constant_log_det", "`-sample_and_log_prob(seed=key, sample_shape=1000)[1].mean(0)`"
+    )
     def entropy(self, input_hint: Array | None = None) -> Array:
-        if self._is_mapped:
-            return jax.vmap(FlowDistribution.entropy, (0, None))(self, input_hint)
-        if not self.bijector.is_constant_log_det:
-            self._refuse(
-                "entropy", "`-sample_and_log_prob(seed=key, sample_shape=1000)[1].mean(0)`"
-            )
         hint = self._base_rows(jnp.zeros(())) if input_hint is None else input_hint
         log_det = self.bijector.forward_log_det_jacobian(hint)
         return self.distribution.entropy().astype(self.dtype) + log_det
@@ -293,18 +260,11 @@ class FlowDistribution(distrax.Transformed):
         num_samples: int | None = None,
         **kwargs: Any,
     ) -> Array:
-        """KL(self || other) in nats, estimated from samples where they are asked for.
+        """KL(self || other) = E_self [log p_self(y) - log p_other(y)] in nats.
 
-            KL = E_self [log p_self(y) - log p_other(y)]
-
-        Args:
-            other_dist: any distribution with `log_prob`.
-            seed: a key or an integer; with it the result is a Monte Carlo estimate.
-            num_samples: the number of samples of the estimate, 1000 by default.
-            **kwargs: what a registered rule for the pair takes.
-
-        Raises:
-            NotImplementedError: without `seed`, if no exact rule is known.
+        With `seed`, a key or an integer, it is a Monte Carlo estimate from `num_samples` (1000 by
+        default); without, a NotImplementedError unless an exact rule is known, which may take more
+        arguments.
         """
         if seed is None and num_samples is not None:
             raise ValueError("`seed` must be given with `num_samples`; got None.")
@@ -331,7 +291,7 @@ def _refuse_kl(first: object, second: object, *unused: object, **kwargs: object)
 
 
 # The shortest path through both class hierarchies wins, so every pair with a flow is listed.
-for _other in (FlowDistribution, distrax.Transformed, tfd.TransformedDistribution):
+tfd.RegisterKL(FlowDistribution, FlowDistribution)(_refuse_kl)
+for _other in (distrax.Transformed, tfd.TransformedDistribution):
     tfd.RegisterKL(FlowDistribution, _other)(_refuse_kl)
-    if _other is not FlowDistribution:
-        tfd.RegisterKL(_other, FlowDistribution)(_refuse_kl)
+    tfd.RegisterKL(_other, FlowDistribution)(_refuse_kl)

@@ -17,13 +17,7 @@ from flowvi.params import PyTree, combine, partition
 
 
 class AveragedState(NamedTuple):
-    """An optimizer's state and the average.
-
-    Attributes:
-        inner: the state of the optimizer itself.
-        average: of the trainable leaves after each good step.
-        num_steps: good steps.
-    """
+    """An optimizer's own state, the average of trainable leaves, and the number of good steps."""
 
     inner: PyTree
     average: PyTree
@@ -72,10 +66,9 @@ def learned(opt_state: PyTree, params: PyTree) -> PyTree:
     over the steps that moved them.
     """
     trainable, fixed = partition(params)
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ScheduleFreeState))
-    for node in nodes:
-        if isinstance(node, ScheduleFreeState):
-            return combine(schedule_free_eval_params(node, trainable), fixed)
+    is_free = lambda node: isinstance(node, ScheduleFreeState)  # noqa: E731
+    for node in filter(is_free, jax.tree.leaves(opt_state, is_leaf=is_free)):
+        return combine(schedule_free_eval_params(node, trainable), fixed)
     if isinstance(opt_state, AveragedState):
         trainable = opt_state.average
     elif isinstance(opt_state, RowwiseState) and isinstance(opt_state.shared, AveragedState):

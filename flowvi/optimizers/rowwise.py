@@ -6,8 +6,9 @@ its own, so what it does to a row depends neither on which others are in the bat
 the row has been away.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,18 +24,17 @@ Array = jax.Array
 ROW = "row"
 
 
-@jax.tree_util.register_pytree_with_keys_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(eq=False)
 class Beside(PerRow):
     """What an optimizer keeps beside the moments of a row, such as Adam's count of steps."""
 
 
 class RowwiseState(NamedTuple):
-    """An optimizer's state where there are parameters per row.
+    """An optimizer's state: one of shared parameters, and one of each `PerRow`.
 
-    Attributes:
-        shared: of all other parameters.
-        tables: one of each `PerRow`. What belongs to a row is `PerRow` itself; what stands alone,
-            such as the count of a schedule, is one for all rows.
+    In these, what belongs to a row is `PerRow` itself; what stands alone, such as the count of a
+    schedule, is one for all rows.
     """
 
     shared: PyTree
@@ -47,35 +47,27 @@ def tables(tree: PyTree) -> list[PerRow]:
 
 
 def check_tables(params: PyTree) -> int | None:
-    """The number of rows that data may name: that of the shortest table; None without tables.
-
-    Raises:
-        ValueError: if leaves of a table differ in their number of rows.
-    """
+    """The number of rows that data may name: that of the shortest table; None without tables."""
     counts = []
     for table in tables(params):
         shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(table.value)}
         if len(shapes) != 1 or () in shapes:
-            raise ValueError(
-                "`params` must hold tables whose leaves have the same leading axis of rows in "
-                f"`PerRow`; got {sorted(shapes)}."
-            )
+            rule = "`params` must hold tables whose leaves have the same leading axis of rows"
+            raise ValueError(f"{rule} in `PerRow`; got {sorted(shapes)}.")
         counts.append(table.num_rows)
     return min(counts, default=None)
 
 
 def check_batch(name: str, batch: PyTree, num_rows: int) -> None:
-    """Checks that data, or a batch, say which rows of the tables they hold.
-
-    Raises:
-        TypeError: if they are no integers.
-        ValueError: if they are missing, not one for each row of the data, or out of range.
-    """
+    """Checks that data, or a batch, say which rows of the tables they hold."""
     if not isinstance(batch, dict) or ROW not in batch:
+        got = type(batch).__name__
+        if isinstance(batch, dict):
+            got = f"a dict of {', '.join(map(str, batch)) or 'nothing'}"
         raise ValueError(
             f'`{name}` must be a dict with "{ROW}", the row of each datum in the parameters that '
-            f"rows have for themselves; got {_described(batch)}. Perhaps pass "
-            f'`{{"x": x, "{ROW}": jnp.arange(len(x))}}`?'
+            f'rows have for themselves; got {got}. Perhaps pass `{{"x": x, "{ROW}": '
+            "jnp.arange(len(x))}`?"
         )
     where, rows = f'{name}["{ROW}"]', batch[ROW]
     if not jnp.issubdtype(rows.dtype, jnp.integer):
@@ -85,42 +77,28 @@ def check_batch(name: str, batch: PyTree, num_rows: int) -> None:
     rows = np.asarray(rows)
     bad = np.flatnonzero((rows < 0) | (rows >= num_rows))
     if bad.size:
-        raise ValueError(
-            f"`{where}` must lie between 0 and {num_rows - 1}, the rows that `params` has "
-            f"parameters for; got {rows[bad[0]]} in row {bad[0]}."
-        )
-
-
-def _described(batch: PyTree) -> str:
-    if isinstance(batch, dict):
-        return f"a dict of {', '.join(map(str, batch)) or 'nothing'}"
-    return f"{type(batch).__name__}"
+        rule = f"`{where}` must lie between 0 and {num_rows - 1}, the rows that `params` has"
+        raise ValueError(f"{rule} parameters for; got {rows[bad[0]]} in row {bad[0]}.")
 
 
 def check_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> None:
-    """Checks that an optimizer can see each row for itself, from shapes alone.
-
-    Raises:
-        ValueError: if it cannot.
-    """
+    """Checks that an optimizer can see each row for itself, from shapes alone."""
     if not tables(params):
         return
     own = rowwise(optimizer)
-    view = {ROW: jnp.zeros(1, jnp.int32)}
 
     def step(params: PyTree) -> PyTree:
-        state = own.init(params)
-        params, state = picked((params, state), view)
+        params, state = picked((params, own.init(params)), {ROW: jnp.zeros(1, jnp.int32)})
         rows, _ = partition(params)
         zero = jnp.zeros(())
         return own.update(rows, state, rows, value=zero, grad=rows, value_fn=lambda _: zero)
 
     try:
         jax.eval_shape(step, partition(params)[0])
-    except _LineSearch as error:
-        raise ValueError(str(error)) from None
-    # Whatever an optimizer says that is not made for it.
-    except Exception as error:
+    except _LineSearch:
+        rule = "`optimizer` must not search along a line where there are parameters per row"
+        raise ValueError(f"{rule}, whose steps are their own. Perhaps use `optax.adam`?") from None
+    except Exception as error:  # Whatever an optimizer says that is not made for it.
         raise ValueError(
             "`optimizer` must keep what it measures row by row where there are parameters per row, "
             f"as `optax.adam` does; got one that raised {type(error).__name__}: {error}"
@@ -137,14 +115,12 @@ def picked(tree: PyTree, batch: PyTree) -> PyTree:
         return tree
     rows = jnp.sort(jnp.ravel(batch[ROW]))
 
-    def pick(node: PyTree) -> PyTree:
-        if not is_per_row(node):
-            return node
+    def pick(node: PerRow) -> PerRow:
         value = jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), node.value)
         # Or the compiler picks the rows out anew in each kernel that reads them.
         return type(node)(jax.lax.optimization_barrier(value), Fixed(rows))
 
-    return jax.tree.map(pick, tree, is_leaf=is_per_row)
+    return _map(pick, tree)
 
 
 def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
@@ -153,35 +129,36 @@ def put_back(whole: PyTree, view: PyTree, good: Array) -> PyTree:
     What has no rows is that of `view` or of `whole`, as the step was good or not.
     """
 
-    def put(old: PyTree, new: PyTree) -> PyTree:
-        if not is_per_row(old):
-            return jnp.where(good, new, old)
+    def put(old: PerRow, new: PyTree) -> PerRow:
         rows = new.rows.value
         first = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
         # Nothing is written behind the last row.
         place = jnp.where(first & good, rows, old.num_rows)
-        value = jax.tree.map(
-            lambda leaf, rows: leaf.at[place].set(rows.astype(leaf.dtype), mode="drop"),
-            old.value,
-            new.value,
-        )
-        return type(old)(value)
+        write = lambda leaf, own: leaf.at[place].set(own.astype(leaf.dtype), mode="drop")  # noqa: E731
+        return type(old)(jax.tree.map(write, old.value, new.value))
 
-    return jax.tree.map(put, whole, view, is_leaf=is_per_row)
+    return _map(put, whole, view, other=lambda old, new: jnp.where(good, new, old))
 
 
 def together(shared: PyTree, whole: PyTree) -> PyTree:
     """`shared`, from which tables are left out, with those of `whole`."""
-    return jax.tree.map(
-        lambda node, other: node if is_per_row(node) else other,
-        whole,
-        shared,
-        is_leaf=lambda node: node is None or is_per_row(node),
-    )
+    is_leaf = lambda node: node is None or is_per_row(node)  # noqa: E731
+    return jax.tree.map(lambda n, m: n if is_per_row(n) else m, whole, shared, is_leaf=is_leaf)
+
+
+def _map(
+    of_rows: Callable[..., PyTree],
+    tree: PyTree,
+    *rest: PyTree,
+    other: Callable[..., PyTree] = lambda node, *rest: node,
+) -> PyTree:
+    """A function of each `PerRow` node, and another one of each other leaf."""
+    either = lambda n, *m: of_rows(n, *m) if is_per_row(n) else other(n, *m)  # noqa: E731
+    return jax.tree.map(either, tree, *rest, is_leaf=is_per_row)
 
 
 def _without_tables(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda n: None if is_per_row(n) else n, tree, is_leaf=is_per_row)
+    return _map(lambda node: None, tree)
 
 
 def _alone(tree: PyTree, index: int) -> Callable[[PyTree], PyTree]:
@@ -215,25 +192,19 @@ def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: PyTree) -> PyTree:
         if not isinstance(state, RowwiseState):
             return inner.update(updates, state, params, **extra)
-        own = dict(extra)
-        if "grad" in extra:
-            own["grad"] = _without_tables(extra["grad"])
-        if "value_fn" in extra:
-            own["value_fn"] = lambda shared: extra["value_fn"](together(shared, params))
-        shared, new_shared = inner.update(
-            _without_tables(updates), state.shared, _without_tables(params), **own
-        )
+        value_fn = lambda shared: extra["value_fn"](together(shared, params))  # noqa: E731
+        own = _extra(extra, _without_tables, value_fn)
+        others, parameters = _without_tables(updates), _without_tables(params)
+        shared, new_shared = inner.update(others, state.shared, parameters, **own)
         moves, states = [], []
-        for index, old in enumerate(state.tables):
-            gradient, table = tables(updates)[index], tables(params)[index]
+        found = zip(tables(updates), state.tables, tables(params), strict=True)
+        for index, (gradient, old, table) in enumerate(found):
             put = _alone(params, index)
             moved, new = _update(inner, put, gradient.value, old, table.value, extra)
             moves.append(type(gradient)(moved, gradient.rows))
             states.append(new)
         each = iter(moves)
-        whole = jax.tree.map(
-            lambda n: next(each) if is_per_row(n) else n, updates, is_leaf=is_per_row
-        )
+        whole = _map(lambda node: next(each), updates)
         return together(shared, whole), RowwiseState(new_shared, tuple(states))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -246,12 +217,8 @@ def _begin(
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
     path = jax.tree_util.tree_leaves_with_path(put(one), is_leaf=is_per_row)[0][0]
     layout = _marked(jax.eval_shape(lambda value: inner.init(put(value)), one), path)
-    nodes, structure = _flat(layout)
-    rows, rest = jax.vmap(
-        lambda value: _apart(nodes, structure.flatten_up_to(inner.init(put(value)))),
-        out_axes=(0, None),
-    )(value)
-    return structure.unflatten(_merged(nodes, rows, rest))
+    begin = lambda value: _as_rows(layout, inner.init(put(value)))  # noqa: E731
+    return jax.vmap(begin, out_axes=_axes(layout))(value)
 
 
 def _update(
@@ -263,54 +230,41 @@ def _update(
     extra: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """(the updates of some rows of a table, their state after it)."""
-    nodes, structure = _flat(state)
 
-    def of_row(gradient: PyTree, rows: list[PyTree], value: PyTree) -> PyTree:
-        own = dict(extra)
-        if "grad" in extra:
-            own["grad"] = put(gradient)
-        if "value_fn" in extra:
-            own["value_fn"] = _no_line
-        each = iter(rows)
-        state = structure.unflatten([_of_row(node, each) for node in nodes])
-        moves, new = inner.update(put(gradient), state, put(value), **own)
-        rows, rest = _apart(nodes, structure.flatten_up_to(new))
-        return tables(moves)[0].value, rows, rest
+    def of_row(gradient: PyTree, state: PyTree, value: PyTree) -> PyTree:
+        own = _extra(extra, lambda grad: put(gradient), _no_line)
+        moves, new = inner.update(put(gradient), _as_own(state), put(value), **own)
+        return tables(moves)[0].value, _as_rows(state, new)
 
-    rows = [node.value for node in nodes if is_per_row(node)]
-    moved, rows, rest = jax.vmap(of_row, out_axes=(0, 0, None))(gradient, rows, value)
-    return moved, structure.unflatten(_merged(nodes, rows, rest))
+    axes = _axes(state)
+    return jax.vmap(of_row, (0, axes, 0), (0, axes))(gradient, state, value)
 
 
-def _flat(state: PyTree) -> tuple[list[PyTree], PyTree]:
-    """(what belongs to rows as `PerRow` and what stands alone, the structure around it)."""
-    return jax.tree.flatten(state, is_leaf=is_per_row)
+def _extra(
+    extra: dict[str, PyTree], grad: Callable[[PyTree], PyTree], value_fn: Callable[..., PyTree]
+) -> dict[str, PyTree]:
+    """The further arguments of an update of some parameters alone."""
+    own = {"grad": grad, "value_fn": lambda _: value_fn}
+    return {name: own[name](v) if name in own else v for name, v in extra.items()}
 
 
-def _of_row(node: PyTree, values: Iterator[PyTree]) -> PyTree:
-    """What the optimizer itself would have in the place of a node of the state."""
-    if not is_per_row(node):
-        return node
-    return next(values) if isinstance(node, Beside) else PerRow(next(values))
+def _axes(state: PyTree) -> PyTree:
+    """The axis of rows: 0 of what belongs to them, None of what stands alone."""
+    return _map(lambda node: 0, state, other=lambda node: None)
 
 
-def _apart(nodes: list[PyTree], parts: list[PyTree]) -> tuple[list[PyTree], list[PyTree]]:
-    """(what belongs to a row, what stands alone) of the parts of an optimizer's own state."""
-    rows = [
-        part if isinstance(node, Beside) else part.value
-        for node, part in zip(nodes, parts, strict=True)
-        if is_per_row(node)
-    ]
-    rest = [part for node, part in zip(nodes, parts, strict=True) if not is_per_row(node)]
-    return rows, rest
+def _as_own(state: PyTree) -> PyTree:
+    """The state of one row as the optimizer itself has it."""
+    return _map(lambda n: n.value if isinstance(n, Beside) else PerRow(n.value), state)
 
 
-def _merged(nodes: list[PyTree], rows: list[PyTree], rest: list[PyTree]) -> list[PyTree]:
-    """The nodes with these values."""
-    of_rows, others = iter(rows), iter(rest)
-    return [
-        type(node)(next(of_rows), node.rows) if is_per_row(node) else next(others) for node in nodes
-    ]
+def _as_rows(layout: PyTree, state: PyTree) -> PyTree:
+    """The inverse of `_as_own`, by a state that says what belongs to a row."""
+
+    def mark(node: PerRow, part: PyTree) -> PerRow:
+        return type(node)(part if isinstance(node, Beside) else part.value, node.rows)
+
+    return _map(mark, layout, state, other=lambda node, part: part)
 
 
 def _marked(node: PyTree, path: PyTree) -> PyTree:
@@ -325,27 +279,17 @@ def _marked(node: PyTree, path: PyTree) -> PyTree:
     children, structure = jax.tree.flatten(node, is_leaf=lambda n: n is not node)
     if len(children) == 1 and children[0] is node:
         return node
-    beside = any(_is_moment(child, path) for child in children)
+    found = [jax.tree_util.tree_leaves_with_path(child, is_leaf=is_per_row) for child in children]
+    beside = any(is_per_row(leaf) and own == path for pairs in found for own, leaf in pairs)
+    is_number = lambda child: beside and jax.tree_util.all_leaves([child])  # noqa: E731
     return structure.unflatten(
-        [
-            Beside(child) if beside and jax.tree_util.all_leaves([child]) else _marked(child, path)
-            for child in children
-        ]
-    )
-
-
-def _is_moment(tree: PyTree, path: PyTree) -> bool:
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_per_row)
-    return any(is_per_row(leaf) and own == path for own, leaf in found)
-
-
-def _no_line(params: PyTree) -> PyTree:
-    del params
-    raise _LineSearch(
-        "`optimizer` must not search along a line where there are parameters per row, whose steps "
-        "are their own. Perhaps use `optax.adam`?"
+        [Beside(child) if is_number(child) else _marked(child, path) for child in children]
     )
 
 
 class _LineSearch(Exception):  # noqa: N818 (a finding, which the caller turns into an error)
     """An optimizer asks for the loss at other parameters."""
+
+
+def _no_line(params: PyTree) -> PyTree:
+    raise _LineSearch

@@ -6,8 +6,7 @@
 import importlib
 from types import ModuleType
 
-from flowvi.testing.check import check_bijector
-from flowvi.testing.perturb import perturbed
+from flowvi.testing.check import check_bijector, perturbed
 from flowvi.testing.properties import PROPERTIES
 from flowvi.testing.trial import TOLERANCES
 

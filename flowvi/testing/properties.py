@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi.testing import trial as trials
-from flowvi.testing.trial import METHODS, PARTS, Floats, Index, Outcome, Trial
+from flowvi.testing.trial import METHODS, PARTS, BrokenError, Floats, Outcome, Trial
 
 Property = Callable[[Trial], Iterator[str]]
 
@@ -34,26 +34,27 @@ def register(*evaluations: str) -> Callable[[Property], Property]:
     return add
 
 
-def _worst(excess: Floats) -> Index:
-    """The place of the largest number."""
-    return tuple(int(i) for i in np.unravel_index(np.argmax(excess), excess.shape))
-
-
 @register()
 def shape(trial: Trial) -> Iterator[str]:
     """Events keep their rank, log-determinants have the shape of the batch."""
-    lead = trial.lead
+    lead, rank = trial.lead, trial.bijector.event_ndims_out
     y, log_det, x, inverse_log_det = (part.shape for part in trial.compiled)
-    if y[: len(lead)] != lead or len(y) != len(lead) + trial.bijector.event_ndims_out:
-        yield (
-            f"{PARTS.y} has shape {y}, expected {lead} and then "
-            f"{trial.bijector.event_ndims_out} axes of an event"
-        )
-    if x != trial.x.shape:
-        yield f"{PARTS.x} has shape {x}, expected {trial.x.shape}"
-    for what, got in ((PARTS.log_det, log_det), (PARTS.inverse_log_det, inverse_log_det)):
-        if got != lead:
-            yield f"{what} has shape {got}, expected {lead}"
+    if y[: len(lead)] != lead or len(y) != len(lead) + rank:
+        yield f"{PARTS.y} has shape {y}, expected {lead} and then {rank} axes of an event"
+    got = (x, log_det, inverse_log_det)
+    names = (PARTS.x, PARTS.log_det, PARTS.inverse_log_det)
+    yield from _shapes("", names, got, (trial.x.shape, lead, lead))
+
+
+def _shapes(
+    where: str,
+    names: tuple[str, ...],
+    got: tuple[tuple[int, ...], ...],
+    expected: tuple[tuple[int, ...], ...],
+) -> Iterator[str]:
+    for what, own, other in zip(names, got, expected, strict=True):
+        if own != other:
+            yield f"{where}{what} has shape {own}, expected {other}"
 
 
 @register()
@@ -74,33 +75,33 @@ def dtype(trial: Trial) -> Iterator[str]:
 @register()
 def finite(trial: Trial) -> Iterator[str]:
     """Finite inputs give finite outputs."""
-    for what, part in zip(PARTS, trial.compiled, strict=True):
-        values = np.asarray(part)
-        bad = ~np.isfinite(values)
+    for what, part in zip(PARTS, map(np.asarray, trial.compiled), strict=True):
+        bad = ~np.isfinite(part)
         if bad.any():
-            index = tuple(int(i) for i in np.argwhere(bad)[0])
+            at = trials.worst(bad)
             yield (
-                f"{what} is {values[index]} at {trial.where(index)} "
+                f"{what} is {part[at]} at {trial.where(at)} "
                 f"(broken at {bad.sum()} of {bad.size} places)"
             )
+
+
+def _kind(array: jax.Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
 
 @register("methods", "sensitivity")
 def methods(trial: Trial) -> Iterator[str]:
     """`forward`, `inverse` and the two log-determinants agree with the methods that return both."""
     results = trial.get("methods")
-    for name, part, expected, allowed in zip(
-        METHODS, PARTS, trial.compiled, trial.allowed, strict=True
-    ):
-        if name in results:
-            got = results[name]
-            if got.shape != expected.shape or got.dtype != expected.dtype:
-                yield (
-                    f"`{name}` returns {got.dtype}{list(got.shape)}, but {part} is "
-                    f"{expected.dtype}{list(expected.shape)}"
-                )
-            else:
-                yield from trial.compare(f"`{name}` against {part}", got, expected, allowed)
+    names = zip(METHODS, PARTS, strict=True)
+    for (name, part), known, allowed in zip(names, trial.compiled, trial.allowed, strict=True):
+        if name not in results:
+            continue
+        got = results[name]
+        if _kind(got) != _kind(known):
+            yield f"`{name}` returns {_kind(got)}, but {part} is {_kind(known)}"
+        else:
+            yield from trial.compare(f"`{name}` against {part}", got, known, allowed)
 
 
 @register("again", "sensitivity")
@@ -111,24 +112,23 @@ def round_trip(trial: Trial) -> Iterator[str]:
     the inverse, can cause it.
     """
     allowed = trial.allowed
-    yield from trial.compare("forward(inverse(y))", trial.returned[0], trial.y, allowed.y)
+    yield from trial.compare("forward(inverse(y))", trial.get("again")[0], trial.y, allowed.y)
     yield from trial.compare("inverse(forward(x))", trial.compiled.x, trial.x, allowed.x)
 
 
 @register("sensitivity")
 def log_det(trial: Trial) -> Iterator[str]:
     """The forward log-determinant is that of the Jacobian by automatic differentiation."""
-    if not (trial.is_square and trial.is_small):
-        return
-    _, expected = np.linalg.slogdet(trial.tangents.y)
-    what = f"{PARTS.log_det} against autodiff"
-    yield from trial.compare(what, trial.compiled.log_det, expected, trial.allowed.log_det)
+    if trial.has_jacobian:
+        _, expected = np.linalg.slogdet(trial.tangents.y)
+        what = f"{PARTS.log_det} against autodiff"
+        yield from trial.compare(what, trial.compiled.log_det, expected, trial.allowed.log_det)
 
 
 @register("again")
 def inverse_log_det(trial: Trial) -> Iterator[str]:
     """The inverse's log-determinant at y is minus the forward one at x = inverse(y)."""
-    expected = -np.asarray(trial.returned[1], np.float64)
+    expected = -np.asarray(trial.get("again")[1], np.float64)
     allowed = trial.tolerance * trials.at_least_one(expected)
     what = f"{PARTS.inverse_log_det} against minus the forward one"
     yield from trial.compare(what, trial.compiled.inverse_log_det, expected, allowed)
@@ -141,8 +141,8 @@ def inverse_jacobian(trial: Trial) -> Iterator[str]:
     The inverse's Jacobian is J^-1, and the sum of both log-determinants does not move. Derivatives
     of derivatives are not known, so the tolerance is the square root of the other one.
     """
-    tangents, directions = trial.tangents, trial.directions.T
-    if trial.is_small and trial.is_square:
+    tangents = trial.tangents
+    if trial.has_jacobian:
         inverse, gradient = trial.inverse_derivatives
         moved = np.abs(tangents.y)
         dx, dlog_det = np.abs(inverse) @ moved, (np.abs(gradient)[..., None] * moved).sum(-2)
@@ -153,8 +153,8 @@ def inverse_jacobian(trial: Trial) -> Iterator[str]:
         dx = dx.reshape(*trial.lead, -1, 1) * np.expand_dims(scale, -2)
         dlog_det = dlog_det * scale
     tolerance = trial.tolerance**0.5
-    expected = np.broadcast_to(directions, tangents.x.shape)
-    allowed = tolerance * (np.maximum(1, np.abs(expected)) + dx)
+    expected = np.broadcast_to(trial.directions.T, tangents.x.shape)
+    allowed = tolerance * (trials.at_least_one(expected) + dx)
     name = "the derivative of inverse(forward(x)) in direction"
     yield from _by_direction(trial, name, tangents.x, expected, allowed)
     total = tangents.log_det + tangents.inverse_log_det
@@ -169,7 +169,7 @@ def _by_direction(
     """`Trial.compare` of derivatives, whose last axis is that of directions: the worst of them."""
     with np.errstate(invalid="ignore", over="ignore"):
         excess = np.nan_to_num(np.abs(got - expected) / allowed, nan=np.inf)
-    k = _worst(excess)[-1]
+    k = trials.worst(excess)[-1]
     yield from trial.compare(f"{what} {k}", got[..., k], expected[..., k], allowed[..., k])
 
 
@@ -208,7 +208,7 @@ def triangular(trial: Trial) -> Iterator[str]:
     allowed = trial.tolerance * np.abs(jacobian).max(-1, keepdims=True)
     excess = np.triu(np.abs(jacobian), 1) - allowed
     if not (excess <= 0).all():
-        *lead, i, j = _worst(excess)
+        *lead, i, j = trials.worst(excess)
         yield (
             f"output {order[i]} (position {i} of the order) depends on input {order[j]} "
             f"(position {j}) at {trial.where(tuple(lead))}: derivative "
@@ -217,7 +217,7 @@ def triangular(trial: Trial) -> Iterator[str]:
         )
     diagonal = np.diagonal(jacobian, axis1=-2, axis2=-1)
     if (diagonal == 0).any():
-        *lead, i = (int(k) for k in np.argwhere(diagonal == 0)[0])
+        *lead, i = trials.worst(diagonal == 0)
         yield f"output {order[i]} does not depend on input {order[i]} at {trial.where(tuple(lead))}"
 
 
@@ -227,7 +227,7 @@ def _across_cuts(trial: Trial, order: np.ndarray) -> Iterator[str]:
         allowed = trial.tolerance * moved.max()
         before = moved[..., order[:cut]]
         if not (before <= allowed).all():
-            *lead, i = _worst(before)
+            *lead, i = trials.worst(before)
             yield (
                 f"output {order[i]} (position {i} of the order) depends on inputs from position "
                 f"{cut} on at {trial.where(tuple(lead))}: it moves by "
@@ -251,12 +251,8 @@ def batch(trial: Trial) -> Iterator[str]:
         got = trial.get(evaluation, f"{name}: ")
         # Of all rows the shapes are the same; it is that of one row which is told.
         skip = 0 if evaluation == "leading_axis" else 1
-        complaints = [
-            f"{name}: {what} has shape {part.shape[skip:]}, expected {target.shape[skip:]}"
-            for what, part, target in zip(PARTS, got, expected, strict=True)
-            if part.shape != target.shape
-        ]
-        if complaints:
+        shapes = (tuple(part.shape[skip:] for part in parts) for parts in (got, expected))
+        if complaints := list(_shapes(f"{name}: ", PARTS, *shapes)):
             yield from complaints
             continue
         filled = Outcome(*(part.copy() for part in whole))
@@ -264,9 +260,12 @@ def batch(trial: Trial) -> Iterator[str]:
             place = rows if skip else slice(None)
             target[place] = np.reshape(part, target[place].shape)
         yield from trial.compare_outcomes(name, filled, whole)
-    for what, part, target in zip(PARTS, trial.empty(), whole, strict=True):
-        if part.shape != target[:0].shape:
-            yield f"an empty batch: {what} has shape {part.shape}, expected {target[:0].shape}"
+    try:
+        empty = jax.eval_shape(trials.both, trial.bijector, trial.x[:0], trial.y[:0])
+    except Exception as error:
+        raise BrokenError("an empty batch: ", error) from error
+    shapes = (tuple(part.shape for part in parts) for parts in (empty, [p[:0] for p in whole]))
+    yield from _shapes("an empty batch: ", PARTS, *shapes)
 
 
 @register()
@@ -287,12 +286,9 @@ def jit(trial: Trial) -> Iterator[str]:
 @register("sensitivity")
 def eager(trial: Trial) -> Iterator[str]:
     """Results without compilation equal those with it."""
-    outcome = trial.eager()
+    outcome = trials.both(trial.bijector, trial.x, trial.y)
     for what, got, expected in zip(PARTS, outcome, trial.compiled, strict=True):
-        if (got.shape, got.dtype) != (expected.shape, expected.dtype):
-            yield (
-                f"{what} is {got.dtype}{list(got.shape)} without jit, {expected.dtype}"
-                f"{list(expected.shape)} with it"
-            )
+        if _kind(got) != _kind(expected):
+            yield f"{what} is {_kind(got)} without jit, {_kind(expected)} with it"
             return
     yield from trial.compare_outcomes("jit against eager", trial.compiled, outcome)

@@ -1,7 +1,6 @@
 """One bijector on trial: everything the properties look at, evaluated in one compiled program."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,11 +14,7 @@ from flowvi import checks
 from flowvi.params import PyTree
 
 Array = jax.Array
-Shape = tuple[int, ...]
 Floats = NDArray[np.floating]
-Index = tuple[int, ...]
-#: The number of batch axes of x, the claimed order, and whether the full Jacobian is computed.
-Setting = tuple[int, Shape | None, bool]
 T = TypeVar("T")
 V = TypeVar("V", Array, Floats)
 
@@ -65,22 +60,6 @@ def cuts(event_size: int) -> list[int]:
     return np.linspace(1, event_size - 1, NUM_DIRECTIONS).astype(int).tolist()
 
 
-def directions(event_shape: Shape, order: Shape | None, is_small: bool) -> Floats:
-    """Directions in which derivatives are taken, of shape [K, *event].
-
-    Those of a small event are its basis. Those of a large one are random, and where an order is
-    claimed zero before a cut of it.
-    """
-    size = math.prod(event_shape)
-    if is_small:
-        return np.eye(size).reshape(size, *event_shape)
-    draws = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, *event_shape))
-    if order is not None:
-        for draw, cut in zip(draws, cuts(size), strict=True):
-            draw[list(order[:cut])] = 0
-    return draws
-
-
 def spread(num_rows: int) -> list[int]:
     """At most `MAX_ROWS` rows, spread evenly."""
     return np.unique(np.linspace(0, num_rows - 1, MAX_ROWS).astype(int)).tolist()
@@ -102,13 +81,12 @@ def own_methods(bijector: distrax.Bijector) -> list[str]:
     names = []
     for name in METHODS:
         method = getattr(type(bijector), name)
-        if method is getattr(distrax.Bijector, name):
-            continue
-        if any(method is getattr(wrapper, name) for wrapper in _WRAPPERS):
+        is_own = method is not getattr(distrax.Bijector, name)
+        if is_own and any(method is getattr(wrapper, name) for wrapper in _WRAPPERS):
             inner = getattr(bijector, "bijectors", None) or [bijector.bijector]
-            if not any(own_methods(part) for part in inner):
-                continue
-        names.append(name)
+            is_own = any(own_methods(part) for part in inner)
+        if is_own:
+            names.append(name)
     return names
 
 
@@ -125,23 +103,16 @@ _num_traces = 0
 
 # It runs a few times, so that nearly all of the cost is compilation: keep that short.
 @functools.partial(
-    jax.jit, static_argnums=(2, 3), compiler_options={"xla_backend_optimization_level": 0}
+    jax.jit, static_argnames="names", compiler_options={"xla_backend_optimization_level": 0}
 )
 def _evaluate(
-    bijector: distrax.Bijector, x: Array, names: tuple[str, ...], setting: Setting
+    bijector: distrax.Bijector, x: Array, directions: Array, *, names: tuple[str, ...]
 ) -> Results:
     """The cycle, and the evaluations of these names; one program, for each costs its own time."""
     global _num_traces
     _num_traces += 1
     result = cycle(bijector, x)
     y = result.y
-
-    def tangents() -> Outcome[Array]:
-        lead, order, is_small = setting
-        chosen = directions(x.shape[lead:], order, is_small)
-        chosen = chosen.reshape(len(chosen), *(1,) * lead, *x.shape[lead:])
-        moves = jnp.broadcast_to(chosen, (len(chosen), *x.shape))
-        return _tangents(functools.partial(cycle, bijector), x, moves)
 
     def inverse_tangents() -> tuple[Array, Array]:
         draws = np.random.default_rng(0).standard_normal((NUM_DIRECTIONS, *y.shape))
@@ -157,7 +128,11 @@ def _evaluate(
             name: getattr(bijector, name)(x if name.startswith("forward") else y)
             for name in own_methods(bijector)
         },
-        "tangents": tangents,
+        "tangents": lambda: _tangents(
+            functools.partial(cycle, bijector),
+            x,
+            jnp.broadcast_to(directions, (len(directions), *x.shape)),
+        ),
         "inverse_tangents": inverse_tangents,
         "alone": lambda: rows(x, y),
         "batch_of_one": lambda: rows(x[:, None], y[:, None]),
@@ -186,63 +161,74 @@ def _scale(values: V) -> V:
 class Trial:
     """A bijector with a batch of events, and what follows from them.
 
-    Args:
-        bijector: the bijector.
-        x: an array of shape [n, *batch_shape, *event_shape].
-        batch_shape: the bijector's own batch shape.
-        order: the claimed order, or None.
-        tolerance: the relative error allowed.
-        max_autodiff_size: the largest event whose full Jacobian is computed.
-        evaluations: the names of those that will be asked for; "sensitivity" is the one that
-            `allowed` needs.
+    The arguments are those of `check_bijector`, and the names of the evaluations that will be asked
+    for, where "sensitivity" is the one that `allowed` needs.
     """
 
     def __init__(
         self,
-        bijector: distrax.Bijector,
-        x: Array,
-        *,
-        batch_shape: Shape,
-        order: Shape | None,
-        tolerance: float,
+        bijector: distrax.Bijector | Callable[[Array], Array],
+        x: ArrayLike,
+        order: Sequence[int] | None,
+        batch_shape: Sequence[int],
+        tolerance: float | None,
         max_autodiff_size: int,
         evaluations: Iterable[str],
     ):
-        self.bijector = bijector
-        self.x = x
+        self.bijector: distrax.Bijector = distrax.as_bijector(bijector)
+        x = jnp.asarray(x)
+        if x.dtype.name not in TOLERANCES:
+            raise TypeError(f"`x` must have dtype {' or '.join(TOLERANCES)}; got {x.dtype}.")
+        batch_shape, ndims = checks.sizes("batch_shape", batch_shape), self.bijector.event_ndims_in
+        owner, least = f"{self.bijector.name} with `event_ndims_in=={ndims}`", len(batch_shape)
+        if x.ndim < ndims + least:
+            rule = f"`x` must have at least {ndims + least} axes for {owner} and batch shape"
+            raise ValueError(f"{rule} {batch_shape}; got shape {x.shape}.")
+        event_shape = x.shape[x.ndim - ndims :]
+        checks.trailing_shape("x", x, (*batch_shape, *event_shape), f"batch shape {batch_shape}")
+        if x.size == 0:
+            raise ValueError(f"`x` must hold at least one event; got shape {x.shape}.")
+        if not np.isfinite(np.asarray(x)).all():
+            raise ValueError("`x` must be finite; got NaN or infinity.")
+        if order is not None:
+            if ndims != 1:
+                raise ValueError(f"`order` must be None for {owner}; got {order!r}.")
+            order = checks.permutation("order", order, event_shape[0])
+        # In numpy, for JAX would compile a program for it.
+        self.x = jnp.asarray(np.asarray(x).reshape(-1, *batch_shape, *event_shape))
         self.order = order
-        self.tolerance = tolerance
-        self.lead: Shape = x.shape[: 1 + len(batch_shape)]
-        self.event_size = int(np.prod(x.shape[len(self.lead) :]))
+        self.tolerance = TOLERANCES[x.dtype.name] if tolerance is None else tolerance
+        self.lead: tuple[int, ...] = self.x.shape[: 1 + len(batch_shape)]
+        self.event_size = int(np.prod(event_shape))
         self.is_small = self.event_size <= max_autodiff_size
-        self._setting = (len(self.lead), order, self.is_small)
+        #: Of shape [K, D]: the basis, or for large events random ones, which are zero before a cut
+        #: of the order.
+        self.directions: Floats = np.eye(self.event_size)
+        if not self.is_small:
+            shape = NUM_DIRECTIONS, self.event_size
+            self.directions = np.random.default_rng(0).standard_normal(shape)
+            for direction, cut in zip(self.directions, cuts(self.event_size), strict=True):
+                direction[list(order[:cut]) if order else []] = 0
         sensitivity = "tangents" if self.is_small else "inverse_tangents"
         chosen = {sensitivity if name == "sensitivity" else name for name in evaluations}
         self._names = tuple(sorted(chosen))
 
     def _run(self, bijector: distrax.Bijector, *names: str) -> Results:
-        return _evaluate(bijector, self.x, names, self._setting)
+        lone = (1,) * len(self.lead)
+        moves = self.directions.reshape(-1, *lone, *self.x.shape[len(lone) :])
+        return _evaluate(bijector, self.x, moves, names=names)
 
     @functools.cached_property
     def _results(self) -> Results:
-        """The cycle, and all evaluations: results, or the errors that they raised."""
+        """The cycle, and all evaluations; none where one of them raises an error."""
         try:
             return self._run(self.bijector, *self._names)
         except Exception:
-            pass
-        # Something is broken; one by one they say what.
+            self._names = ()  # Later they say one by one what is broken.
         try:
-            whole, _ = self._run(self.bijector)
+            return self._run(self.bijector)
         except Exception as error:
             raise BrokenError("", error) from error
-        results = {}
-        for name in self._names:
-            try:
-                results[name] = self._run(self.bijector, name)[1][name]
-            except Exception as error:
-                results[name] = error
-        self._names = ()
-        return whole, results
 
     @property
     def compiled(self) -> Outcome[Array]:
@@ -250,23 +236,14 @@ class Trial:
         return self._results[0]
 
     def get(self, name: str, what: str = "") -> PyTree:
-        """The result of an evaluation.
-
-        Raises:
-            BrokenError: if the bijector raised an error; it begins with `what`.
-        """
+        """The result of an evaluation; an error of the bijector is told with `what` before it."""
         results = self._results[1]
-        if name not in results:  # What is needed can depend on the shape of y.
-            results[name] = self._run(self.bijector, name)[1][name]
-        result = results[name]
-        if isinstance(result, Exception):
-            raise BrokenError(what, result) from result
-        return result
-
-    @functools.cached_property
-    def returned(self) -> tuple[Array, Array]:
-        """forward(inverse(y)) and its log-determinant."""
-        return self.get("again")
+        if name not in results:  # What is needed can also depend on the shape of y.
+            try:
+                results[name] = self._run(self.bijector, name)[1][name]
+            except Exception as error:
+                raise BrokenError(what, error) from error
+        return results[name]
 
     @property
     def y(self) -> Array:
@@ -274,13 +251,9 @@ class Trial:
         return self.compiled.y
 
     @property
-    def is_square(self) -> bool:
-        """Whether y has as many coordinates as x."""
-        return self.y.size == self.x.size
-
-    def eager(self) -> Outcome[Array]:
-        """Results without compilation, at x and y."""
-        return both(self.bijector, self.x, self.y)
+    def has_jacobian(self) -> bool:
+        """Whether J is known, and square."""
+        return self.is_small and self.y.size == self.x.size
 
     def rebuilt(self) -> tuple[Outcome[Array], bool]:
         """Results of the bijector after a way through its leaves and back; whether it is traced."""
@@ -290,25 +263,10 @@ class Trial:
         outcome, _ = self._run(jax.tree.unflatten(structure, leaves), *self._names)
         return outcome, _num_traces != before
 
-    def empty(self) -> Outcome[Array]:
-        """The shapes of the results for a batch of no rows."""
-        try:
-            return jax.eval_shape(both, self.bijector, self.x[:0], self.y[:0])
-        except Exception as error:
-            raise BrokenError("an empty batch: ", error) from error
-
-    @property
-    def directions(self) -> Floats:
-        """Directions of x, of shape [K, D]: the basis, or random ones for large events."""
-        chosen = directions(self.x.shape[len(self.lead) :], self.order, self.is_small)
-        return chosen.reshape(-1, self.event_size)
-
     @functools.cached_property
     def tangents(self) -> Outcome[Floats]:
         """Derivatives of `compiled` in each direction of x: [n, *batch_shape(, D), K]."""
-        dy, dlog_det, dx, dinverse = (
-            np.asarray(tangent, np.float64) for tangent in self.get("tangents")
-        )
+        dy, dlog_det, dx, dinverse = (np.asarray(t, np.float64) for t in self.get("tangents"))
         dy, dx = (t.reshape(len(t), *self.lead, -1) for t in (dy, dx))
         return Outcome(*(np.moveaxis(t, 0, -1) for t in (dy, dlog_det, dx, dinverse)))
 
@@ -319,16 +277,14 @@ class Trial:
         Here g is the gradient of the log-determinant. For large events the sums of absolute values
         are estimated from derivatives of the inverse in random directions.
         """
-        if self.is_small and self.is_square:
+        if self.has_jacobian:
             scale = np.asarray(_scale(self.y), np.float64).reshape(*self.lead, -1)
             dx, dlog_det = (abs(part) for part in self.inverse_derivatives)
             dx = (dx * scale[..., None, :]).sum(-1)
             return dx.reshape(self.x.shape), (dlog_det * scale).sum(-1)
         # A sum of n absolute values is at most sqrt(n) times their Euclidean norm.
-        dx, dlog_det = (
-            np.sqrt(self.event_size * (np.asarray(t, np.float64) ** 2).mean(0))
-            for t in self.get("inverse_tangents")
-        )
+        moved = (np.asarray(t, np.float64) for t in self.get("inverse_tangents"))
+        dx, dlog_det = (np.sqrt(self.event_size * (t**2).mean(0)) for t in moved)
         return dx, dlog_det
 
     @functools.cached_property
@@ -353,15 +309,13 @@ class Trial:
             inverse_log_det=self.tolerance * (at_least_one(compiled.inverse_log_det) + dlog_det),
         )
 
-    def where(self, index: Index) -> str:
+    def where(self, index: tuple[int, ...]) -> str:
         """The name of a place in an array whose first axes are those of the batch."""
-        row, batch = index[0], index[1 : len(self.lead)]
-        event = index[len(self.lead) :]
-        place = f"row {row}"
-        if batch:
-            place += f", batch index {batch[0] if len(batch) == 1 else batch}"
-        if event:
-            place += f", coordinate {event[0] if len(event) == 1 else event}"
+        batch, event = index[1 : len(self.lead)], index[len(self.lead) :]
+        place = f"row {index[0]}"
+        for name, part in (("batch index", batch), ("coordinate", event)):
+            if part:
+                place += f", {name} {part[0] if len(part) == 1 else part}"
         return place
 
     def compare(
@@ -380,10 +334,10 @@ class Trial:
             bad = ~(error <= allowed)
             excess = np.where(bad, np.nan_to_num(error / allowed, nan=np.inf), 0)
         if bad.any():
-            index = tuple(int(i) for i in np.unravel_index(np.argmax(excess), excess.shape))
+            at = worst(excess)
             yield (
-                f"{what} at {self.where(index)}: got {got[index]:.9g}, expected "
-                f"{expected[index]:.9g}; error {error[index]:.3g}, allowed {allowed[index]:.3g} "
+                f"{what} at {self.where(at)}: got {got[at]:.9g}, expected {expected[at]:.9g}; "
+                f"error {error[at]:.3g}, allowed {allowed[at]:.3g} "
                 f"(broken at {bad.sum()} of {bad.size} places)"
             )
 
@@ -395,53 +349,6 @@ class Trial:
             yield from self.compare(f"{what}: {part}", first, second, allowed)
 
 
-def make_trial(
-    bijector: distrax.Bijector | Callable[[Array], Array],
-    x: ArrayLike,
-    *,
-    order: Sequence[int] | None,
-    batch_shape: Sequence[int],
-    tolerance: float | None,
-    max_autodiff_size: int,
-    evaluations: Iterable[str],
-) -> Trial:
-    """A `Trial` out of what a user hands over, after checks.
-
-    Raises:
-        TypeError, ValueError: as `check_bijector` documents.
-    """
-    bijector = distrax.as_bijector(bijector)
-    x = jnp.asarray(x)
-    if x.dtype.name not in TOLERANCES:
-        raise TypeError(f"`x` must have dtype {' or '.join(TOLERANCES)}; got {x.dtype}.")
-    batch_shape = checks.sizes("batch_shape", batch_shape)
-    event_ndims = bijector.event_ndims_in
-    if x.ndim < event_ndims + len(batch_shape):
-        raise ValueError(
-            f"`x` must have at least {event_ndims + len(batch_shape)} axes for {bijector.name} "
-            f"with `event_ndims_in=={event_ndims}` and batch shape {batch_shape}; "
-            f"got shape {x.shape}."
-        )
-    event_shape = x.shape[x.ndim - event_ndims :]
-    checks.trailing_shape("x", x, (*batch_shape, *event_shape), f"batch shape {batch_shape}")
-    if x.size == 0:
-        raise ValueError(f"`x` must hold at least one event; got shape {x.shape}.")
-    if not np.isfinite(np.asarray(x)).all():
-        raise ValueError("`x` must be finite; got NaN or infinity.")
-    if order is not None:
-        if event_ndims != 1:
-            raise ValueError(
-                f"`order` must be None for {bijector.name} with `event_ndims_in=={event_ndims}`; "
-                f"got {order!r}."
-            )
-        order = checks.permutation("order", order, event_shape[0])
-    return Trial(
-        bijector,
-        # In numpy, for JAX would compile a program for it.
-        jnp.asarray(np.asarray(x).reshape(-1, *batch_shape, *event_shape)),
-        batch_shape=batch_shape,
-        order=order,
-        tolerance=TOLERANCES[x.dtype.name] if tolerance is None else tolerance,
-        max_autodiff_size=max_autodiff_size,
-        evaluations=evaluations,
-    )
+def worst(excess: Floats) -> tuple[int, ...]:
+    """The place of the largest number."""
+    return tuple(int(i) for i in np.unravel_index(np.argmax(excess), excess.shape))

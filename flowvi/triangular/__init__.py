@@ -57,17 +57,10 @@ The cost, for n rows and hidden layers of H units
     stored       the state, n (L H + D P + D) numbers, once: what a forward pass keeps for its
                  gradient. D passes keep D times as much.
 
-    The log-determinant is a function of o and x, and is left to ordinary differentiation.
-    `python -m benchmarks.speed` measures all of this. Two hidden layers of 8 D units, 256 rows,
-    affine, in passes of a plain dense layer of that size and in their gradients (AMD EPYC, 2 cores,
-    JAX 0.10.2, 2026-11-21; `benchmarks/results/speed.md` has more):
-
-            D    inverse    its gradient    by D passes
-            8       1.79            1.56           3.59
-           16       1.62            1.38           8.08
-           32       1.21            1.24           18.0
-           64       1.55            1.43           42.5
-          128       1.57            1.26           85.6
+    The log-determinant is a function of o and x, and is left to ordinary differentiation. Of two
+    hidden layers of 8 D units, with 256 rows, an inverse costs 1.2 to 1.8 passes of a plain dense
+    layer of that size for D from 8 to 128, its gradient 1.2 to 1.6 gradients; D passes cost 3.6
+    passes at D = 8, 18 at 32 and 86 at 128 (`benchmarks/results/speed.md`).
 
 Source: forward substitution in blocks, as in Golub, Van Loan, "Matrix Computations", 2013, section
 3.1; the derivative is the implicit function theorem, as in Krantz, Parks, "The Implicit Function

@@ -52,19 +52,11 @@ class _System:
 
     def walk(self, weights: Weights, y: Array) -> tuple[list[Array], Array]:
         """The state (a_1, .., a_L, o) and x."""
-
-        def coordinate(o: Array, y: Array) -> Array:
-            return self.transformer(o.T).inverse(y)
-
-        return ascend(
-            self.plan,
-            [w.T for w, _ in weights],
-            [b for _, b in weights],
-            [None] * (len(weights) - 1),
-            lambda z, _: self.activation(z),
-            coordinate,
-            y,
-        )
+        matrices, biases = [w.T for w, _ in weights], [b for _, b in weights]
+        hidden = lambda z, _: self.activation(z)  # noqa: E731
+        coordinate = lambda o, y: self.transformer(o.T).inverse(y)  # noqa: E731
+        aux: list[Array | None] = [None] * (len(weights) - 1)
+        return ascend(self.plan, matrices, biases, aux, hidden, coordinate, y)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -99,15 +91,9 @@ def _solve_jvp(system: _System, primals: PyTree, tangents: PyTree) -> tuple[PyTr
             return (r_k - (t_o_k * do).sum(0)) / t_x_k
 
         aux = (r_y, t_x, t_o.reshape(r_y.shape[0], num_params, r_y.shape[-1]))
-        return ascend(
-            system.plan,
-            [w.T for w in matrices],
-            r,
-            list(slopes),
-            lambda z, slope: slope * z,
-            coordinate,
-            aux,
-        )
+        hidden = lambda z, slope: slope * z  # noqa: E731
+        transposed = [w.T for w in matrices]
+        return ascend(system.plan, transposed, r, list(slopes), hidden, coordinate, aux)
 
     def solve_down(_: object, rhs: Solution) -> Solution:
         g, g_x = rhs
@@ -144,15 +130,8 @@ def forward_with_score(
 
     which is the walk down of `flowvi.triangular` alone: its state is known from the pass forward.
 
-    Args:
-        conditioner: a masked network with its parameters and context.
-        transformer: the scalar map t.
-        x: of shape [..., D]; its leading axes broadcast against those of the context.
-        score: of the shape of x.
-
-    Returns:
-        (y, log_det, score) of shapes [..., D], [...] and [..., D]. No gradient flows through the
-        score.
+    Leading axes of x and of the context broadcast. Returned are (y, log_det, score); no gradient
+    flows through the score.
     """
     network, context = conditioner.network, conditioner.context
     order = network.order
@@ -197,8 +176,8 @@ def _pull_back(
 def num_groups(network: masked.MaskedNetwork, dtype: DTypeLike) -> int:
     """How many groups to cut the coordinates into.
 
-    Each group is a loop of its own in the program, and takes a fifth of a second to compile, twice
-    that in a gradient. It pays where weight matrices outgrow the caches: at 122 units and in double
+    Each is a loop of its own in the program, and takes a fifth of a second to compile, twice that
+    in a gradient. It pays where weight matrices outgrow the caches: at 122 units and in double
     precision, four groups save a quarter of a walk; in single precision, nothing.
     """
     if max(network.hidden_sizes, default=0) ** 2 * np.dtype(dtype).itemsize < GROUPED:
@@ -211,13 +190,7 @@ def inverse_and_log_det(
 ) -> tuple[Array, Array]:
     """The inverse of y_k = t(x_k; theta_k(x_<k)) and the log-determinant of its Jacobian.
 
-    Args:
-        conditioner: a masked network with its parameters and context.
-        transformer: the scalar map t; static and hashable, as those of `flowvi.transformers`.
-        y: of shape [..., D]; its leading axes broadcast against those of the context.
-
-    Returns:
-        (x, log_det) of shapes [..., D] and [...].
+    The transformer t is static and hashable. Leading axes of y and of the context broadcast.
     """
     network, context = conditioner.network, conditioner.context
     weights = masked.weights(network, conditioner.params)

@@ -28,11 +28,9 @@ _index = functools.partial(jax.lax.dynamic_index_in_dim, allow_negative_indices=
 class Group:
     """One group of neighbouring coordinates, and the units that become computable with them.
 
-    Attributes:
-        coordinates: first and last + 1 of the group's coordinates.
-        units: for each hidden layer, first and last + 1 of the group's units.
-        windows: for each hidden layer, the number of units computed in one step.
-        starts: for each hidden layer and each step, where in the group's units the step begins.
+    For coordinates, and the units of each hidden layer: first and last + 1 of the group. For each
+    hidden layer also the number of units computed in one step, and for each step where in the
+    group's units it begins.
     """
 
     coordinates: Slice
@@ -58,10 +56,8 @@ def groups(network: masked.MaskedNetwork, num_groups: int) -> tuple[Group, ...]:
     blocks = masks.blocks(network.degrees, num_groups)
     for (low, high), *units, _ in zip(*blocks, strict=True):
         windows = tuple(int(np.diff(first[low : high + 1]).max()) for first in firsts)
-        starts = tuple(
-            tuple((first[low:high] - a).tolist())
-            for first, (a, _) in zip(firsts, units, strict=True)
-        )
+        pairs = zip(firsts, units, strict=True)
+        starts = tuple(tuple((first[low:high] - a).tolist()) for first, (a, _) in pairs)
         result.append(Group((low, high), tuple(units), windows, starts))
     return tuple(result)
 
@@ -77,17 +73,12 @@ def ascend(
 ) -> tuple[list[Array], Array]:
     """The walk up: solves z = rhs + (strictly earlier parts of W^T h), x_k = coordinate(o_k).
 
-    Args:
-        plan: the groups.
-        weights_t: W_l^T of each layer, [out, in].
-        rhs: of each layer, [out, n] or [out, 1].
-        aux: what `hidden` needs of each hidden layer, [units, n].
-        hidden: (z, aux) of a window of units -> h.
-        coordinate: (o of shape [P, n], aux of the coordinate) -> x_k of shape [n].
-        coordinate_aux: a pytree of arrays with a leading axis of D.
+    Of each layer come W_l^T [out, in] and the right-hand side [out, n] or [out, 1]. With what `aux`
+    says of a hidden layer, [units, n], a window of it is `hidden(z, aux)`. With what
+    `coordinate_aux`, arrays with a leading axis of D, say of it, a coordinate of shape [n] is
+    `coordinate(o, aux)`, for o of shape [P, n].
 
-    Returns:
-        z of every layer, the last being o of shape [D P, n], and x of shape [D, n].
+    It returns z of every layer, the last being o of shape [D P, n], and x of shape [D, n].
     """
     size, num_layers = plan[-1].coordinates[1], len(rhs)
     num_params = weights_t[-1].shape[0] // size
@@ -129,15 +120,8 @@ def ascend(
 class _StepUp:
     """One step of the walk up within a group; arrays are the group's own blocks.
 
-    Attributes:
-        starts: [layers, steps], where a step's window of units begins.
-        windows: for each layer, the number of units of a step.
-        known: for each layer, the right-hand side and what earlier groups add to it.
-        blocks: for each layer, the weights from the group's own units.
-        aux: for each hidden layer, what `hidden` needs.
-        coordinate_aux: what `coordinate` needs, with a leading axis of steps.
-        hidden: see `ascend`.
-        coordinate: see `ascend`.
+    At `starts` of shape [layers, steps] the windows of a step begin; `known` is the right-hand side
+    and what earlier groups add to it, `blocks` the weights from the group's own units.
     """
 
     starts: Array
@@ -178,19 +162,10 @@ def descend(
     t_x: Array,
     t_o: Array,
 ) -> tuple[list[Array], Array]:
-    """The walk down: solves A^T lambda = g.
+    """The walk down: solves A^T lambda = g for lambda of every layer, and v of shape [D, n].
 
-    Args:
-        plan: the groups.
-        weights: W_l of each layer, [in, out].
-        rhs: g of each layer, [out, n].
-        slopes: phi'(a_l) of each hidden layer, [units, n].
-        coordinate_rhs: g_x, [D, n].
-        t_x: [D, n].
-        t_o: [D P, n].
-
-    Returns:
-        lambda of every layer, and v of shape [D, n].
+    Of each layer come W_l [in, out] and g [out, n], of hidden ones the slopes phi'(a_l) [units, n];
+    `coordinate_rhs` is g_x [D, n]. The slopes of the scalar map are t_x [D, n] and t_o [D P, n].
     """
     size, num_layers = plan[-1].coordinates[1], len(rhs)
     num_params = weights[-1].shape[1] // size
@@ -232,16 +207,8 @@ def descend(
 class _StepDown:
     """One step of the walk down within a group; arrays are the group's own blocks.
 
-    Attributes:
-        starts: [1 + hidden layers, steps], where a step's window begins: of coordinates, of units.
-        windows: the size of each window.
-        later: for coordinates and each hidden layer, what later groups add.
-        blocks: for coordinates and each hidden layer, the weights to the group's own units.
-        rhs: g of each layer.
-        slopes: phi'(a_l) of each hidden layer.
-        coordinate_rhs: g_x.
-        t_x: the slope of the scalar map in x.
-        t_o: its slopes in o.
+    First in `starts`, `windows`, `later` and `blocks` stand the coordinates, then hidden layers;
+    `later` is what later groups add, `blocks` are the weights to the group's own units.
     """
 
     starts: Array
@@ -260,9 +227,8 @@ class _StepDown:
         size = self.t_x.shape[0]
         num_params = self.t_o.shape[0] // size
         j = size - 1 - i
-        own_v = (_slice(self.coordinate_rhs, j, 1) + self._pull(0, j, lambdas)) / _slice(
-            self.t_x, j, 1
-        )
+        own_v = _slice(self.coordinate_rhs, j, 1) + self._pull(0, j, lambdas)
+        own_v = own_v / _slice(self.t_x, j, 1)
         v = _update(v, own_v, j, 0)
         at = j * num_params
         own_o = _slice(self.rhs[-1], at, num_params) - _slice(self.t_o, at, num_params) * own_v

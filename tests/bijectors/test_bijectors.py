@@ -13,6 +13,7 @@ import flowvi as fv
 from flowvi.bijectors import Coupling, Dense, LowRank, Stack, Units
 from flowvi.masked import MaskedNetwork
 from flowvi.testing import perturbed
+from flowvi.testing.trial import cycle
 from flowvi.transformers import Affine, Spline
 
 KEY = jax.random.key(0)
@@ -234,6 +235,15 @@ def test_reprs_are_short():
     assert len(repr(fv.Permutation(range(1000)))) < 140
 
 
+def test_ranks_are_not_promoted():
+    one, eye = np.ones(3, np.float32), np.eye(3, dtype=np.float32)
+    affine = Dense(one, eye, eye, one[0]), LowRank(one, one, eye[:, :1], one[:1]), Units(one, one)
+    with jax.numpy_rank_promotion("raise"):
+        for bijector in (layer(), layer(cls=fv.MAF), coupling(), *affine):
+            y, *_ = jax.eval_shape(lambda x, b=bijector: cycle(b, x), X)
+            assert y.shape == X.shape
+
+
 def test_a_traced_permutation_is_refused():
     with pytest.raises(TypeError, match=r"`permutation` must hold each of 0, ..., n - 1 once; got"):
         jax.eval_shape(lambda p: fv.Permutation(p).forward(jnp.ones(2)), np.arange(2))
@@ -293,7 +303,7 @@ def test_a_traced_permutation_is_refused():
         (
             lambda: coupling(lambda stays: stays).forward(np.ones(3)),
             ValueError,
-            r"`conditioner` must return an array of shape \[..., 2, 2\] for 2 coordinates that",
+            r"`conditioner` must return an array of shape \[..., 2, 2\] for x of shape \(2,\)",
         ),
         (lambda: layer().forward(1.0), ValueError, "`event_ndims_in==1`, but the input has only 0"),
         (lambda: fv.Chain([]), ValueError, "The sequence of bijectors cannot be empty"),

@@ -18,7 +18,6 @@ TANH = distrax.Block(distrax.Tanh(), 1)
 HEALTHY = {
     "rank_0": (distrax.Sigmoid(), X[:, 0], {}),
     "rank_1": (TANH, X, {"order": (2, 0, 1)}),
-    "rank_2": (distrax.Block(distrax.ScalarAffine(1.0, 2.0), 2), X[:, None], {}),
     "rank_3": (distrax.Block(distrax.ScalarAffine(1.0, 2.0), 3), X[:, None, None], {}),
     "one_event_without_a_batch": (TANH, X[0], {}),
     "own_batch_shape": (

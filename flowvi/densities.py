@@ -86,7 +86,7 @@ class Density(Fitted):
         sample_shape: int | tuple[int, ...] = (),
         context: ArrayLike | None = None,
     ) -> np.ndarray:
-        """Draws of shape [*sample_shape, *batch, *event_shape], a numpy array of the data's type."""
+        """Draws [*sample_shape, *batch, *event_shape], a numpy array of the type of the data."""
         return self.sample_and_log_prob(key, sample_shape, context)[0]
 
     def sample_and_log_prob(

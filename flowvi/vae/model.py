@@ -4,20 +4,21 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict, Unpack, cast, get_args
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.families import Family, check_key
-from flowvi.objectives import CUBO, ELBO, IWELBO, Joint, Renyi, Variational
-from flowvi.objectives.variational import Batch, DensityAndState
+from flowvi.families import Family, as_array, check_key
+from flowvi.objectives import ELBO, Joint, Variational
+from flowvi.objectives.bounds import KLRule, check_kl_rule
+from flowvi.objectives.variational import Batch, DensityAndState, Params, require
 from flowvi.params import Origin
 from flowvi.vae import evaluation
-from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation, KLRule, Params
+from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -25,12 +26,6 @@ Data = ArrayLike
 
 #: The keys of a model's parameters.
 NAMES = ("prior", "likelihood", "posterior")
-
-#: Objectives whose gradients flow through the draws.
-PATHWISE = (ELBO, IWELBO, Renyi, CUBO)
-
-#: Draws that one call may ask for.
-MOST_DRAWS = 2**31 - 1
 
 
 class Options(TypedDict, total=False):
@@ -59,15 +54,11 @@ class VAE:
         likelihood: the family of p(x | z); its context is z.
         posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
 
-    Raises:
-        TypeError, ValueError: if one of them is no family, or their shapes or contexts disagree.
-
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed, "Variational
     Inference with Normalizing Flows", 2015.
 
     Example:
-        >>> import jax
-        >>> import flowvi as fv
+        >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP
         >>> vae = fv.VAE(
         ...     prior=fv.standard_normal(2),
@@ -88,36 +79,25 @@ class VAE:
 
     def __post_init__(self) -> None:
         for name in NAMES:
-            family = getattr(self, name)
-            if not isinstance(family, Family):
-                raise TypeError(
-                    f"`{name}` must be a family, such as `fv.standard_normal(2)`; got {family!r}."
-                )
-        if self.prior.context_shape is not None:
-            raise ValueError(
-                "`prior` must take no context; got context shape "
-                f"{self.prior.context_shape} of {self.prior!r}."
-            )
+            family, rule = getattr(self, name), f"`{name}` must be a family, such as"
+            rule += " `fv.standard_normal(2)`"
+            require(isinstance(family, Family), rule, family, error=TypeError)
+        taken = self.prior.context_shape
+        require(taken is None, "`prior` must take no context", self.prior)
         latent, event = self.latent_shape, self.event_shape
-        for name, family, shape, source in (
-            ("likelihood", self.likelihood, latent, f"z of the prior {self.prior!r}"),
-            ("posterior", self.posterior, event, f"x of the likelihood {self.likelihood!r}"),
+        for name, shape, source in (
+            ("likelihood", latent, f"z of the prior {self.prior!r}"),
+            ("posterior", event, f"x of the likelihood {self.likelihood!r}"),
         ):
-            if family.context_shape is None:
-                raise ValueError(
-                    f"`{name}` must take {source} as context; got {family!r}, which takes none. "
-                    "Perhaps use `fv.conditional(family, network)`?"
-                )
-            if family.context_shape != shape and not (name == "posterior" and self.is_unamortized):
-                raise ValueError(
-                    f"`{name}` must have context shape {shape}, the shape of {source}; got "
-                    f"{family.context_shape} of {family!r}."
-                )
-        if self.posterior.event_shape != latent:
-            raise ValueError(
-                f"`posterior` must have event shape {latent}, that of the prior {self.prior!r}; "
-                f"got {self.posterior.event_shape} of {self.posterior!r}."
-            )
+            family, fix = getattr(self, name), "Perhaps use `fv.conditional(family, network)`?"
+            taken = family.context_shape
+            fits = taken == shape or (name == "posterior" and self.is_unamortized)
+            rule = f"`{name}` must take {source}, of shape {shape}, as context"
+            require(taken is not None, rule, family, f"It takes none. {fix}")
+            require(fits, f"{rule} rather than one of shape {taken}", family)
+        rule = f"`posterior` must have event shape {latent}, that of the prior {self.prior!r},"
+        found = self.posterior.event_shape
+        require(found == latent, f"{rule} rather than {found}", self.posterior)
 
     @property
     def is_unamortized(self) -> bool:
@@ -156,22 +136,10 @@ class VAE:
 
         Returns:
             The objective, a loss whose `init` makes what stands beside the model's parameters.
-
-        Raises:
-            TypeError: if it is no objective.
-            ValueError: if it needs draws that carry gradients, and the posterior's carry none.
         """
-        if not (isinstance(objective, type) and issubclass(objective, Variational)):
-            raise TypeError(
-                "`objective` must be an objective, such as `fv.objectives.ELBO`; got "
-                f"{objective!r}."
-            )
-        if issubclass(objective, PATHWISE) and not self.posterior.reparameterized:
-            raise ValueError(
-                f"`posterior` must be reparameterised for the objective {objective.__name__}, "
-                f"whose gradients flow through the draws; got {self.posterior!r}. Perhaps use "
-                "`fv.objectives.ScoreFunction`?"
-            )
+        is_one = isinstance(objective, type) and issubclass(objective, Variational)
+        rule = "`objective` must be an objective, such as `fv.objectives.ELBO`"
+        require(is_one, rule, objective, error=TypeError)
         joint = Joint(self.prior, Likelihood(self.likelihood))
         context = row_of if self.is_unamortized else x_of
         return objective(self.posterior, joint, context=context, **options)
@@ -217,18 +185,16 @@ class VAE:
             An `Evaluation` of arrays of shape [*batch].
 
         Raises:
-            ValueError: if a shape or an option is wrong, or a row has no posterior.
             NotImplementedError: if `kl` is "analytic" and there is no closed form.
 
         Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Alemi,
         Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018.
         """
-        if kl not in get_args(KLRule):
-            raise ValueError(f"`kl` must be one of {', '.join(get_args(KLRule))}; got {kl!r}.")
-        chunks = _chunks(num_samples, chunk_size)
-        x, context, batch_shape = self._rows(x, rows)
-        own, count = self._own(params, key), np.int32(num_samples)
-        found = evaluation.evaluate(self, own, key, x, context, count, chunks, kl)
+        check_kl_rule(kl)
+        count, chunks = _chunks(num_samples, chunk_size)
+        flat, batch_shape = self._rows(x, rows)
+        own = self._own(params, key)
+        found = evaluation.evaluate(self, own, key, flat, np.int32(count), chunks, kl)
         return Evaluation(*(each.reshape(batch_shape) for each in found))
 
     def elbo(
@@ -264,11 +230,10 @@ class VAE:
         chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
-        chunks = _chunks(num_samples, chunk_size)
-        x, context, batch_shape = self._rows(x, rows)
-        own = self._own(params, key)
-        found = evaluation.log_weights(self, own, key, x, context, int(num_samples), chunks)
-        return found.reshape(num_samples, *batch_shape)
+        count, chunks = _chunks(num_samples, chunk_size)
+        flat, batch_shape = self._rows(x, rows)
+        found = evaluation.log_weights(self, self._own(params, key), key, flat, count, chunks)
+        return found.reshape(count, *batch_shape)
 
     def prior_bound(
         self, params: Params, key: Array, x: Data, num_samples: int, *, chunk_size: int = CHUNK
@@ -278,10 +243,10 @@ class VAE:
         All rows share the draws, so K must be very large before it says much; but it holds whatever
         the posterior.
         """
-        chunks = _chunks(num_samples, chunk_size)
-        x = self.check_x(x)
-        own, flat = self._own(params, key), x.reshape(-1, *self.event_shape)
-        found = evaluation.prior_bound(self, own, key, flat, np.int32(num_samples), chunks)
+        count, chunks = _chunks(num_samples, chunk_size)
+        x, own = self.check_x(x), self._own(params, key)
+        flat = x.reshape(-1, *self.event_shape)
+        found = evaluation.prior_bound(self, own, key, flat, np.int32(count), chunks)
         return found.reshape(self._batch_shape(x))
 
     def sample(
@@ -304,7 +269,7 @@ class VAE:
             An array of shape sample_shape + [num_per_latent] + event_shape.
         """
         if num_per_latent is not None:
-            num_per_latent = _count("num_per_latent", num_per_latent)
+            num_per_latent = checks.positive_int("num_per_latent", num_per_latent)
         shape = _sample_shape(sample_shape, num_per_latent or 1)
         return evaluation.sample(self, self._own(params, key), key, shape, num_per_latent)
 
@@ -335,11 +300,8 @@ class VAE:
         """The mean of p(x' | z) for z from q(z | x), of the shape of x.
 
         The means at `num_samples` draws of z are averaged; `rows` are as in `evaluate`.
-
-        Raises:
-            NotImplementedError: if the likelihood does not know its mean.
         """
-        num_samples = _count("num_samples", num_samples)
+        num_samples = checks.positive_int("num_samples", num_samples)
         z = self.encode(params, key, x, num_samples, rows=rows)
         return self.decode(params, z).mean(0)
 
@@ -362,15 +324,13 @@ class VAE:
         context = self._context(x, rows)
         return evaluation.sample_given(self, own, key, context, shape, bool(share_latent))
 
-    # ----------------------------------------------------------------------- what methods are given
-
     def _own(self, params: Params, key: Array | None = None) -> Params:
         if key is not None:
             check_key(key)
         return own_params(self, params)
 
     def check_x(self, x: Data) -> Array:
-        """x of shape [*batch, *event_shape]; ValueError for another."""
+        """x of shape [*batch, *event_shape]."""
         x = as_array("x", x)
         checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
         return jnp.asarray(x)
@@ -387,57 +347,32 @@ class VAE:
         """The context of the posterior: x, or the numbers of its rows, of shape [*batch]."""
         x = self.check_x(x)
         if not self.is_unamortized:
-            if rows is not None:
-                raise ValueError(
-                    "`rows` must be None for an amortized posterior, which needs x alone; got rows "
-                    f"for {self.posterior!r}."
-                )
+            rule = "`rows` must be None for an amortized posterior, which needs x alone"
+            require(rows is None, rule, rows)
             return as_float(x)
-        batch_shape = self._batch_shape(x)
+        shape = self._batch_shape(x)
         if rows is None:
-            rows = np.arange(math.prod(batch_shape)).reshape(batch_shape)
-        elif np.shape(rows) != batch_shape:
-            raise ValueError(
-                f"`rows` must have shape {batch_shape}, that of the rows of `x`; got shape "
-                f"{np.shape(rows)}."
-            )
+            rows = np.arange(math.prod(shape)).reshape(shape)
         rows = as_array("rows", rows)
+        if rows.shape != shape:
+            raise ValueError(f"`rows` must have shape {shape}, as `x` does; got {rows.shape}.")
         self.posterior.check_context(rows)
         return jnp.asarray(rows)
 
-    def _rows(self, x: Data, rows: Data | None) -> tuple[Array, Array, Shape]:
+    def _rows(self, x: Data, rows: Data | None) -> tuple[tuple[Array, Array], Shape]:
         """x and the posterior's context with one axis of rows, and the axes they had."""
         x, context = self.check_x(x), self._context(x, rows)
         flat = context.reshape(-1, *(self.posterior.context_shape or ()))
-        return x.reshape(-1, *self.event_shape), flat, self._batch_shape(x)
+        return (x.reshape(-1, *self.event_shape), flat), self._batch_shape(x)
 
 
-def as_array(name: str, x: Data) -> Array:
-    """An array of numbers from an array, a list or a table.
-
-    Raises:
-        TypeError: if it does not hold numbers, or is masked.
-    """
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"`{name}` must not be a masked array, whose mask would be dropped.")
-    if hasattr(x, "shape") and hasattr(x, "dtype"):
-        array = cast(Array, x)
-    else:
-        try:
-            array = cast(Array, np.asarray(x))
-        except ValueError:
-            raise ValueError(f"`{name}` must be an array; got rows of unequal lengths.") from None
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise TypeError(f"`{name}` must hold numbers; got dtype {array.dtype}.")
-    return array
+def check_vae(vae: VAE) -> None:
+    """Checks that this is a model."""
+    require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)
 
 
 def own_params(vae: VAE, params: Params) -> Params:
-    """The parameters of a model without what may stand beside them.
-
-    Raises:
-        ValueError: if they are no dict of parameters, or those of another model.
-    """
+    """The parameters of a model without what may stand beside them; ValueError for another's."""
     if not isinstance(params, dict) or any(name not in params for name in NAMES):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
         fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
@@ -448,16 +383,11 @@ def own_params(vae: VAE, params: Params) -> Params:
     for name in NAMES:
         family, own = getattr(vae, name), params[name]
         origin = own.get("origin") if isinstance(own, dict) else None
+        rule = f'`params["{name}"]` must be those of {family!r}'
         if isinstance(origin, Origin) and origin.family != family:
-            raise ValueError(
-                f'`params["{name}"]` must be those of {family!r}; got those of {origin.family!r}.'
-            )
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
-        if shapes != (expected := _shapes(family)):
-            raise ValueError(
-                f'`params["{name}"]` must be those of {family!r}, arrays of shapes {expected}; got '
-                f"{shapes}."
-            )
+            raise ValueError(f"{rule}; got those of {origin.family!r}.")
+        shapes, expected = [np.shape(leaf) for leaf in jax.tree.leaves(own)], _shapes(family)
+        require(shapes == expected, f"{rule}, arrays of shapes {expected}", shapes)
     return {name: params[name] for name in NAMES}
 
 
@@ -468,30 +398,20 @@ def _shapes(family: Family) -> list[Shape]:
     return [leaf.shape for leaf in jax.tree.leaves(made)]
 
 
-def _count(name: str, value: int) -> int:
-    if (count := checks.positive_int(name, value)) > MOST_DRAWS:
-        raise ValueError(f"`{name}` must be at most {MOST_DRAWS:,}; got {count:,}.")
-    return count
-
-
 def _sample_shape(sample_shape: int | Sequence[int], others: int = 1) -> Shape:
-    shape = checks.shape("sample_shape", sample_shape)
-    if math.prod(shape) * others > MOST_DRAWS:
-        raise ValueError(
-            f"`sample_shape` must be of at most {MOST_DRAWS:,} draws; got {sample_shape!r}."
-        )
+    shape, most = checks.shape("sample_shape", sample_shape), checks.INT32_MAX
+    rule = f"`sample_shape` must be of at most {most:,} draws"
+    require(math.prod(shape) * others <= most, rule, sample_shape)
     return shape
 
 
-def _chunks(num_samples: int, chunk_size: int) -> Chunks:
-    num_samples, size = _count("num_samples", num_samples), _count("chunk_size", chunk_size)
+def _chunks(num_samples: int, chunk_size: int) -> tuple[int, Chunks]:
+    """The number of draws of a row, and the chunks that they go through in."""
+    count = checks.positive_int("num_samples", num_samples)
+    size = checks.positive_int("chunk_size", chunk_size)
     # Powers of two, so that there are few programs.
-    return Chunks(
-        min(1 << (num_samples - 1).bit_length(), DRAWS, 1 << (size.bit_length() - 1)), size
-    )
-
-
-# --------------------------------------------------------------- the model as the objectives see it
+    draws = min(1 << (count - 1).bit_length(), DRAWS, 1 << (size.bit_length() - 1))
+    return count, Chunks(draws, size)
 
 
 @dataclasses.dataclass(frozen=True)

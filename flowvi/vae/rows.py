@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Conditional, Family, Local, Wrapper, check_key, local
+from flowvi.families import Conditional, Family, Local, Wrapper, as_array, check_key, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
-from flowvi.objectives.variational import Batch, Output
+from flowvi.objectives.variational import Batch, Output, Params
 from flowvi.params import Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
-from flowvi.vae.evaluation import Chunks, Params, over_rows
-from flowvi.vae.fit import BATCH_SIZE, check_data, state_beside
-from flowvi.vae.fitted import FittedVAE
-from flowvi.vae.model import VAE, as_array, as_float, own_params
+from flowvi.vae.evaluation import Chunks, over_rows
+from flowvi.vae.fit import BATCH_SIZE, FittedVAE, check_data, state_beside
+from flowvi.vae.model import VAE, as_float, check_vae, own_params
 
 Array = jax.Array
 
@@ -67,16 +66,10 @@ def fit_rows(
         A `FittedVAE` of the same prior and likelihood, and a posterior by `fv.local` in which x[i]
         is row i.
 
-    Raises:
-        TypeError: if the posterior is neither of `fv.conditional` nor of `fv.local`.
-        ValueError: if shapes disagree, or data are outside of the likelihood's support.
-        TrainingDiverged: as in `fit`.
-
     Source: Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018.
 
     Example:
-        >>> import jax
-        >>> import flowvi as fv
+        >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP
         >>> x = jax.random.normal(jax.random.key(0), (60, 4))
         >>> vae = fv.VAE(
@@ -90,8 +83,7 @@ def fit_rows(
         >>> new.elbo(jax.random.key(3), x[50:], 10).shape
         (10,)
     """
-    if not isinstance(vae, VAE):
-        raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
+    check_vae(vae)
     check_key(key)
     check_names(options)
     num_steps = checks.positive_int("num_steps", options.get("num_steps") or STEPS)
@@ -106,13 +98,9 @@ def fit_rows(
     total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
     options["num_steps"] = total
-    result = fit(
-        loss_fn,
-        {**freeze(start), **state_beside(loss_fn.loss_fn, state_key)},
-        key=fit_key,
-        data={"x": x, "row": np.arange(len(x), dtype=np.int32)},
-        **options,
-    )
+    params = {**freeze(start), **state_beside(loss_fn.loss_fn, state_key)}
+    data = {"x": x, "row": np.arange(len(x), dtype=np.int32)}
+    result = fit(loss_fn, params, key=fit_key, data=data, **options)
     learned, last = unfreeze(result.params), unfreeze(result.last_params)
     result = dataclasses.replace(result, params=learned, last_params=last)
     return FittedVAE(result=result, vae=own)
@@ -134,32 +122,24 @@ def default_optimizer(num_steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps), b2=0.99)
 
 
-def begin_rows(vae: VAE, params: Params, key: Array, x: Array) -> tuple[VAE, Params]:
-    """The model in which each row of x has its own posterior, and where that begins.
-
-    Raises:
-        TypeError: if the posterior is of another kind.
-    """
+def begin_rows(vae: VAE, params: Params, key: Array, x: Array | np.ndarray) -> tuple[VAE, Params]:
+    """The model in which each row of x has its own posterior, and where that begins."""
     old, shared = vae.posterior, params["posterior"]
     if not isinstance(old, Conditional | Local):
         raise TypeError(
-            "`vae` must have a posterior by `fv.conditional` or `fv.local`, whose rows can be told "
-            f"apart; got {old!r}."
+            f"`vae` must have a posterior by `fv.conditional` or `fv.local`; got {old!r}."
         )
     posterior = local(old.family, len(x))
     if isinstance(old, Conditional):
-        begun = posterior.with_rows(shared, _features(old, shared, x))
+        rows = _features(old, shared, x)
     else:
-        begun = posterior.with_rows(shared, posterior.init(key)["rows"].value)
-    return dataclasses.replace(vae, posterior=posterior), {
-        "prior": params["prior"],
-        "likelihood": params["likelihood"],
-        "posterior": begun,
-    }
+        rows = posterior.init(key)["rows"].value
+    begun = {**own_params(vae, params), "posterior": posterior.with_rows(shared, rows)}
+    return dataclasses.replace(vae, posterior=posterior), begun
 
 
 @compiled()
-def _features(posterior: Conditional, params: Params, x: Array) -> PyTree:
+def _features(posterior: Conditional, params: Params, x: Array | np.ndarray) -> PyTree:
     """What the encoder says of each row."""
     return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
 
@@ -272,30 +252,12 @@ def amortization_gap(
         objective: as in `fit_rows`, as are `**options`.
         **options: see there.
 
-    Raises:
-        TypeError: if there is no encoder.
-
     Source: Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> vae = fv.VAE(
-        ...     prior=fv.standard_normal(1),
-        ...     likelihood=fv.conditional(fv.gaussian(4), MLP(1, (), 8)),
-        ...     posterior=fv.conditional(fv.gaussian(1), MLP(4, (8,), 2)),
-        ... )
-        >>> x = jax.random.normal(jax.random.key(0), (20, 4))
-        >>> params = vae.init(jax.random.key(1))
-        >>> gap = fv.amortization_gap(vae, params, x, key=jax.random.key(2), progress=False)
-        >>> bool((gap.amortization >= 0).all()), gap.importance_weighted.shape
-        (True, (20,))
     """
-    if isinstance(vae, VAE) and not isinstance(vae.posterior, Conditional):
+    check_vae(vae)
+    if not isinstance(vae.posterior, Conditional):
         raise TypeError(
-            "`vae` must have an encoder, a posterior by `fv.conditional`, to have a gap; got "
-            f"{vae.posterior!r}."
+            f"`vae` must have an encoder, a posterior by `fv.conditional`; got {vae.posterior!r}."
         )
     num_samples = checks.positive_int("num_samples", num_samples)
     fit_key, key = jax.random.split(key)

@@ -184,7 +184,7 @@ BAD = {
     "floats": (TypeError, "integers.*float", lambda: refuse(rows=np.arange(20.0))),
     "shape": (
         ValueError,
-        r"`rows` must have shape \(20,\), that of the rows of `x`; got shape \(3,\)",
+        r"`rows` must have shape \(20,\), as `x` does; got \(3,\)",
         lambda: refuse(rows=np.arange(3)),
     ),
     "amortized": (

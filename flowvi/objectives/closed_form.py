@@ -42,14 +42,12 @@ def _moments(distribution: distrax.Distribution) -> tuple[Array, Array, bool] | 
     """
     if isinstance(distribution, FlowDistribution):
         base, bijector = _moments(distribution.distribution), distribution.bijector
-        if base is None or not bijector.is_constant_jacobian:
+        if base is None or not bijector.is_constant_jacobian or len(distribution.event_shape) != 1:
             return None
-        if not base[2] or len(distribution.event_shape) != 1:
-            return None
-        mean = distribution.mean()
-        if isinstance(bijector, Units):
+        mean, diagonal = distribution.mean(), base[2]
+        if diagonal and isinstance(bijector, Units):
             return mean, base[1] * jnp.abs(_slope(bijector, mean)), True
-        if _is_triangular(bijector):
+        if diagonal and _is_triangular(bijector):
             outer, linear = bijector.bijectors
             # A covariance and its Cholesky factor would lose half of the digits.
             slope = _slope(outer, mean)[..., :, None]

@@ -79,11 +79,10 @@ class VAE:
 
     def __post_init__(self) -> None:
         for name in NAMES:
-            family, rule = getattr(self, name), f"`{name}` must be a family, such as"
-            rule += " `fv.standard_normal(2)`"
-            require(isinstance(family, Family), rule, family, error=TypeError)
-        taken = self.prior.context_shape
-        require(taken is None, "`prior` must take no context", self.prior)
+            family, rule = getattr(self, name), "must be a family, such as `fv.standard_normal(2)`"
+            require(isinstance(family, Family), f"`{name}` {rule}", family, error=TypeError)
+        is_free = self.prior.context_shape is None
+        require(is_free, "`prior` must take no context", self.prior)
         latent, event = self.latent_shape, self.event_shape
         for name, shape, source in (
             ("likelihood", latent, f"z of the prior {self.prior!r}"),

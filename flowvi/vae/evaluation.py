@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Array = jax.Array
 Shape = tuple[int, ...]
 
+Count = Array | np.int32
+Terms = tuple[tuple[Array, ...], Array]
+
 #: Evaluations of the decoder that are in memory together, and draws of one row at most.
 CHUNK, DRAWS = 4096, 64
 
@@ -44,19 +47,6 @@ class Evaluation(NamedTuple):
     rate: Array
     distortion: Array
     log_likelihood: Array
-
-
-class Terms(NamedTuple):
-    """log p(z), log p(x | z) and log q(z | x) of draws."""
-
-    prior: Array
-    likelihood: Array
-    posterior: Array
-
-    @property
-    def log_weights(self) -> Array:
-        """log p(z) + log p(x | z) - log q(z | x)."""
-        return self.prior + self.likelihood - self.posterior
 
 
 class Chunks(NamedTuple):
@@ -80,12 +70,7 @@ def over_rows(function: Callable[..., PyTree], rows: tuple[Array, ...], chunks: 
     return jax.lax.map(lambda row: function(*row), rows, batch_size=together)
 
 
-def _over_draws(
-    of_draws: Callable[[Array], tuple[PyTree, Array]],
-    key: Array,
-    count: Array | np.int32,
-    draws: int,
-) -> tuple[PyTree, Array]:
+def _over_draws(of_draws: Callable[[Array], Terms], key: Array, count: Count, draws: int) -> Terms:
     """The means of terms over so many draws, and the logarithm of the mean weight.
 
     `of_draws` makes terms and log weights from keys, each with a last axis of draws.
@@ -111,23 +96,12 @@ def _over_draws(
     return jax.tree.map(lambda term: term / count, total), largest + jnp.log(weight / count)
 
 
-def _draw_terms(vae: "VAE", params: Params, q: distrax.Distribution, x: Array, key: Array) -> Terms:
+def _terms(vae: "VAE", params: Params, q: distrax.Distribution, x: Array, key: Array) -> Terms:
+    """log p(z), log p(x | z), log q(z | x) of a draw of z, and its log weight."""
     z, log_q = q.sample_and_log_prob(seed=key)
-    p = vae.likelihood.distribution(params["likelihood"], z)
-    log_prior = vae.prior.distribution(params["prior"]).log_prob(z)
-    return Terms(log_prior, p.log_prob(x), log_q)
-
-
-def _closed_rate(vae: "VAE", params: Params, q: distrax.Distribution, kl: KLRule) -> Array | None:
-    """KL(q || p(z)) where it has a closed form and is to be taken; else None."""
-    if kl == "sampled":
-        return None
-    try:
-        return closed_form.kl_divergence(q, vae.prior.distribution(params["prior"]))
-    except NotImplementedError:
-        if kl == "analytic":
-            raise
-        return None
+    likelihood = vae.likelihood.distribution(params["likelihood"], z).log_prob(x)
+    prior = vae.prior.distribution(params["prior"]).log_prob(z)
+    return (prior, likelihood, log_q), prior + likelihood - log_q
 
 
 @compiled(static_argnums=(5, 6))
@@ -136,7 +110,7 @@ def evaluate(
     params: Params,
     key: Array,
     rows: tuple[Array, Array],
-    num_samples: Array | np.int32,
+    num_samples: Count,
     chunks: Chunks,
     kl: KLRule,
 ) -> Evaluation:
@@ -147,15 +121,18 @@ def evaluate(
 
     def of_row(key: Array, x: Array, context: Array) -> Evaluation:
         q = vae.posterior.distribution(params["posterior"], context)
-
-        def of_draws(keys: Array) -> tuple[Terms, Array]:
-            terms = jax.vmap(functools.partial(_draw_terms, vae, params, q, x))(keys)
-            return terms, terms.log_weights
-
-        mean, log_mean = _over_draws(of_draws, key, num_samples, chunks.draws)
-        rate = _closed_rate(vae, params, q, kl)
-        rate = mean.posterior - mean.prior if rate is None else rate
-        return Evaluation(mean.likelihood - rate, rate, -mean.likelihood, log_mean)
+        of_draws = jax.vmap(functools.partial(_terms, vae, params, q, x))
+        means, log_mean = _over_draws(of_draws, key, num_samples, chunks.draws)
+        prior, likelihood, posterior = means
+        rate = posterior - prior
+        if kl != "sampled":
+            try:
+                p = vae.prior.distribution(params["prior"])
+                rate = closed_form.kl_divergence(q, p)
+            except NotImplementedError:
+                if kl == "analytic":
+                    raise
+        return Evaluation(likelihood - rate, rate, -likelihood, log_mean)
 
     return over_rows(of_row, (_keys(key, 0, len(rows[0])), *rows), chunks)
 
@@ -174,21 +151,21 @@ def log_weights(
     def of_row(key: Array, x: Array, context: Array) -> Array:
         q = vae.posterior.distribution(params["posterior"], context)
         keys, together = _keys(key, 0, num_samples), min(num_samples, chunks.draws)
-        of_draw = functools.partial(_draw_terms, vae, params, q, x)
-        return jax.lax.map(lambda key: of_draw(key).log_weights, keys, batch_size=together)
+        of_draw = functools.partial(_terms, vae, params, q, x)
+        return jax.lax.map(lambda key: of_draw(key)[1], keys, batch_size=together)
 
     return over_rows(of_row, (_keys(key, 0, len(rows[0])), *rows), chunks).T
 
 
 @compiled(static_argnums=(5,))
 def prior_bound(
-    vae: "VAE", params: Params, key: Array, x: Array, num_samples: Array | np.int32, chunks: Chunks
+    vae: "VAE", params: Params, key: Array, x: Array, num_samples: Count, chunks: Chunks
 ) -> Array:
     """log (1/K sum_k p(x | z_k)) of shape [N], with draws of the prior that all rows share."""
     prior = vae.prior.distribution(params["prior"])
 
     def of_row(x: Array) -> Array:
-        def of_draws(keys: Array) -> tuple[tuple[()], Array]:
+        def of_draws(keys: Array) -> Terms:
             z = jax.vmap(lambda key: prior.sample(seed=key))(keys)
             p = vae.likelihood.distribution(params["likelihood"], z)
             return (), p.log_prob(jnp.broadcast_to(x, (len(keys), *x.shape)))
@@ -201,9 +178,9 @@ def prior_bound(
 @compiled()
 def init(vae: "VAE", key: Array) -> Params:
     """Fresh parameters."""
-    families = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior}
-    keys = jax.random.split(key, 3)
-    return {name: family.init(k) for (name, family), k in zip(families.items(), keys, strict=True)}
+    names = ("prior", "likelihood", "posterior")
+    keys = zip(names, jax.random.split(key, 3), strict=True)
+    return {name: getattr(vae, name).init(key) for name, key in keys}
 
 
 @compiled()
@@ -223,8 +200,7 @@ def sample(
 ) -> Array:
     """Draws of p(x)."""
     latent_key, key = jax.random.split(key)
-    prior = vae.prior.distribution(params["prior"])
-    z = prior.sample(seed=latent_key, sample_shape=sample_shape)
+    z = vae.prior.distribution(params["prior"]).sample(seed=latent_key, sample_shape=sample_shape)
     p = vae.likelihood.distribution(params["likelihood"], z)
     if num_per_latent is None:
         return p.sample(seed=key)

@@ -32,19 +32,14 @@ R = TypeVar("R")
 
 #: Validations over the length of a fit, and rows of a batch, where there are as many.
 VALIDATIONS, BATCH_SIZE = 50, 128
-
 #: Steps: so many epochs, but within these bounds.
 EPOCHS, MIN_STEPS, MAX_STEPS = 100, 1_000, 50_000
-
-#: The learning rate at its peak, relative to the size that parameters start with.
-LEARNING_RATE = 2e-2
-
+#: The learning rate at its peak, relative to the size that parameters start with; the part of the
+#: steps over which it rises, and how many they are at most.
+LEARNING_RATE, RISE, MOST_RISE = 2e-2, 0.1, 500
 #: How many times faster than others parameters per row move. They are what an encoder would say of
 #: a row, and what it says moves faster than each of its many weights.
 ROW_SPEED = 5.0
-
-#: The part of the steps over which the learning rate rises, and how many they are at most.
-RISE, MOST_RISE = 0.1, 500
 
 
 def _fitted(
@@ -104,12 +99,8 @@ class FittedVAE(Fitted):
         return plotting.curves(self.result)
 
     def __repr__(self) -> str:
-        vae, result = self.vae, self.result
-        return (
-            f"{type(self).__name__}(event_shape={vae.event_shape}, "
-            f"latent_shape={vae.latent_shape}, stop_reason={result.stop_reason.value!r}, "
-            f"num_steps={result.num_steps})"
-        )
+        shapes = f"event_shape={self.vae.event_shape}, latent_shape={self.vae.latent_shape}"
+        return f"FittedVAE({shapes}, {self.result.summary()})"
 
 
 def fit_vae(
@@ -129,9 +120,9 @@ def fit_vae(
     """Fits prior, likelihood and posterior of a model together.
 
     Maximises the ELBO, a mean over rows, or another objective. The history holds "loss", and with
-    the ELBO "rate" and "distortion", a number for each step; and with `validation_data`
-    "validation", minus the ELBO of those rows, "validation_rate", "validation_distortion" and, of
-    several draws, "validation_log_likelihood", one for each validation.
+    the ELBO "rate" and "distortion", for each step; and for each validation "validation", minus
+    the ELBO, and "validation_rate", "validation_distortion" and, of several draws,
+    "validation_log_likelihood".
 
     Args:
         vae: the model.
@@ -143,8 +134,8 @@ def fit_vae(
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
             KL divergence in closed form where it has one.
         params: parameters to start from, such as an earlier result's.
-        validation_data: array of shape [num_validation_rows, *event_shape], rows that are not
-            trained on. With it the result holds the parameters with the highest ELBO of them.
+        validation_data: rows that are not trained on, of any number. With them the result holds
+            the parameters with their highest ELBO.
         validation_samples: draws of each row in a validation.
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
@@ -158,9 +149,6 @@ def fit_vae(
     Returns:
         A `FittedVAE`: the methods of `vae` at the parameters that were learned, and the history.
 
-    Raises:
-        TrainingDiverged: as in `fit`.
-
     Example:
         >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP
@@ -173,8 +161,6 @@ def fit_vae(
         >>> fitted = fv.fit_vae(vae, x, key=jax.random.key(1), num_steps=50, progress=False)
         >>> fitted.sample(jax.random.key(2), 10).shape, fitted.elbo(jax.random.key(3), x).shape
         ((10, 8), (100,))
-        >>> fitted
-        FittedVAE(event_shape=(8,), latent_shape=(2,), stop_reason='max_steps', num_steps=50)
     """
     check_vae(vae)
     check_key(key)
@@ -287,14 +273,10 @@ def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:
 
 
 def scale_by_start() -> optax.GradientTransformation:
-    """Multiplies the updates of each leaf by the root mean square that it started with.
-
-    A step then is a share of the parameters' own size. Networks of different libraries keep the
-    same function in different parameters, weights of size 1 that are divided by the square root of
-    the fan-in when they are used, or weights of that smaller size; with this they learn alike. A
-    leaf that starts at zero, as biases do, is taken for one of size 1. Parameters per row are taken
-    for ones of size 5 whatever they start with.
-    """
+    """Multiplies the updates of each leaf by the root mean square that it started with."""
+    # Networks of different libraries keep the same function in weights of size 1, divided by the
+    # root of the fan-in when they are used, or in weights of that smaller size; so they learn
+    # alike. A leaf that starts at zero, as biases do, is taken for one of size 1.
 
     def of(node: PyTree) -> PyTree:
         if not is_per_row(node):

@@ -23,6 +23,8 @@ from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
 Array = jax.Array
 Shape = tuple[int, ...]
 Data = ArrayLike
+Size = int | Sequence[int]
+Rows = ArrayLike | None
 
 #: The keys of a model's parameters.
 NAMES = ("prior", "likelihood", "posterior")
@@ -31,7 +33,7 @@ NAMES = ("prior", "likelihood", "posterior")
 class Options(TypedDict, total=False):
     """The options of `VAE.evaluate`."""
 
-    rows: Data | None
+    rows: Rows
     kl: KLRule
     chunk_size: int
 
@@ -45,9 +47,8 @@ class VAE:
     `fv.local`. Then x[i] is row i in all methods, or that of their `rows`.
 
     Its parameters are a dict with the keys "prior", "likelihood" and "posterior". All methods are
-    compiled, take x of shape [*batch, *event] with any leading axes, and give one number a row in
-    nats, or draws with the axes of the batch. Their memory is bounded whatever the number of rows
-    and draws, and the draws of a row depend on the key and the row's place only.
+    compiled, take x with any leading axes, and give one number a row in nats, or draws with those
+    axes. Memory is bounded; the draws of a row depend on the key and the row's place only.
 
     Attributes:
         prior: the family of p(z); it takes no context.
@@ -65,12 +66,9 @@ class VAE:
         ...     likelihood=fv.conditional(fv.bernoulli(64), MLP(2, (32,), 64)),
         ...     posterior=fv.conditional(fv.gaussian(2), MLP(64, (32,), 4)),
         ... )
-        >>> params = vae.init(jax.random.key(0))
-        >>> x = jax.random.bernoulli(jax.random.key(1), shape=(5, 64))
-        >>> vae.elbo(params, jax.random.key(2), x).shape
+        >>> params, x = vae.init(jax.random.key(0)), jax.numpy.ones((5, 64))
+        >>> vae.elbo(params, jax.random.key(1), x).shape
         (5,)
-        >>> vae.sample(params, jax.random.key(3), 10).shape
-        (10, 64)
     """
 
     prior: Family
@@ -121,20 +119,17 @@ class VAE:
     def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Variational:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
 
-        Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}.
+        Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}. The
+        `init` of the loss makes what stands beside the model's parameters.
 
         Args:
             objective: one of `fv.objectives`: `ELBO`, `IWELBO`, `Renyi`, `CUBO`, `ForwardKL`,
-                `ScoreFunction` or `Enumeration`.
+                `ScoreFunction` or `Enumeration`. `ELBO` and `IWELBO` train all of the model;
+                `ForwardKL` gives prior and likelihood no gradient, and `CUBO` is an upper bound,
+                which they would lower: both are for the posterior of a frozen model, by
+                `optax.multi_transform` with `optax.set_to_zero()`.
             **options: of the objective, such as `num_samples`; of `ELBO` also `kl_weight`,
                 `warm_up` and `free_bits`.
-
-        `ELBO` and `IWELBO` train all of the model. `ForwardKL` gives prior and likelihood no
-        gradient, and `CUBO` is an upper bound of log p(x), which they would lower: both are for a
-        posterior of a frozen model, by `optax.multi_transform` with `optax.set_to_zero()`.
-
-        Returns:
-            The objective, a loss whose `init` makes what stands beside the model's parameters.
         """
         is_one = isinstance(objective, type) and issubclass(objective, Variational)
         rule = "`objective` must be an objective, such as `fv.objectives.ELBO`"
@@ -146,12 +141,9 @@ class VAE:
     def log_joint(self, params: Params, x: Data, z: Data) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
 
-        Args:
-            params: the parameters.
-            x: of shape [..., *event_shape].
-            z: of shape [..., *latent_shape]; the leading axes of both broadcast.
+        The leading axes of x [..., *event_shape] and z [..., *latent_shape] broadcast.
         """
-        return evaluation.log_joint(self, self._own(params), self.check_x(x), self._z(z))
+        return evaluation.log_joint(self, own_params(self, params), self.check_x(x), self._z(z))
 
     def evaluate(
         self,
@@ -160,7 +152,7 @@ class VAE:
         x: Data,
         num_samples: int = 1,
         *,
-        rows: Data | None = None,
+        rows: Rows = None,
         kl: KLRule = "auto",
         chunk_size: int = CHUNK,
     ) -> Evaluation:
@@ -170,21 +162,11 @@ class VAE:
             elbo = -rate - distortion,
             log_likelihood = log (1/K sum_k p(x, z_k) / q(z_k | x))
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            x: of shape [*batch, *event_shape].
-            num_samples: K, the draws of each row.
-            rows: integers of shape [*batch], which rows x are of a posterior that each row has for
-                itself; by default 0, 1, 2, ...
-            kl: the rule for the rate: "analytic", "sampled", or "auto": analytic where it exists.
-            chunk_size: evaluations of the decoder that are in memory together.
-
-        Returns:
-            An `Evaluation` of arrays of shape [*batch].
-
-        Raises:
-            NotImplementedError: if `kl` is "analytic" and there is no closed form.
+        for K = `num_samples` draws: arrays of shape [*batch] for x of shape [*batch, *event_shape].
+        Where each row has its own posterior, `rows`, integers of shape [*batch], say which they
+        are; by default 0, 1, 2, ... The rate is that of the draws where `kl` is "sampled", in
+        closed form where it is "analytic", and by default where it has one. So many evaluations of
+        the decoder as `chunk_size` are in memory together.
 
         Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Alemi,
         Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018.
@@ -192,7 +174,7 @@ class VAE:
         check_kl_rule(kl)
         count, chunks = _chunks(num_samples, chunk_size)
         flat, batch_shape = self._rows(x, rows)
-        own = self._own(params, key)
+        own = own_params(self, params, key)
         found = evaluation.evaluate(self, own, key, flat, np.int32(count), chunks, kl)
         return Evaluation(*(each.reshape(batch_shape) for each in found))
 
@@ -212,10 +194,7 @@ class VAE:
     def log_likelihood(
         self, params: Params, key: Array, x: Data, num_samples: int, **options: Unpack[Options]
     ) -> Array:
-        """log p(x) of each row from K importance-weighted draws; see `evaluate`.
-
-        In expectation a lower bound, which rises with K and tends to log p(x).
-        """
+        """A lower bound of log p(x) that rises to it with `num_samples`; see `evaluate`."""
         return self.evaluate(params, key, x, num_samples, **options).log_likelihood
 
     def log_weights(
@@ -225,13 +204,15 @@ class VAE:
         x: Data,
         num_samples: int,
         *,
-        rows: Data | None = None,
+        rows: Rows = None,
         chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
         count, chunks = _chunks(num_samples, chunk_size)
         flat, batch_shape = self._rows(x, rows)
-        found = evaluation.log_weights(self, self._own(params, key), key, flat, count, chunks)
+        found = evaluation.log_weights(
+            self, own_params(self, params, key), key, flat, count, chunks
+        )
         return found.reshape(count, *batch_shape)
 
     def prior_bound(
@@ -239,11 +220,10 @@ class VAE:
     ) -> Array:
         """log (1/K sum_k p(x | z_k)) of each row, z_k from the prior: the bound that needs no q.
 
-        All rows share the draws, so K must be very large before it says much; but it holds whatever
-        the posterior.
+        All rows share the draws, and K must be very large before it says much.
         """
         count, chunks = _chunks(num_samples, chunk_size)
-        x, own = self.check_x(x), self._own(params, key)
+        x, own = self.check_x(x), own_params(self, params, key)
         flat = x.reshape(-1, *self.event_shape)
         found = evaluation.prior_bound(self, own, key, flat, np.int32(count), chunks)
         return found.reshape(self._batch_shape(x))
@@ -252,81 +232,54 @@ class VAE:
         self,
         params: Params,
         key: Array,
-        sample_shape: int | Sequence[int] = (),
+        sample_shape: Size = (),
         *,
         num_per_latent: int | None = None,
     ) -> Array:
-        """Draws of x from the model: z from the prior, x given z.
+        """Draws of x, of shape sample_shape + [num_per_latent] + event_shape: z, then x given z.
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            sample_shape: how many z.
-            num_per_latent: how many x for one z; None for one, without an axis of its own.
-
-        Returns:
-            An array of shape sample_shape + [num_per_latent] + event_shape.
+        There are `sample_shape` z, and `num_per_latent` x for each; None for one, without an axis.
         """
         if num_per_latent is not None:
             num_per_latent = checks.positive_int("num_per_latent", num_per_latent)
         shape = _sample_shape(sample_shape, num_per_latent or 1)
-        return evaluation.sample(self, self._own(params, key), key, shape, num_per_latent)
+        return evaluation.sample(self, own_params(self, params, key), key, shape, num_per_latent)
 
     def encode(
-        self,
-        params: Params,
-        key: Array,
-        x: Data,
-        sample_shape: int | Sequence[int] = (),
-        *,
-        rows: Data | None = None,
+        self, params: Params, key: Array, x: Data, sample_shape: Size = (), *, rows: Rows = None
     ) -> Array:
         """Draws of z from q(z | x), of shape sample_shape + batch + latent_shape."""
-        own, shape = self._own(params, key), _sample_shape(sample_shape)
+        own, shape = own_params(self, params, key), _sample_shape(sample_shape)
         return self.posterior.sample(own["posterior"], key, shape, self._context(x, rows))
 
     def decode(self, params: Params, z: Data) -> Array:
-        """The mean of p(x | z), of shape [..., *event_shape] for z of shape [..., *latent_shape].
-
-        Raises:
-            NotImplementedError: if the likelihood does not know its mean.
-        """
-        return evaluation.decode(self, self._own(params), self._z(z))
+        """The mean of p(x | z), of shape [..., *event_shape], for z [..., *latent_shape]."""
+        return evaluation.decode(self, own_params(self, params), self._z(z))
 
     def reconstruct(
-        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Data | None = None
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Rows = None
     ) -> Array:
-        """The mean of p(x' | z) for z from q(z | x), of the shape of x.
-
-        The means at `num_samples` draws of z are averaged; `rows` are as in `evaluate`.
-        """
+        """The mean of p(x' | z), of the shape of x, averaged over `num_samples` z from q(z | x)."""
         num_samples = checks.positive_int("num_samples", num_samples)
-        z = self.encode(params, key, x, num_samples, rows=rows)
-        return self.decode(params, z).mean(0)
+        return self.decode(params, self.encode(params, key, x, num_samples, rows=rows)).mean(0)
 
     def sample_given(
         self,
         params: Params,
         key: Array,
         x: Data,
-        sample_shape: int | Sequence[int] = (),
+        sample_shape: Size = (),
         *,
-        rows: Data | None = None,
+        rows: Rows = None,
         share_latent: bool = False,
     ) -> Array:
         """Draws x' like x, of shape sample_shape + batch + event_shape: x' given z from q(z | x).
 
-        With `share_latent` all x' of an x come from one z; by default each has its own. `rows` are
-        as in `evaluate`.
+        With `share_latent` all x' of an x come from one z; by default each has its own.
         """
-        own, shape = self._own(params, key), _sample_shape(sample_shape)
+        own, shape = own_params(self, params, key), _sample_shape(sample_shape)
         context = self._context(x, rows)
         return evaluation.sample_given(self, own, key, context, shape, bool(share_latent))
-
-    def _own(self, params: Params, key: Array | None = None) -> Params:
-        if key is not None:
-            check_key(key)
-        return own_params(self, params)
 
     def check_x(self, x: Data) -> Array:
         """x of shape [*batch, *event_shape]."""
@@ -370,8 +323,10 @@ def check_vae(vae: VAE) -> None:
     require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)
 
 
-def own_params(vae: VAE, params: Params) -> Params:
-    """The parameters of a model without what may stand beside them; ValueError for another's."""
+def own_params(vae: VAE, params: Params, key: Array | None = None) -> Params:
+    """The parameters of a model without what may stand beside them; an error for another's."""
+    if key is not None:
+        check_key(key)
     if not isinstance(params, dict) or any(name not in params for name in NAMES):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
         fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
@@ -423,20 +378,17 @@ class Likelihood:
     takes_shared: ClassVar[bool] = True
 
     def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
-        own, x = params["likelihood"], jnp.asarray(batch["x"])
+        own, x, event = params["likelihood"], jnp.asarray(batch["x"]), self.family.event_shape
         shared = z.shape[1] == 1 != len(x)
-        distribution, new = self.family.train_distribution(own, key, z[:, 0] if shared else z)
+        p, new = self.family.train_distribution(own, key, z[:, 0] if shared else z)
         if shared:
             # Mapped over rows, what depends on z alone is computed once.
-            shape = (z.shape[0], *self.family.event_shape)
-            log_prob = jax.vmap(lambda row: distribution.log_prob(jnp.broadcast_to(row, shape)))
-            log_likelihood = log_prob(x).T
+            shape = (z.shape[0], *event)
+            log_prob = jax.vmap(lambda row: p.log_prob(jnp.broadcast_to(row, shape)))(x).T
         else:
             leading = z.shape[: z.ndim - len(self.family.context_shape or ())]
-            log_likelihood = distribution.log_prob(
-                jnp.broadcast_to(x, leading + self.family.event_shape)
-            )
-        return log_likelihood, {} if new is own else {"likelihood": new}
+            log_prob = p.log_prob(jnp.broadcast_to(x, leading + event))
+        return log_prob, {} if new is own else {"likelihood": new}
 
 
 def x_of(batch: Batch) -> Array:

@@ -55,9 +55,8 @@ def fit_rows(
         params: its parameters.
         x: array of shape [num_rows, *event_shape].
         key: a random key.
-        objective: a function from the model in which each row has its own posterior to what its
-            `VAE.loss` returns; by default to the ELBO of 8 draws, or to `ScoreFunction` where draws
-            carry no gradients.
+        objective: a function from the model in which each row has its own posterior to a loss of
+            it; by default the ELBO of 8 draws, or `ScoreFunction` where draws carry no gradients.
         **options: see `TrainingOptions`. `num_steps` are those of each row, 500 by default, and
             `batch_size` is 128 by default, or all rows if there are fewer. `optimizer` sees each
             row for itself; by default it is Adam, whose learning rate falls from 0.1 to zero.
@@ -94,7 +93,9 @@ def fit_rows(
     begin_key, state_key, fit_key = jax.random.split(key, 3)
     own, start = begin_rows(vae, params, begin_key, x)
     training = VAE(*(Evaluated(f) for f in (own.prior, own.likelihood, own.posterior)))
-    loss_fn = Frozen((objective or _default_objective)(training))
+    kind = ELBO if training.posterior.reparameterized else ScoreFunction
+    loss = objective(training) if objective else training.loss(kind, num_samples=DRAWS)
+    loss_fn = Frozen(loss)
     total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
     options["num_steps"] = total
@@ -106,19 +107,12 @@ def fit_rows(
     return FittedVAE(result=result, vae=own)
 
 
-def _default_objective(vae: VAE) -> Variational:
-    kind = ELBO if vae.posterior.reparameterized else ScoreFunction
-    return vae.loss(kind, num_samples=DRAWS)
-
-
 # The same object for the same length, so that a second fit compiles nothing.
 @functools.lru_cache(maxsize=64)
 def default_optimizer(num_steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to zero, for parameters per row: they are of the size of latents.
-
-    A row has few steps, over which its gradient shrinks by orders of magnitude; so the squares of
-    the gradient are forgotten within a hundred steps.
-    """
+    """Adam with a cosine decay to zero, for parameters per row: they are of the size of latents."""
+    # A row has few steps, over which its gradient shrinks by orders of magnitude; so its squares
+    # are forgotten within a hundred steps.
     return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps), b2=0.99)
 
 
@@ -144,20 +138,15 @@ def _features(posterior: Conditional, params: Params, x: Array | np.ndarray) -> 
     return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
 
 
-def freeze(params: Params) -> Params:
-    """The parameters, of which nothing but the rows can move."""
-    return _map_all_but_rows(Fixed, params)
-
-
-def unfreeze(params: Params) -> Params:
-    """The inverse of `freeze`."""
-    return _map_all_but_rows(lambda fixed: fixed.value, params)
-
-
-def _map_all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
+def _all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
     own = {**params["posterior"], "family": function(params["posterior"]["family"])}
     model = {name: function(params[name]) for name in ("prior", "likelihood")}
     return {**params, **model, "posterior": own}
+
+
+#: Parameters of which nothing but the rows can move, and the inverse.
+freeze = functools.partial(_all_but_rows, Fixed)
+unfreeze = functools.partial(_all_but_rows, lambda fixed: fixed.value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from flowvi.params import Fixed
 Array = jax.Array
 
 KLRule = Literal["auto", "analytic", "sampled"]
+Rates = tuple[Array | None, Array | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ class ELBO(Variational):
 
       `kl_rule` tells beforehand.
 
-    Of a `Joint` the metrics are the two terms, "rate" = KL(q || p(z)) and "distortion" =
-    -E_q log p(x | z), and the loss may weigh them:
+    Of a `Joint` the metrics are "rate" = KL(q || p(z)) and "distortion" = -E_q log p(x | z), and
+    the loss may weigh them:
 
         loss = distortion + kl_weight min(1, step / warm_up) max(rate, free_bits)
 
@@ -56,8 +57,7 @@ class ELBO(Variational):
         path: whether to take the path gradient.
         kl: "analytic", "sampled", or "auto": analytic where it exists and `path` is not asked for.
         kl_weight: the weight of the rate; 1 for the ELBO.
-        warm_up: over so many steps the weight rises from zero. They are counted in
-            params["control"].
+        warm_up: over so many steps, counted in params["control"], the weight rises from zero.
         free_bits: a rate in nats, as a mean over rows, below which there is no pressure on it.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Roeder, Wu, Duvenaud,
@@ -88,20 +88,15 @@ class ELBO(Variational):
         super().__post_init__()
         self._check_reparameterized()
         check_kl_rule(self.kl)
-        clash = self.kl == "analytic" and self.path
+        is_joint, is_analytic = isinstance(self.log_joint, Joint), self.kl == "analytic"
+        clash = is_analytic and self.path
         require(not clash, '`kl` must be "auto" or "sampled" with `path`', self.kl)
-        for name in ("kl_weight", "free_bits", "warm_up"):
+        rule = "`log_joint` must be a `Joint` for"
+        require(is_joint or not is_analytic, f'{rule} `kl="analytic"`', self.log_joint)
+        for name, default in (("kl_weight", 1), ("free_bits", 0), ("warm_up", 0)):
             value = getattr(self, name)
             require(value >= 0, f"`{name}` must be at least 0", value)
-        needs = {
-            'kl="analytic"': self.kl == "analytic",
-            "kl_weight": self.kl_weight != 1,
-            "warm_up": self.warm_up != 0,
-            "free_bits": self.free_bits != 0,
-        }
-        for name, needed in needs.items():
-            known = not needed or isinstance(self.log_joint, Joint)
-            require(known, f"`log_joint` must be a `Joint` for `{name}`", self.log_joint)
+            require(is_joint or value == default, f"{rule} `{name}`", self.log_joint)
 
     def init(self, key: Array) -> Params:
         params = super().init(key)
@@ -109,22 +104,16 @@ class ELBO(Variational):
         return {**params, "control": {"step": steps}} if self.warm_up else params
 
     def kl_rule(self, params: Params, batch: Batch = None) -> str:
-        """Which rule holds for these parameters and this batch.
+        """Which rule holds for these parameters: "analytic", "base" (of a flow), or "sampled"."""
 
-        Returns:
-            "analytic"; "base", where the base of a flow has a closed KL divergence; or "sampled".
-        """
-
-        def closed(params: Params, batch: Batch) -> tuple[Array | None, Array | None]:
+        def closed(params: Params, batch: Batch) -> Rates:
             q = self._approximation(params, jax.random.key(0), batch).distribution
             return self._closed_kls(q, params)
 
         whole, base = jax.eval_shape(closed, params, batch)
         return "analytic" if whole is not None else "sampled" if base is None else "base"
 
-    def _closed_kls(
-        self, q: distrax.Distribution, params: Params
-    ) -> tuple[Array | None, Array | None]:
+    def _closed_kls(self, q: distrax.Distribution, params: Params) -> Rates:
         """The KL divergence from the prior, of q and of the base of a flow, where it is closed."""
         whole = self._closed_kl(q, params)
         if whole is not None or not isinstance(q, FlowDistribution):

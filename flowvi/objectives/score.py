@@ -70,11 +70,7 @@ class _Stateless:
 
 @dataclasses.dataclass(frozen=True)
 class _Running:
-    """Uses a number of past steps, averaged with weights that decay.
-
-    Attributes:
-        decay: the weight of the past in a step, between 0 and 1.
-    """
+    """Uses a number of past steps, averaged with weights that decay."""
 
     decay: float = 0.9
 
@@ -283,11 +279,7 @@ class ScoreFunction(Variational):
 class GradientMoments(NamedTuple):
     """Mean and variance of a loss and of its gradient, over the randomness of the loss.
 
-    Attributes:
-        loss: the mean loss.
-        loss_variance: its variance.
-        mean: the mean gradient of each trainable leaf, None in place of fixed ones.
-        variance: its variance, likewise.
+    `mean` and `variance` are those of the gradient of each trainable leaf, None of fixed ones.
     """
 
     loss: Array

@@ -80,14 +80,6 @@ class Joint:
         prior: the family of p(z), with parameters params["prior"], or none.
         log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch]; or
             a pair of that and {name: parameters}, where its training form hands back new ones.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, flowvi as fv
-        >>> def log_likelihood(params, key, z, batch):
-        ...     return -0.5 * jnp.sum((z - batch) ** 2, -1)
-        >>> joint = fv.objectives.Joint(fv.standard_normal(2), log_likelihood)
-        >>> joint({}, jax.random.key(0), jnp.zeros((5, 2)), jnp.ones(2)).shape
-        (5,)
     """
 
     prior: Family
@@ -157,13 +149,10 @@ class Variational:
             require(is_function, f"`{name}` must be a function", value, error=TypeError)
         checks.positive_int("num_samples", self.num_samples)
         object.__setattr__(self, "controls", tuple(self.controls))
-        require(
-            not self.controls or self._has_score,
-            f"`controls` must be empty for {type(self).__name__} of {self.family!r}, whose "
-            "gradient has no score term for them to act on",
-            self.controls,
-            "Perhaps use `fv.objectives.ScoreFunction`?",
-        )
+        fits = not self.controls or self._has_score
+        rule = f"`controls` must be empty for {type(self).__name__} of {self.family!r}, whose "
+        rule += "gradient has no score term for them to act on"
+        require(fits, rule, self.controls, "Perhaps use `fv.objectives.ScoreFunction`?")
 
     @property
     def _has_score(self) -> bool:
@@ -188,27 +177,19 @@ class Variational:
         context = None if self.context is None else self.context(batch)
         own = params["posterior"]
         distribution, new = self.family.train_distribution(own, key, context)
-        require(
-            self.takes_relaxed or not isinstance(distribution, RelaxedDistribution),
-            f"`family` must not be relaxed for {type(self).__name__}, which asks a discrete prior "
-            "for its density at the draws",
-            self.family,
-            "Perhaps use `fv.objectives.ELBO`?",
-        )
+        fits = self.takes_relaxed or not isinstance(distribution, RelaxedDistribution)
+        rule = f"`family` must not be relaxed for {type(self).__name__}, which asks a discrete "
+        rule += "prior for its density at the draws"
+        require(fits, rule, self.family, "Perhaps use `fv.objectives.ELBO`?")
         again = jax.random.clone(key)  # the same randomness, as is meant
         frozen, _ = self.family.train_distribution(jax.lax.stop_gradient(own), again, context)
-        return Approximation(
-            distribution, frozen, context, {} if new is own else {"posterior": new}
-        )
+        handed = {} if new is own else {"posterior": new}
+        return Approximation(distribution, frozen, context, handed)
 
     def _check_reparameterized(self, instead: str = "fv.objectives.ScoreFunction") -> None:
-        require(
-            self.family.reparameterized,
-            f"`family` must be reparameterised for {type(self).__name__}, so that its samples "
-            "carry gradients",
-            self.family,
-            f"Perhaps use `{instead}`?",
-        )
+        rule = f"`family` must be reparameterised for {type(self).__name__}, so that its draws "
+        rule += "carry gradients"
+        require(self.family.reparameterized, rule, self.family, f"Perhaps use `{instead}`?")
 
     def _terms(self, step: Step, z: Array, log_q: Array) -> tuple[Array, Array, Params]:
         """log p(x | z), log q(z) - log p(z), and new parameters.
@@ -221,12 +202,6 @@ class Variational:
         terms, new = step.density(self.log_joint.log_likelihood, z)
         return terms, log_q - self.log_joint.prior_distribution(step.params).log_prob(z), new
 
-    def _weighted(self, rows: Array, batch: Batch) -> Array:
-        """An array of shape [..., *batch], multiplied by the weights of its rows."""
-        if self.row_weights is None:
-            return rows
-        return rows * jnp.broadcast_to(self.row_weights(batch), rows.shape)
-
     def _good(self, log_weights: Array) -> tuple[Array | None, Metrics]:
         """Where log weights are finite, or None if it does not matter; and metrics."""
         if not self.skip_nonfinite:
@@ -236,7 +211,8 @@ class Variational:
 
     def _mean(self, rows: Array, good: Array | None, batch: Batch) -> Array:
         """The mean over draws and rows of an array of shape [..., *batch], where it is good."""
-        rows = self._weighted(rows, batch)
+        if self.row_weights is not None:
+            rows = rows * jnp.broadcast_to(self.row_weights(batch), rows.shape)
         if good is None:
             return jnp.mean(rows)
         good = good[-1] if rows.ndim < good.ndim else good

@@ -85,23 +85,23 @@ def fit_rows(
     check_vae(vae)
     check_key(key)
     check_names(options)
-    num_steps = checks.positive_int("num_steps", options.get("num_steps") or STEPS)
+    num_steps = checks.positive_int("num_steps", options.get("num_steps", STEPS))
     params = own_params(vae, params)
     x = check_data(vae, "x", x)
-    batch_size = checks.positive_int("batch_size", options.get("batch_size") or BATCH_SIZE)
-    options["batch_size"] = batch_size = min(batch_size, len(x))
+    size = options.get("batch_size")
+    size = checks.positive_int("batch_size", BATCH_SIZE if size is None else size)
+    options["batch_size"] = batch_size = min(size, len(x))
     begin_key, state_key, fit_key = jax.random.split(key, 3)
     own, start = begin_rows(vae, params, begin_key, x)
     training = VAE(*(Evaluated(f) for f in (own.prior, own.likelihood, own.posterior)))
     kind = ELBO if training.posterior.reparameterized else ScoreFunction
-    loss = objective(training) if objective else training.loss(kind, num_samples=DRAWS)
-    loss_fn = Frozen(loss)
+    loss_fn = objective(training) if objective else training.loss(kind, num_samples=DRAWS)
     total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
     options["num_steps"] = total
-    params = {**freeze(start), **state_beside(loss_fn.loss_fn, state_key)}
+    params = {**freeze(start), **state_beside(loss_fn, state_key)}
     data = {"x": x, "row": np.arange(len(x), dtype=np.int32)}
-    result = fit(loss_fn, params, key=fit_key, data=data, **options)
+    result = fit(Frozen(loss_fn), params, key=fit_key, data=data, **options)
     learned, last = unfreeze(result.params), unfreeze(result.last_params)
     result = dataclasses.replace(result, params=learned, last_params=last)
     return FittedVAE(result=result, vae=own)
@@ -183,12 +183,10 @@ class AmortizationGap(NamedTuple):
 
     Attributes:
         encoder: the ELBO of the encoder's posterior.
-        refined: that of the row's own posterior, the best of the family as far as steps went.
-            Never below `encoder`: a row that its steps did not make better keeps what the encoder
-            said.
+        refined: that of the row's own posterior, never below `encoder`: a row that its steps did
+            not make better keeps what the encoder said.
         importance_weighted: log (1/K sum_k p(x, z_k) / q(z_k | x)) of the refined posterior, in
-            expectation at most log p(x), to which it tends; None of a single draw, where it says
-            nothing beyond the ELBO.
+            expectation at most log p(x); None of a single draw, where it is the ELBO.
         rows: the model with the refined posteriors.
     """
 
@@ -227,10 +225,9 @@ def amortization_gap(
 ) -> AmortizationGap:
     """How much better each row's own posterior is than the encoder's.
 
-    The rows begin where the encoder puts them and are refined by `fit_rows`. Both are then
-    evaluated on the same noise, so that their difference is less noisy than either; of each row the
-    better one counts, on that noise. The gap therefore is at least 0, and that of a row which has
-    nothing to gain is 0 or, from a chance in the noise, a little above.
+    The rows begin where the encoder puts them and are refined by `fit_rows`. Both are evaluated on
+    the same noise, and of each row the better one counts: so the gap is at least 0, and that of a
+    row which has nothing to gain is 0 or, by chance, a little above.
 
     Args:
         vae: the model; its posterior is one of `fv.conditional`.

@@ -292,13 +292,6 @@ class IWELBO(PowerBound):
 
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Tucker, Lawson,
     Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
-
-    Example:
-        >>> import jax, flowvi as fv
-        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
-        >>> loss_fn = fv.objectives.IWELBO(fv.mean_field(2), log_joint, num_samples=8)
-        >>> f"{loss_fn(loss_fn.init(jax.random.key(0)), jax.random.key(1), None):.4f}"
-        '-1.8379'
     """
 
 

@@ -221,7 +221,9 @@ BAD = {
     "another posterior": (
         TypeError,
         "`vae` must have a posterior by `fv.conditional` or `fv.local`",
-        lambda: fv.fit_rows(flow_vae(), flow_vae().init(KEY), np.zeros((3, 2)), key=KEY),
+        lambda: fv.fit_rows(
+            flow_vae(), jax.eval_shape(flow_vae().init, KEY), np.zeros((3, 2)), key=KEY
+        ),
     ),
     "no encoder": (
         TypeError,

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from flowvi.vae.model import VAE
 
 Array = jax.Array
-Shape = tuple[int, ...]
-
 Count = Array | np.int32
 Terms = tuple[tuple[Array, ...], Array]
 
@@ -62,19 +60,13 @@ def _keys(key: Array, first: Array | int, count: int) -> Array:
 
 
 def over_rows(function: Callable[..., PyTree], rows: tuple[Array, ...], chunks: Chunks) -> PyTree:
-    """`function` of each row, as many rows together as chunks allow.
-
-    What does not depend on the row is computed once for rows that are together.
-    """
+    """`function` of each row; what is the same for rows of a chunk is computed once in it."""
     together = max(1, min(len(rows[0]), chunks.size // chunks.draws))
     return jax.lax.map(lambda row: function(*row), rows, batch_size=together)
 
 
 def _over_draws(of_draws: Callable[[Array], Terms], key: Array, count: Count, draws: int) -> Terms:
-    """The means of terms over so many draws, and the logarithm of the mean weight.
-
-    `of_draws` makes terms and log weights from keys, each with a last axis of draws.
-    """
+    """The means of terms that `of_draws` makes from keys, and the logarithm of the mean weight."""
 
     def chunk(index: Array, sums: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
         terms, log_weights = of_draws(_keys(key, index * draws, draws))
@@ -114,10 +106,7 @@ def evaluate(
     chunks: Chunks,
     kl: KLRule,
 ) -> Evaluation:
-    """The evaluation of rows, x of shape [N, *event] and context of q: arrays of shape [N].
-
-    `num_samples` is traced, so that one program serves any number.
-    """
+    """The evaluation of rows (x, context of q): one program for any number of draws."""
 
     def of_row(key: Array, x: Array, context: Array) -> Evaluation:
         q = vae.posterior.distribution(params["posterior"], context)
@@ -184,42 +173,6 @@ def init(vae: "VAE", key: Array) -> Params:
 
 
 @compiled()
-def log_joint(vae: "VAE", params: Params, x: Array, z: Array) -> Array:
-    """log p(z) + log p(x | z)."""
-    event, latent = vae.event_shape, vae.latent_shape
-    x_rows, z_rows = x.shape[: x.ndim - len(event)], z.shape[: z.ndim - len(latent)]
-    rows = jnp.broadcast_shapes(x_rows, z_rows)
-    x, z = jnp.broadcast_to(x, rows + event), jnp.broadcast_to(z, rows + latent)
-    p = vae.likelihood.distribution(params["likelihood"], z)
-    return vae.prior.distribution(params["prior"]).log_prob(z) + p.log_prob(x)
-
-
-@compiled(static_argnums=(3, 4))
-def sample(
-    vae: "VAE", params: Params, key: Array, sample_shape: Shape, num_per_latent: int | None
-) -> Array:
-    """Draws of p(x)."""
-    latent_key, key = jax.random.split(key)
-    z = vae.prior.distribution(params["prior"]).sample(seed=latent_key, sample_shape=sample_shape)
-    p = vae.likelihood.distribution(params["likelihood"], z)
-    if num_per_latent is None:
-        return p.sample(seed=key)
-    return jnp.moveaxis(p.sample(seed=key, sample_shape=num_per_latent), 0, len(sample_shape))
-
-
-@compiled()
 def decode(vae: "VAE", params: Params, z: Array) -> Array:
     """The mean of p(x | z)."""
     return vae.likelihood.distribution(params["likelihood"], z).mean()
-
-
-@compiled(static_argnums=(4, 5))
-def sample_given(
-    vae: "VAE", params: Params, key: Array, context: Array, sample_shape: Shape, share: bool
-) -> Array:
-    """Draws of x' like x, whose posterior has this context."""
-    latent_key, key = jax.random.split(key)
-    q = vae.posterior.distribution(params["posterior"], context)
-    z = q.sample(seed=latent_key, sample_shape=() if share else sample_shape)
-    p = vae.likelihood.distribution(params["likelihood"], z)
-    return p.sample(seed=key, sample_shape=sample_shape if share else ())

@@ -143,7 +143,13 @@ class VAE:
 
         The leading axes of x [..., *event_shape] and z [..., *latent_shape] broadcast.
         """
-        return evaluation.log_joint(self, own_params(self, params), self.check_x(x), self._z(z))
+        own, x, z = own_params(self, params), self.check_x(x), self._z(z)
+        z_rows = z.shape[: z.ndim - len(self.latent_shape)]
+        rows = jnp.broadcast_shapes(self._batch_shape(x), z_rows)
+        x = jnp.broadcast_to(x, rows + self.event_shape)
+        z = jnp.broadcast_to(z, rows + self.latent_shape)
+        likelihood = self.likelihood.log_prob(own["likelihood"], x, z)
+        return self.prior.log_prob(own["prior"], z) + likelihood
 
     def evaluate(
         self,
@@ -243,7 +249,10 @@ class VAE:
         if num_per_latent is not None:
             num_per_latent = checks.positive_int("num_per_latent", num_per_latent)
         shape = _sample_shape(sample_shape, num_per_latent or 1)
-        return evaluation.sample(self, own_params(self, params, key), key, shape, num_per_latent)
+        own, (latent_key, key) = own_params(self, params, key), jax.random.split(key)
+        z = self.prior.sample(own["prior"], latent_key, shape)
+        x = self.likelihood.sample(own["likelihood"], key, num_per_latent or (), z)
+        return x if num_per_latent is None else jnp.moveaxis(x, 0, len(shape))
 
     def encode(
         self, params: Params, key: Array, x: Data, sample_shape: Size = (), *, rows: Rows = None
@@ -278,8 +287,10 @@ class VAE:
         With `share_latent` all x' of an x come from one z; by default each has its own.
         """
         own, shape = own_params(self, params, key), _sample_shape(sample_shape)
-        context = self._context(x, rows)
-        return evaluation.sample_given(self, own, key, context, shape, bool(share_latent))
+        latent_key, key = jax.random.split(key)
+        outer, inner = (shape, ()) if share_latent else ((), shape)
+        z = self.posterior.sample(own["posterior"], latent_key, inner, self._context(x, rows))
+        return self.likelihood.sample(own["likelihood"], key, outer, z)
 
     def check_x(self, x: Data) -> Array:
         """x of shape [*batch, *event_shape]."""

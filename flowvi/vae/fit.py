@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
 from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Array = jax.Array
 P = ParamSpec("P")
@@ -94,7 +91,7 @@ class FittedVAE(Fitted):
     plot_latent_space = _fitted(plotting.latent_space)
     plot_manifold = _fitted(plotting.manifold)
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Any:
         """ELBO, distortion and rate over the steps: a matplotlib figure."""
         return plotting.curves(self.result)
 

@@ -414,7 +414,7 @@ HUGE = fv.unconditional(fv.bernoulli(200))
         ),
         (
             lambda: ob.ELBO(fv.mean_field(2), log_joint, controls=(ob.LeaveOneOut(),)),
-            r"`controls` must be empty for ELBO of mean_f.*no score term.*got \(LeaveOneOut\(\),\).*"
+            r"`controls` must be empty for ELBO of mean_.*no score term.*got \(LeaveOneOut\(\),\).*"
             "Perhaps use `fv.objectives.ScoreFunction`",
         ),
         (

@@ -47,8 +47,8 @@ MODELS = {
     ),
     "likelihood without context": (
         ValueError,
-        "`likelihood` must take z of the prior .* as context; got mean_field.*It takes none. Perhaps "
-        r"use `fv.conditional\(family, network\)`",
+        "`likelihood` must take z of the prior .* as context; got mean_f.*It takes none. Perh"
+        r"aps use `fv.conditional\(family, network\)`",
         {"likelihood": fv.mean_field(12)},
     ),
     "posterior without context": (

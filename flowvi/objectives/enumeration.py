@@ -37,14 +37,6 @@ class Enumeration(Variational):
 
     Source: for mixtures, Graves, "Stochastic Backpropagation through Mixture Density
     Distributions", 2016; Roeder, Wu, Duvenaud, "Sticking the Landing", 2017.
-
-    Example:
-        >>> import jax, flowvi as fv
-        >>> log_joint = lambda params, key, z, batch: z.sum(-1)  # bits have the weights 1 and e
-        >>> loss_fn = fv.objectives.Enumeration(fv.unconditional(fv.bernoulli(3)), log_joint)
-        >>> params = loss_fn.init(jax.random.key(0))
-        >>> f"{loss_fn(params, jax.random.key(1), None):.4f}"  # -3 (1/2 + log 2)
-        '-3.5794'
     """
 
     def __post_init__(self) -> None:

@@ -29,7 +29,8 @@ Metrics = dict[str, Array]
 Output = Array | tuple[Array, Metrics] | tuple[Array, Metrics, Params]
 #: A log density, and what its training form hands back: {name: parameters}, or nothing.
 DensityAndState = tuple[Array, Params]
-LogJoint = Callable[[Params, Array, Array, Batch], Array | DensityAndState]
+LogDensity = Array | DensityAndState
+LogJoint = Callable[[Params, Array, Array, Batch], LogDensity]
 #: (the loss, metrics, new parameters beside those of q)
 Loss = tuple[Array, Metrics, Params]
 
@@ -89,9 +90,7 @@ class Joint:
         """p(z)."""
         return self.prior.distribution(params.get("prior", {}))
 
-    def __call__(
-        self, params: Params, key: Array, z: Array, batch: Batch
-    ) -> Array | DensityAndState:
+    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> LogDensity:
         likelihood, new = density_and_state(self.log_likelihood, params, key, z, batch)
         log_joint = self.prior_distribution(params).log_prob(z) + likelihood
         return (log_joint, new) if new else log_joint

@@ -158,6 +158,9 @@ def fit_vae(
         >>> fitted = fv.fit_vae(vae, x, key=jax.random.key(1), num_steps=50, progress=False)
         >>> fitted.sample(jax.random.key(2), 10).shape, fitted.elbo(jax.random.key(3), x).shape
         ((10, 8), (100,))
+        >>> options = {"key": jax.random.key(4), "num_steps": 5, "progress": False}
+        >>> fv.fit_rows(vae, fitted.params, x[:10], **options).elbo(jax.random.key(5), x[:10]).shape
+        (10,)
     """
     check_vae(vae)
     check_key(key)

@@ -55,20 +55,10 @@ class VAE:
         likelihood: the family of p(x | z); its context is z.
         posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
 
+    `fit_vae` has an example.
+
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed, "Variational
     Inference with Normalizing Flows", 2015.
-
-    Example:
-        >>> import jax, flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> vae = fv.VAE(
-        ...     prior=fv.standard_normal(2),
-        ...     likelihood=fv.conditional(fv.bernoulli(64), MLP(2, (32,), 64)),
-        ...     posterior=fv.conditional(fv.gaussian(2), MLP(64, (32,), 4)),
-        ... )
-        >>> params, x = vae.init(jax.random.key(0)), jax.numpy.ones((5, 64))
-        >>> vae.elbo(params, jax.random.key(1), x).shape
-        (5,)
     """
 
     prior: Family

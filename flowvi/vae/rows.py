@@ -66,21 +66,6 @@ def fit_rows(
         is row i.
 
     Source: Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018.
-
-    Example:
-        >>> import jax, flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> x = jax.random.normal(jax.random.key(0), (60, 4))
-        >>> vae = fv.VAE(
-        ...     prior=fv.standard_normal(1),
-        ...     likelihood=fv.conditional(fv.gaussian(4), MLP(1, (), 8)),
-        ...     posterior=fv.local(fv.gaussian(1), 50),
-        ... )
-        >>> options = {"num_steps": 50, "progress": False}
-        >>> old = fv.fit_vae(vae, x[:50], key=jax.random.key(1), **options)
-        >>> new = fv.fit_rows(vae, old.params, x[50:], key=jax.random.key(2), **options)
-        >>> new.elbo(jax.random.key(3), x[50:], 10).shape
-        (10,)
     """
     check_vae(vae)
     check_key(key)

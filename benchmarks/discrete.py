@@ -80,7 +80,7 @@ def fit(vae, name, x, x_test, seed, num_steps, num_samples):
         objective=objective(vae, name),
         progress=False,
     )
-    found = vae.evaluate(result.params, jax.random.key(1), x_test, num_samples)
+    found = result.evaluate(jax.random.key(1), x_test, num_samples)
     row = {field: float(getattr(found, field).mean()) for field in found._fields}
     row["training_elbo"] = -float(result.history["loss"][-500:].mean())
     row["steps_per_second"] = num_steps / result.seconds

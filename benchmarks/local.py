@@ -102,7 +102,7 @@ def factor_model(quick):
             objective=vae.loss(num_samples=4, path=True),
             progress=False,
         )
-        elbo = vae.elbo(result.params, jax.random.key(1), x, num_samples, kl="sampled")
+        elbo = result.elbo(jax.random.key(1), x, num_samples, kl="sampled")
         results[name] = float(np.mean(elbo))
         log(f"  {name}: {results[name]:.4f}, optimum {results['optimum']:.4f}")
         if name == "amortized":
@@ -117,8 +117,8 @@ def factor_model(quick):
             )
             # Judged on noise that had no part in the choice between the two.
             key = jax.random.key(3)
-            encoder = np.asarray(vae.elbo(result.params, key, x, num_samples))
-            refined = np.asarray(gap.rows.vae.elbo(gap.rows.params, key, x, num_samples))
+            encoder = np.asarray(result.elbo(key, x, num_samples))
+            refined = np.asarray(gap.rows.elbo(key, x, num_samples))
             difference = encoder - refined
             error = difference.std(ddof=1) / len(x) ** 0.5
             results["gap"] = {

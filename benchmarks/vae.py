@@ -116,7 +116,7 @@ def quality(x, x_test, names, seeds, num_steps, num_samples, save):
             progress=False,
         )
         begun = time.perf_counter()
-        found = vae.evaluate(result.params, jax.random.key(1), x_test, num_samples)
+        found = result.evaluate(jax.random.key(1), x_test, num_samples)
         row = {field: float(getattr(found, field).mean()) for field in found._fields}
         row["training_elbo"] = -float(result.history["loss"][-500:].mean())
         row["images_per_second"] = num_steps * BATCH_SIZE / result.seconds

@@ -109,10 +109,10 @@ def main():
     x, signal = generate()
     best = pca_optimum(x)
     print(f"optimum of probabilistic PCA: {best:.3f} nats a row")
-    losses, predictions, results = {}, {"oracle": signal}, {}
+    predictions, fitted = {"oracle": signal}, {}
     for name, vae in models().items():
         # Every step sees all rows.
-        result = fv.fit_vae(
+        model = fv.fit_vae(
             vae,
             x,
             key=jax.random.key(0),
@@ -121,11 +121,10 @@ def main():
             # The gradient of the path: its noise vanishes as q comes close to the posterior.
             objective=vae.loss(num_samples=4, path=True),
         )
-        found = vae.evaluate(result.params, jax.random.key(1), x, num_samples)
-        results[name], losses[name] = result, np.asarray(result.history["loss"], np.float64)
-        predictions[name] = np.asarray(
-            vae.reconstruct(result.params, jax.random.key(2), x, 10 if arguments.short else 100)
-        )
+        fitted[name] = model
+        found = model.evaluate(jax.random.key(1), x, num_samples)
+        draws = 10 if arguments.short else 100
+        predictions[name] = np.asarray(model.reconstruct(jax.random.key(2), x, draws))
         print(
             f"{name}: ELBO {found.elbo.mean():.3f} nats a row (rate {found.rate.mean():.3f}, "
             f"distortion {found.distortion.mean():.3f}), {best - found.elbo.mean():.3f} below it"
@@ -135,8 +134,8 @@ def main():
         print(f"{name}: r.m.s. error {errors[0]:.4f} to observations, {errors[1]:.4f} to the truth")
 
     gap = fv.amortization_gap(
-        models()["amortized"],
-        results["amortized"].params,
+        fitted["amortized"].vae,
+        fitted["amortized"].params,
         x,
         key=jax.random.key(3),
         num_steps=20 if arguments.short else 500,
@@ -148,6 +147,7 @@ def main():
         f"amortization gap {gap.amortization.mean():.4f} (from {gap.amortization.min():.4f} to "
         f"{gap.amortization.max():.4f}), approximation gap {gap.approximation.mean():.4f}"
     )
+    losses = {name: np.asarray(m.history["loss"], np.float64) for name, m in fitted.items()}
     draw(losses, best, predictions, x).savefig(arguments.output, dpi=110)
     print(f"wrote {arguments.output}")
 

@@ -14,7 +14,6 @@ import jax
 import optax
 
 import flowvi as fv
-from flowvi import plotting
 from flowvi.networks import MLP
 
 
@@ -71,7 +70,7 @@ def main():
 
     for name in ("Gaussian", "IAF"):
         vae = build(name, x.shape[1:], latent, width)
-        result = fv.fit_vae(
+        model = fv.fit_vae(
             vae,
             x,
             key=jax.random.key(0),
@@ -82,7 +81,7 @@ def main():
             validation_data=x_development[:1000],
             validation_samples=8,
         )
-        found = vae.evaluate(result.params, jax.random.key(1), x_test, num_samples)
+        found = model.evaluate(jax.random.key(1), x_test, num_samples)
         print(
             f"{name} posterior: test ELBO {found.elbo.mean():.2f} "
             f"(rate {found.rate.mean():.2f}, distortion {found.distortion.mean():.2f}), "
@@ -92,9 +91,9 @@ def main():
     # The pictures are of the last one.
     key = jax.random.key(2)
     figures = {
-        "curves": plotting.curves(result),
-        "samples": plotting.prior_samples(vae, result.params, key),
-        "reconstructions": plotting.reconstructions(vae, result.params, key, x_test[:24]),
+        "curves": model.plot(),
+        "samples": model.plot_samples(key),
+        "reconstructions": model.plot_reconstructions(key, x_test[:24]),
     }
     for name, figure in figures.items():
         figure.savefig(f"{arguments.output}_{name}.png", dpi=110)

@@ -55,14 +55,14 @@ def build(shape, num_steps):
     }
 
 
-def exact_elbo(vae, params, x):
+def exact_elbo(model, x):
     """The ELBO of each row, by a sum over the codes."""
-    z, log_posterior = fv.exact_posterior(vae, params, x)
-    q = vae.posterior.distribution(params["posterior"], x.astype(np.float32))
+    z, log_posterior = model.exact_posterior(x)
+    q = model.vae.posterior.distribution(model.params["posterior"], x.astype(np.float32))
     log_q = q.log_prob(np.broadcast_to(z[:, None], (len(z), *x.shape[:1], NUM_BITS)))
     # ELBO = log p(x) - KL(q || p(z | x)).
     kl = np.sum(np.exp(log_q) * (log_q - log_posterior), axis=0)
-    return fv.log_marginal(vae, params, x) - kl
+    return model.log_marginal(x) - kl
 
 
 def compare(curves, output):
@@ -82,13 +82,13 @@ def compare(curves, output):
     print(f"wrote {output}_curves.png")
 
 
-def draw_codes(vae, params, output):
+def draw_codes(model, output):
     """What each code decodes to, where half of the bits give the row and half the column."""
-    z, _ = fv.exact_posterior(vae, params, np.zeros(vae.event_shape))
+    z, _ = model.exact_posterior(np.zeros(model.vae.event_shape))
     side = 2 ** (NUM_BITS // 2)
     figure, axes = plt.subplots(side, side, figsize=(5.6, 5.8), layout="constrained")
-    images = vae.decode(params, z)
-    shares = np.exp(vae.prior.log_prob(params["prior"], z))
+    images = model.decode(z)
+    shares = np.exp(model.vae.prior.log_prob(model.params["prior"], z))
     for axis, image, share in zip(axes.ravel(), images, shares, strict=True):
         # A code that the prior hardly uses is pale.
         axis.imshow(image, cmap="gray_r", vmin=0, vmax=1, alpha=float(min(1, 0.15 + 40 * share)))
@@ -111,25 +111,23 @@ def main():
     batch = {"x": x[:64]}
 
     print(f"{'':22}{'ELBO':>10}{'test ELBO':>11}{'log p(x)':>10}{'gap':>7}{'variance':>11}")
-    curves, results = {}, {}
+    models = {}
     for name, (vae, objective) in build(x.shape[1:], num_steps).items():
-        result = fv.fit_vae(
+        model = fv.fit_vae(
             vae, x, key=jax.random.key(0), num_steps=num_steps, batch_size=64, objective=objective
         )
-        elbo = exact_elbo(vae, result.params, x_test).mean()
-        log_p = fv.log_marginal(vae, result.params, x_test).mean()
+        elbo, log_p = exact_elbo(model, x_test).mean(), model.log_marginal(x_test).mean()
         moments = ob.gradient_moments(
-            objective, result.params, jax.random.key(1), batch, num_draws=num_draws
+            objective, model.params, jax.random.key(1), batch, num_draws=num_draws
         )
         print(
-            f"{name:22}{exact_elbo(vae, result.params, x).mean():10.2f}"
+            f"{name:22}{exact_elbo(model, x).mean():10.2f}"
             f"{elbo:11.2f}{log_p:10.2f}{log_p - elbo:7.2f}{float(moments.total_variance):11.3g}"
         )
-        curves[name] = -np.asarray(result.history["loss"])
-        results[name] = vae, result.params
+        models[name] = model
 
-    compare(curves, arguments.output)
-    draw_codes(*results["score, leave-one-out"], arguments.output)
+    compare({name: -model.history["loss"] for name, model in models.items()}, arguments.output)
+    draw_codes(models["score, leave-one-out"], arguments.output)
 
 
 if __name__ == "__main__":

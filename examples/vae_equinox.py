@@ -41,8 +41,8 @@ def main():
         ),
     )
     num_steps = 50 if arguments.short else 3000
-    result = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=num_steps)
-    found = vae.evaluate(result.params, jax.random.key(1), x_test, 100)
+    model = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=num_steps)
+    found = model.evaluate(jax.random.key(1), x_test, 100)
     print(
         f"test ELBO {found.elbo.mean():.2f} (rate {found.rate.mean():.2f}, distortion "
         f"{found.distortion.mean():.2f}), log p(x) {found.log_likelihood.mean():.2f} nats"

@@ -55,12 +55,12 @@ def main():
         posterior=fv.conditional(fv.gaussian(LATENT), Encoder(), context_shape=shape),
     )
     num_steps = 50 if arguments.short else 3000
-    result = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=num_steps)
+    model = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=num_steps)
     # Dropout and batch statistics are at rest here.
-    found = vae.evaluate(result.params, jax.random.key(1), x_test, 100)
+    found = model.evaluate(jax.random.key(1), x_test, 100)
     print(
         f"test ELBO {found.elbo.mean():.2f}, log p(x) {found.log_likelihood.mean():.2f} nats; "
-        f"parameters of Flax: {sorted(result.params['posterior']['network']['params'])}"
+        f"parameters of Flax: {sorted(model.params['posterior']['network']['params'])}"
     )
 
 

@@ -12,7 +12,6 @@ import digits
 import jax
 
 import flowvi as fv
-from flowvi import plotting
 from flowvi.networks import MLP
 
 
@@ -34,8 +33,8 @@ def main():
         likelihood=fv.conditional(fv.bernoulli(shape), MLP(2, (width, width), shape)),
         posterior=fv.conditional(flow, MLP(shape, (width, width), 4)),
     )
-    result = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=100 if arguments.short else 3000)
-    found = vae.evaluate(result.params, jax.random.key(1), x_test, 10 if arguments.short else 1000)
+    model = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=100 if arguments.short else 3000)
+    found = model.evaluate(jax.random.key(1), x_test, 10 if arguments.short else 1000)
     print(
         f"test ELBO {found.elbo.mean():.2f} (rate {found.rate.mean():.2f}, distortion "
         f"{found.distortion.mean():.2f}), log p(x) {found.log_likelihood.mean():.2f} nats"
@@ -43,8 +42,8 @@ def main():
 
     key = jax.random.key(2)
     figures = {
-        "space": plotting.latent_space(vae, result.params, key, x_test, labels),
-        "manifold": plotting.manifold(vae, result.params),
+        "space": model.plot_latent_space(key, x_test, labels),
+        "manifold": model.plot_manifold(),
     }
     for name, figure in figures.items():
         figure.savefig(f"{arguments.output}_{name}.png", dpi=110)

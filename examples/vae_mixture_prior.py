@@ -17,7 +17,6 @@ import argparse
 
 import digits
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -70,19 +69,18 @@ def place_of(z):
     return np.asarray(z)[:, -LATENT:]
 
 
-def draw_planes(models, results, x, labels, output):
+def draw_planes(models, x, labels, output):
     """Draws of q(z | x) over the density of the prior, for each model."""
     figure, axes = plt.subplots(2, 2, figsize=(8.4, 8), layout="constrained")
     key = jax.random.key(3)
-    for axis, (name, vae) in zip(axes.ravel(), models.items(), strict=True):
-        params = results[name]
-        z = place_of(vae.encode(params, key, x))
+    for axis, (name, model) in zip(axes.ravel(), models.items(), strict=True):
+        z = place_of(model.encode(key, x))
         low, high = np.quantile(z, [0.005, 0.995], axis=0)
         low, high = low - 0.3 * (high - low), high + 0.3 * (high - low)
         grid = np.stack(
             np.meshgrid(*(np.linspace(a, b, 160) for a, b in zip(low, high, strict=True))), -1
         ).astype(np.float32)
-        density = np.exp(log_prior(vae, params, grid))
+        density = np.exp(log_prior(model, grid))
         axis.contourf(grid[..., 0], grid[..., 1], density**0.5, 12, cmap="Greys", alpha=0.5)
         axis.scatter(*z.T, c=labels, cmap="tab10", s=9, linewidths=0)
         axis.set(title=name, xlim=(low[0], high[0]), ylim=(low[1], high[1]))
@@ -93,33 +91,28 @@ def draw_planes(models, results, x, labels, output):
     print(f"wrote {output}_planes.png")
 
 
-def log_prior(vae, params, z):
+def log_prior(model, z):
     """The log density of the prior in the plane; of classes and places, with the class summed."""
-    if vae.latent_shape == (LATENT,):
-        return vae.prior.log_prob(params["prior"], z)
-    each = jnp.stack(
-        [
-            vae.prior.log_prob(
-                params["prior"],
-                jnp.concatenate([jnp.broadcast_to(row, (*z.shape[:-1], NUM_CLASSES)), z], -1),
-            )
-            for row in jnp.eye(NUM_CLASSES)
-        ]
-    )
-    return jax.nn.logsumexp(each, axis=0)
+    prior, params = model.vae.prior, model.params["prior"]
+    if prior.event_shape == (LATENT,):
+        return prior.log_prob(params, z)
+    classes = np.broadcast_to(np.eye(NUM_CLASSES), (*z.shape[:-1], NUM_CLASSES, NUM_CLASSES))
+    places = np.broadcast_to(z[..., None, :], (*classes.shape[:-1], LATENT))
+    each = prior.log_prob(params, np.concatenate([classes, places], -1).astype(np.float32))
+    return jax.nn.logsumexp(each, axis=-1)
 
 
-def draw_classes(vae, params, output):
+def draw_classes(model, output):
     """What each class decodes to: one row of images for each."""
     count = 12
-    z = vae.prior.sample(params["prior"], jax.random.key(4), 4000)
+    z = model.vae.prior.sample(model.params["prior"], jax.random.key(4), 4000)
     classes = np.asarray(z[:, :NUM_CLASSES]).argmax(1)
     figure, axes = plt.subplots(NUM_CLASSES, count, figsize=(6, 5.2), layout="constrained")
     for axis in axes.ravel():
         axis.set_axis_off()
     for label in range(NUM_CLASSES):
         rows = z[classes == label][:count]
-        for axis, image in zip(axes[label], vae.decode(params, rows), strict=False):
+        for axis, image in zip(axes[label], model.decode(rows), strict=False):
             axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
     figure.suptitle("a row for each class: draws of its places, decoded", fontsize=10)
     figure.savefig(f"{output}_classes.png", dpi=110)
@@ -140,18 +133,18 @@ def main():
     num_samples = 10 if arguments.short else 1000
 
     print(f"{'':30}{'ELBO':>9}{'rate':>8}{'distortion':>12}{'log p(x)':>10}")
-    models, results = {}, {}
+    models = {}
     for name, (vae, objective) in build(x.shape[1:]).items():
-        result = fv.fit_vae(vae, x, key=jax.random.key(0), num_steps=num_steps, objective=objective)
-        found = vae.evaluate(result.params, jax.random.key(1), x_test, num_samples)
+        options = {"num_steps": num_steps, "objective": objective}
+        models[name] = model = fv.fit_vae(vae, x, key=jax.random.key(0), **options)
+        found = model.evaluate(jax.random.key(1), x_test, num_samples)
         print(
             f"{name:30}{found.elbo.mean():9.2f}{found.rate.mean():8.2f}"
             f"{found.distortion.mean():12.2f}{found.log_likelihood.mean():10.2f}"
         )
-        models[name], results[name] = vae, result.params
 
-    draw_planes(models, results, x_test, labels, arguments.output)
-    draw_classes(vae, result.params, arguments.output)
+    draw_planes(models, x_test, labels, arguments.output)
+    draw_classes(model, arguments.output)
 
 
 if __name__ == "__main__":

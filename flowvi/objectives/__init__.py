@@ -1,19 +1,18 @@
 """Objectives: functions that build a loss for `fit`."""
 
-from flowvi.objectives.bounds import CUBO, IWELBO, Renyi
-from flowvi.objectives.elbo import ELBO
+from flowvi.objectives.bounds import CUBO, ELBO, IWELBO, Renyi
 from flowvi.objectives.enumeration import Enumeration
-from flowvi.objectives.forward import ForwardKL
-from flowvi.objectives.likelihood import NegativeLogLikelihood
-from flowvi.objectives.noise import GradientMoments, gradient_moments
+from flowvi.objectives.likelihood import ForwardKL, NegativeLogLikelihood
 from flowvi.objectives.score import (
     ControlVariate,
+    GradientMoments,
     LearnedBaseline,
     LeaveOneOut,
     RunningMean,
     RunningScale,
     ScoreFunction,
     SelfCritic,
+    gradient_moments,
 )
 from flowvi.objectives.variational import Joint, Variational
 

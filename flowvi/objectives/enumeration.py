@@ -10,19 +10,10 @@ import jax.numpy as jnp
 
 from flowvi import distributions
 from flowvi.families import Family
-from flowvi.objectives.variational import (
-    Batch,
-    Joint,
-    Output,
-    Params,
-    Variational,
-    density_and_state,
-    finish,
-)
+from flowvi.objectives.variational import Joint, Loss, Step, Variational, require
 from flowvi.params import PyTree
 
 Array = jax.Array
-Count = Callable[[distrax.Distribution], int | None]
 
 #: Choices of a row that may be summed over.
 MOST_CHOICES = 1 << 16
@@ -46,22 +37,11 @@ class Enumeration(Variational):
 
     Source: for mixtures, Graves, "Stochastic Backpropagation through Mixture Density
     Distributions", 2016; Roeder, Wu, Duvenaud, "Sticking the Landing", 2017.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> def log_joint(params, key, z, batch):  # each of 3 bits has the weights 1 and e
-        ...     return jnp.sum(z, -1)
-        >>> loss_fn = fv.objectives.Enumeration(fv.unconditional(fv.bernoulli(3)), log_joint)
-        >>> params = loss_fn.init(jax.random.key(0))
-        >>> f"{loss_fn(params, jax.random.key(1), None):.4f}"  # -3 (1/2 + log 2)
-        '-3.5794'
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.skip_nonfinite:
-            raise ValueError("`skip_nonfinite` must be False for `Enumeration`; got True.")
+        require(not self.skip_nonfinite, "`skip_nonfinite` must be False for `Enumeration`", True)
         check_count("family", self.family, count_choices(self.family))
 
     def _choices(self, q: distrax.Distribution, key: Array) -> tuple[Array, Array]:
@@ -76,40 +56,32 @@ class Enumeration(Variational):
             values = distributions.support(q)
             z = values.reshape(len(values), *(1,) * len(q.batch_shape), *q.event_shape)
             return z, q.log_prob(z)
-        z, log_choice = distributions.draw_each(
-            q, key, (self.num_samples,), reparameterized=self.family.reparameterized
-        )
+        count, flag = (self.num_samples,), self.family.reparameterized
+        z, log_choice = distributions.draw_each(q, key, count, reparameterized=flag)
         log_share = log_choice - jnp.log(self.num_samples)
         return z.reshape(-1, *z.shape[2:]), log_share.reshape(-1, *log_share.shape[2:])
 
-    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
-        train_key, draw_key, model_key = jax.random.split(key, 3)
-        q = self._approximation(params, train_key, batch)
-        z, log_choice = self._choices(q.distribution, draw_key)
+    def _loss(self, step: Step) -> Loss:
+        z, log_choice = self._choices(step.q.distribution, step.key)
         weights = jnp.exp(log_choice)
 
         def total(terms: Array) -> Array:
             # What is never chosen does not count, whatever the density there.
             terms = jnp.where(weights > 0, weights * jnp.where(weights > 0, terms, 0), 0)
-            return self._mean(jnp.sum(terms, axis=0), None, batch)
+            return self._mean(jnp.sum(terms, axis=0), None, step.batch)
 
         # The mean score of the point itself is zero.
-        log_q = q.frozen.log_prob(z)
+        terms, rates, new = self._terms(step, z, step.q.frozen.log_prob(z))
         if not isinstance(self.log_joint, Joint):
-            log_joint, new = density_and_state(self.log_joint, params, model_key, z, batch)
-            return finish(-total(log_joint - log_q), {}, params, {**q.new, **new})
-        terms, new = density_and_state(self.log_joint.log_likelihood, params, model_key, z, batch)
-        prior = self.log_joint.prior_distribution(params)
-        metrics = {"rate": total(log_q - prior.log_prob(z)), "distortion": -total(terms)}
-        loss = metrics["rate"] + metrics["distortion"]
-        return finish(loss, metrics, params, {**q.new, **new})
+            return -total(terms - rates), {}, new
+        metrics = {"rate": total(rates), "distortion": -total(terms)}
+        return metrics["rate"] + metrics["distortion"], metrics, new
 
 
 def count_choices(family: Family) -> int | None:
     """The number of choices behind a draw of a family; None if there is no end of them."""
-    return _of_distribution(
-        family, lambda q: distributions.num_choices(q, reparameterized=family.reparameterized)
-    )
+    flag = family.reparameterized
+    return _of_distribution(family, lambda q: distributions.num_choices(q, reparameterized=flag))
 
 
 def support_size(family: Family) -> int | None:
@@ -135,17 +107,12 @@ def _of_distribution(
 
 
 def check_count(name: str, family: Family, count: int | None) -> None:
-    """Checks that there are choices, and not too many.
-
-    Raises:
-        ValueError: otherwise; it says how many.
-    """
+    """Checks that there are choices, and not too many."""
     rule = f"`{name}` must have at most {MOST_CHOICES:,} values or choices to be enumerated"
     if count is None:
         raise ValueError(f"{rule}; got {family!r}, which is continuous and has no end of them.")
     if count > MOST_CHOICES:
         # Such a number may be beyond all floats.
         shown = f"{count:,}" if count < 1e15 else f"about 10^{math.log10(count):.0f}"
-        raise ValueError(
-            f"{rule}; got {shown} of {family!r}. Perhaps use `fv.objectives.ScoreFunction`?"
-        )
+        fix = "Perhaps use `fv.objectives.ScoreFunction`?"
+        raise ValueError(f"{rule}; got {shown} of {family!r}. {fix}")

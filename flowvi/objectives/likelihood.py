@@ -1,12 +1,13 @@
-"""Maximum likelihood."""
+"""Maximum likelihood, and the forward KL divergence, which covers mass."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from flowvi.distributions import FlowDistribution
 from flowvi.families import Family
-from flowvi.objectives.variational import Output
+from flowvi.objectives.variational import Loss, Output, Step, Variational, require
 from flowvi.params import PyTree
 
 Array = jax.Array
@@ -31,10 +32,8 @@ class NegativeLogLikelihood:
             The evaluation form goes through the rows in chunks.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> from flowvi.objectives import NegativeLogLikelihood
-        >>> loss_fn = NegativeLogLikelihood(fv.standard_normal(2))
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> loss_fn = fv.objectives.NegativeLogLikelihood(fv.standard_normal(2))
         >>> f"{loss_fn({}, jax.random.key(0), {'x': jnp.zeros((10, 2))}):.4f}"
         '1.8379'
     """
@@ -62,3 +61,78 @@ class NegativeLogLikelihood:
         sums = jnp.sum(jax.lax.map(total, chunks)) if whole else 0.0
         sums += total(rest) if whole < num_rows else 0.0
         return -jnp.asarray(sums) / num_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardKL(Variational):
+    """The cross entropy -E_p log q in nats, a mean over rows, as a loss for `fit`.
+
+    It is KL(p || q) up to the entropy of the posterior p. The expectation is taken under K draws
+    z_k of a proposal r, by self-normalised weights:
+
+        loss = -sum_k v_k log q(z_k),   v = softmax(log p(z, x) - log r(z))
+
+    with r = q itself, frozen, unless `proposal` is given. Its bias is of order 1/K. Neither
+    the weights nor the draws carry gradients, so parameters of the joint density get none, and q
+    need not be reparameterised. The gradient for r = q is that of
+
+        -sum_k (v_k - 1 / K) log q(z_k)
+
+    as E_q of the gradient of log q is zero: so its noise vanishes at q = p. Where draws of the
+    posterior are at hand, `NegativeLogLikelihood(family)` is the forward KL from them.
+
+    Attributes:
+        proposal: the family of r, with parameters params["proposal"], which get no gradient (wrap
+            them in `Fixed`); None for q.
+
+    Source: Bornschein, Bengio, "Reweighted Wake-Sleep", 2015.
+    """
+
+    _: dataclasses.KW_ONLY
+    proposal: Family | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_one = self.proposal is None or isinstance(self.proposal, Family)
+        require(is_one, "`proposal` must be a family or None", self.proposal, error=TypeError)
+
+    def _loss(self, step: Step) -> Loss:
+        z, log_r, log_q = self._draws(step)
+        log_joint, new = step.density(self.log_joint, z)
+        log_weights = log_joint - log_r
+        good, metrics = self._good(log_weights)
+        if good is not None:
+            log_weights = jnp.where(good, log_weights, -jnp.inf)
+        rows = cross_entropy(log_weights, log_q, self.proposal is None)
+        return self._mean(rows, None, step.batch), metrics, new
+
+    def _draws(self, step: Step) -> tuple[Array, Array, Array]:
+        """(draws z of the proposal, log r(z), log q(z)), of which the last one has a gradient."""
+        q, key = step.q, step.key
+        if self.proposal is None:
+            if isinstance(q.distribution, FlowDistribution):
+                z, log_q, _ = q.distribution.sample_with_score(key, (self.num_samples,))
+                return jax.lax.stop_gradient(z), jax.lax.stop_gradient(log_q), log_q
+            proposal = q.frozen
+        else:
+            own = step.params["proposal"]
+            own = own.value if hasattr(own, "value") else own
+            context = q.context if self.proposal.context_shape is not None else None
+            proposal = self.proposal.distribution(jax.lax.stop_gradient(own), context)
+        z, log_r = proposal.sample_and_log_prob(seed=key, sample_shape=self.num_samples)
+        z = jax.lax.stop_gradient(z)
+        return z, log_r, q.distribution.log_prob(z)
+
+
+def cross_entropy(log_weights: Array, log_q: Array, own: bool) -> Array:
+    """-sum_k v_k log q(z_k), with v = softmax(log p(z_k) - log r(z_k)); `own` says whether r is q.
+
+    See `ForwardKL`. Of arrays of shape [K, ...], one of shape [...].
+    """
+    shares = jax.lax.stop_gradient(jax.nn.softmax(log_weights, axis=0))
+    total = jnp.sum(jnp.where(shares == 0, 0, shares * log_q), axis=0)
+    if own:
+        # A draw without weight counts here, unless q itself is not finite at it.
+        noise = jnp.where(jnp.isfinite(log_q), log_q - jax.lax.stop_gradient(log_q), 0)
+        total = total - jnp.mean(noise, axis=0)
+    return -total

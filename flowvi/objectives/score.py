@@ -12,27 +12,30 @@ them in order, and keeps their states in params["control"].
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import distrax
 import jax
 import jax.numpy as jnp
 
-from flowvi import distributions
+from flowvi import checks, distributions
+from flowvi.compiling import compiled
 from flowvi.networks import Network
 from flowvi.objectives.variational import (
-    Approximation,
     Batch,
+    Loss,
     Output,
     Params,
+    Step,
     Variational,
-    density_and_state,
-    finish,
+    require,
     with_gradient,
 )
-from flowvi.params import Fixed, PyTree
+from flowvi.params import Fixed, PyTree, combine, partition
 
 Array = jax.Array
+LossFn = Callable[[Params, Array, Batch], Output]
+Applied = tuple[Array, PyTree, Array]
 
 
 class Draws(NamedTuple):
@@ -55,7 +58,7 @@ class ControlVariate(Protocol):
     def init(self, key: Array) -> PyTree:
         """Fresh state."""
 
-    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
         """(new signal, new state, loss) for a signal of shape [num_samples, *batch]."""
 
 
@@ -67,33 +70,36 @@ class _Stateless:
 
 @dataclasses.dataclass(frozen=True)
 class _Running:
-    """A number of past steps, averaged with weights that decay."""
+    """Uses a number of past steps, averaged with weights that decay."""
 
     decay: float = 0.9
 
+    #: The average before there is one.
+    start: ClassVar[float] = 0.0
+
     def __post_init__(self) -> None:
-        if not 0 < self.decay < 1:
-            raise ValueError(f"`decay` must be between 0 and 1; got {self.decay!r}.")
+        require(0 < self.decay < 1, "`decay` must be between 0 and 1", self.decay)
 
     def init(self, key: Array) -> PyTree:
         del key
         return Fixed({"mean": jnp.zeros(()), "weight": jnp.zeros(())})
 
-    def _add(self, state: Fixed, value: Array) -> Fixed:
-        """The state after one more step."""
-        old = state.value
-        value = jax.lax.stop_gradient(value).astype(old["mean"].dtype)
-        return Fixed(
-            {
-                "mean": self.decay * old["mean"] + (1 - self.decay) * value,
-                "weight": self.decay * old["weight"] + (1 - self.decay),
-            }
-        )
-
-    def _current(self, state: Fixed, otherwise: Array) -> Array:
-        """The average so far, or another number before there is one."""
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
+        del draws
         mean, weight = state.value["mean"], state.value["weight"]
-        return jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), otherwise)
+        past = jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), self.start)
+        signal, now = self._use(signal, past)
+        now = jax.lax.stop_gradient(now).astype(mean.dtype)
+        kept = jax.tree.map(
+            lambda old, new: self.decay * old + (1 - self.decay) * new,
+            {"mean": mean, "weight": weight},
+            {"mean": now, "weight": 1.0},
+        )
+        return signal, Fixed(kept), jnp.zeros(())
+
+    def _use(self, signal: Array, past: Array) -> tuple[Array, Array]:
+        """(the new signal, what this step adds to the average)."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,28 +112,23 @@ class RunningMean(_Running):
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
     """
 
-    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
-        del draws
-        mean = self._current(state, jnp.zeros(()))
-        return signal - mean, self._add(state, jnp.mean(signal)), jnp.zeros(())
+    def _use(self, signal: Array, past: Array) -> tuple[Array, Array]:
+        return signal - past, jnp.mean(signal)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunningScale(_Running):
     """Divides by the standard deviation of past steps' signals, where that is above 1.
 
-    It changes the length of a step, not its mean direction.
-
-    Attributes:
-        decay: the weight of the past in a step, between 0 and 1.
+    It changes the length of a step, not its mean direction; `decay` is as in `RunningMean`.
 
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
     """
 
-    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
-        del draws
-        scale = jnp.sqrt(jnp.maximum(self._current(state, jnp.ones(())), 1))
-        return signal / scale, self._add(state, jnp.var(signal)), jnp.zeros(())
+    start: ClassVar[float] = 1.0
+
+    def _use(self, signal: Array, past: Array) -> tuple[Array, Array]:
+        return signal / jnp.sqrt(jnp.maximum(past, 1)), jnp.var(signal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +140,10 @@ class LeaveOneOut(_Stateless):
     Source: Kool, van Hoof, Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019.
     """
 
-    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
         del draws
-        count = signal.shape[0]
-        if count < 2:
-            raise ValueError(
-                "`num_samples` must be at least 2 for `LeaveOneOut`; got 1. Perhaps use "
-                "`RunningMean`?"
-            )
+        count, fix = signal.shape[0], "Perhaps use `RunningMean`?"
+        require(count > 1, "`num_samples` must be at least 2 for `LeaveOneOut`", count, fix)
         others = (jnp.sum(signal, axis=0, keepdims=True) - signal) / (count - 1)
         return signal - others, state, jnp.zeros(())
 
@@ -159,7 +156,7 @@ class SelfCritic(_Stateless):
     Captioning", 2017.
     """
 
-    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
         critic = jax.lax.stop_gradient(draws.signal_at(draws.distribution.mode()))
         return signal - critic[None], state, jnp.zeros(())
 
@@ -180,11 +177,10 @@ class LearnedBaseline:
     def init(self, key: Array) -> PyTree:
         return self.network.init(key)
 
-    def apply(self, state: PyTree, signal: Array, draws: Draws) -> tuple[Array, PyTree, Array]:
+    def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
         if draws.context is None:
             raise ValueError(
-                "`context` must be given for `LearnedBaseline`; got None. Perhaps use "
-                "`RunningMean`?"
+                "`context` must be given for `LearnedBaseline`. Perhaps use `RunningMean`?"
             )
         prediction = self.network.apply(state, draws.context)[..., 0]
         loss = jnp.mean((jax.lax.stop_gradient(signal) - prediction[None]) ** 2)
@@ -210,37 +206,22 @@ class ScoreFunction(Variational):
         path: whether points move. By default they do, unless the family is reparameterised
             throughout, for which no score would be left.
 
-    Raises:
-        TypeError: if one of `controls` is none.
-        ValueError: if there are control variates where `path` leaves no score term.
-
     Source: Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist
     Reinforcement Learning", 1992; Ranganath, Gerrish, Blei, "Black Box Variational Inference",
     2014; both parts together, Schulman, Heess, Weber, Abbeel, "Gradient Estimation Using Stochastic
     Computation Graphs", 2015.
-
-    Example:
-        >>> import jax, flowvi as fv
-        >>> log_joint = lambda params, key, z, batch: -0.5 * (z**2).sum(-1)
-        >>> loss_fn = fv.objectives.ScoreFunction(fv.mean_field(2), log_joint, num_samples=8)
-        >>> loss, metrics, params = loss_fn(
-        ...     loss_fn.init(jax.random.key(0)), jax.random.key(1), None
-        ... )
-        >>> f"{loss:.4f}"
-        '-1.8379'
     """
 
-    controls: tuple[ControlVariate, ...] = dataclasses.field(default=(LeaveOneOut(),), kw_only=True)
-    path: bool | None = dataclasses.field(default=None, kw_only=True)
+    _: dataclasses.KW_ONLY
+    controls: tuple[ControlVariate, ...] = (LeaveOneOut(),)
+    path: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule = "`controls` must be control variates, such as `fv.objectives.LeaveOneOut()`"
         for control in self.controls:
-            if not (hasattr(control, "init") and hasattr(control, "apply")):
-                raise TypeError(
-                    "`controls` must be control variates, such as "
-                    f"`fv.objectives.LeaveOneOut()`; got {control!r}."
-                )
+            is_one = hasattr(control, "init") and hasattr(control, "apply")
+            require(is_one, rule, control, error=TypeError)
 
     @property
     def _moves(self) -> bool:
@@ -255,46 +236,124 @@ class ScoreFunction(Variational):
         control = tuple(c.init(k) for c, k in zip(self.controls, keys, strict=True))
         return {**super().init(key), "control": control}
 
-    def _draws(self, q: Approximation, key: Array) -> tuple[Array, Array]:
+    def _draws(self, step: Step) -> tuple[Array, Array]:
         """Draws, and the log probability whose gradient is the score."""
+        q, shape = step.q, (self.num_samples,)
         if self._moves:
-            shape, flag = (self.num_samples,), self.family.reparameterized
-            z, log_choice = distributions.draw(q.distribution, key, shape, reparameterized=flag)
-            return (self._guarded(z) if jnp.issubdtype(z.dtype, jnp.floating) else z), log_choice
-        z = jax.lax.stop_gradient(q.frozen.sample(seed=key, sample_shape=self.num_samples))
+            flag = self.family.reparameterized
+            z, score = distributions.draw(q.distribution, step.key, shape, reparameterized=flag)
+            return (self._guarded(z) if jnp.issubdtype(z.dtype, jnp.floating) else z), score
+        z = jax.lax.stop_gradient(q.frozen.sample(seed=step.key, sample_shape=shape))
         return z, q.distribution.log_prob(z)
 
-    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
-        train_key, draw_key, model_key = jax.random.split(key, 3)
-        q = self._approximation(params, train_key, batch)
-        z, log_choice = self._draws(q, draw_key)
+    def _loss(self, step: Step) -> Loss:
+        z, log_choice = self._draws(step)
         # The score of the point itself has mean zero, so it is left out.
-        log_q = q.frozen.log_prob(z)
-        log_joint, new_joint = density_and_state(self.log_joint, params, model_key, z, batch)
+        log_q = step.q.frozen.log_prob(z)
+        log_joint, new = step.density(self.log_joint, z)
         raw = jax.lax.stop_gradient(log_joint - log_q)
-        good = jnp.isfinite(raw) if self.skip_nonfinite else jnp.ones(raw.shape, bool)
-        count = jnp.maximum(jnp.sum(good), 1)
-        middle = jnp.sum(jnp.where(good, raw, 0)) / count
-        # A draw that is skipped takes the mean signal, and no part in the sums below.
+        found, metrics = self._good(raw)
+        good = jnp.ones(raw.shape, bool) if found is None else found
+        # A draw that is skipped takes the mean signal, and no part in the means below.
+        middle = jnp.sum(jnp.where(good, raw, 0)) / jnp.maximum(jnp.sum(good), 1)
         signal = jnp.where(good, raw, middle)
 
         def signal_at(z: Array) -> Array:
-            again = jax.random.clone(model_key)
-            log_joint, _ = density_and_state(self.log_joint, params, again, z[None], batch)
-            return (log_joint - q.frozen.log_prob(z[None]))[0]
+            log_joint, _ = step.density(self.log_joint, z[None])
+            return (log_joint - step.q.frozen.log_prob(z[None]))[0]
 
-        draws = Draws(q.frozen, q.context, signal_at)
+        draws = Draws(step.q.frozen, step.q.context, signal_at)
         states, baseline_loss = [], jnp.zeros(())
-        for control, state in zip(self.controls, params.get("control", ()), strict=True):
-            signal, new, loss = control.apply(state, signal, draws)
-            states.append(new)
+        for control, state in zip(self.controls, step.params.get("control", ()), strict=True):
+            signal, state, loss = control.apply(state, signal, draws)
+            states.append(state)
             baseline_loss += loss
         terms = jax.lax.stop_gradient(signal) * log_choice + log_joint - log_q
-        surrogate = jnp.sum(jnp.where(good, self._weighted(terms, batch), 0)) / count
-        value = jnp.sum(jnp.where(good, self._weighted(raw, batch), 0)) / count
-        value = jnp.where(jnp.any(good), value, jnp.nan)
-        loss = with_gradient(-value + baseline_loss * 0, -surrogate + baseline_loss)
-        metrics = {"baseline_loss": baseline_loss}
-        if self.skip_nonfinite:
-            metrics["skipped"] = 1 - jnp.mean(good.astype(raw.dtype))
-        return finish(loss, metrics, params, {**q.new, **new_joint, "control": tuple(states)})
+        surrogate, value = (self._mean(each, found, step.batch) for each in (terms, raw))
+        loss = with_gradient(-value, -surrogate)
+        loss += baseline_loss - jax.lax.stop_gradient(baseline_loss)
+        metrics = {"baseline_loss": baseline_loss, **metrics}
+        return loss, metrics, {**new, "control": tuple(states)}
+
+
+class GradientMoments(NamedTuple):
+    """Mean and variance of a loss and of its gradient, over the randomness of the loss.
+
+    `mean` and `variance` are those of the gradient of each trainable leaf, None of fixed ones.
+    """
+
+    loss: Array
+    loss_variance: Array
+    mean: PyTree
+    variance: PyTree
+
+    @property
+    def total_variance(self) -> Array:
+        """The sum of the variances of all numbers of the gradient."""
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(self.variance)), jnp.zeros(()))
+
+
+def gradient_moments(
+    loss_fn: LossFn,
+    params: Params,
+    key: Array,
+    batch: Batch = None,
+    *,
+    num_draws: int = 100,
+    name: str = "posterior",
+) -> GradientMoments:
+    """Mean and variance of the gradient of a loss at one place and one batch.
+
+    Which estimator to take is a matter of its variance at the same price. Memory does not grow with
+    the number of draws.
+
+    Args:
+        loss_fn: an objective, or any loss of `fit`.
+        params: its parameters, as `init` returns them.
+        key: a random key.
+        batch: the batch.
+        num_draws: how often the gradient is drawn, at least 2.
+        name: whose gradient: a key of `params`.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family, log_joint = fv.unconditional(fv.bernoulli(3)), lambda p, k, z, b: z.sum(-1)
+        >>> for controls in ((), (fv.objectives.LeaveOneOut(),)):
+        ...     loss_fn = ScoreFunction(family, log_joint, num_samples=4, controls=controls)
+        ...     params = loss_fn.init(jax.random.key(0))
+        ...     moments = gradient_moments(loss_fn, params, jax.random.key(1))
+        ...     print(f"{moments.total_variance:.2f}")
+        2.06
+        0.18
+    """
+    require(
+        checks.positive_int("num_draws", num_draws) > 1, "`num_draws` must be at least 2", num_draws
+    )
+    return _moments(loss_fn, params, key, batch, num_draws, name)
+
+
+@compiled(static_argnums=(4, 5))
+def _moments(
+    loss_fn: LossFn, params: Params, key: Array, batch: Batch, num_draws: int, name: str
+) -> GradientMoments:
+    trainable, fixed = partition(params[name])
+
+    def loss(trainable: PyTree, key: Array) -> Array:
+        out = loss_fn({**params, name: combine(trainable, fixed)}, key, batch)
+        return out[0] if isinstance(out, tuple) else out
+
+    def draw(index: Array) -> PyTree:
+        return jax.value_and_grad(loss)(trainable, jax.random.fold_in(key, index))
+
+    def add(index: Array, sums: PyTree) -> PyTree:
+        # Welford's update, which loses no digits to a large mean.
+        mean, square = sums
+        new = draw(index)
+        moved = jax.tree.map(lambda m, x: m + (x - m) / (index + 1), mean, new)
+        square = jax.tree.map(lambda s, x, m, n: s + (x - m) * (x - n), square, new, mean, moved)
+        return moved, square
+
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(draw, 0))
+    mean, square = jax.lax.fori_loop(0, num_draws, add, (zero, zero))
+    variance = jax.tree.map(lambda s: s / (num_draws - 1), square)
+    return GradientMoments(mean[0], variance[0], mean[1], variance[1])

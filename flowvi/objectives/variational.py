@@ -1,4 +1,4 @@
-"""What all variational objectives share: draws from q, and log weights that may skip bad draws.
+"""What all variational objectives share: draws of q, and losses that may skip bad draws.
 
 Each objective is a loss for `fit` over parameters {"posterior": those of q, ...}; what stands
 beside "posterior" belongs to the log joint density ("prior", "likelihood", ...) and to "control",
@@ -24,28 +24,51 @@ if TYPE_CHECKING:
 Array = jax.Array
 Params = dict[str, PyTree]
 Batch = PyTree
+Metrics = dict[str, Array]
 #: The loss, and in this order metrics and new parameters where there are any.
-Output = Array | tuple[Array, dict[str, Array]] | tuple[Array, dict[str, Array], Params]
+Output = Array | tuple[Array, Metrics] | tuple[Array, Metrics, Params]
 #: A log density, and what its training form hands back: {name: parameters}, or nothing.
 DensityAndState = tuple[Array, Params]
 LogDensity = Array | DensityAndState
 LogJoint = Callable[[Params, Array, Array, Batch], LogDensity]
+#: (the loss, metrics, new parameters beside those of q)
+Loss = tuple[Array, Metrics, Params]
+
+
+def require(
+    condition: bool, rule: str, got: object, fix: str = "", error: type[Exception] = ValueError
+) -> None:
+    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds."""
+    if not condition:
+        raise error(f"{rule}; got {got!r}.{fix and ' '}{fix}")
 
 
 class Approximation(NamedTuple):
-    """The variational distribution of one step.
+    """The variational distribution q of one step.
 
-    Attributes:
-        distribution: q, through whose parameters gradients flow.
-        frozen: the same q, to whose parameters no gradient flows.
-        context: the context of q, or None.
-        new: what its training form hands back: {"posterior": parameters}, or nothing.
+    `frozen` is q without gradients to its parameters; `new` is what its training form hands back,
+    {"posterior": parameters} or nothing.
     """
 
     distribution: distrax.Distribution
     frozen: distrax.Distribution
     context: Array | None
     new: Params
+
+
+class Step(NamedTuple):
+    """What a loss is made of: `key` is that of the draws, `model_key` that of the joint density."""
+
+    q: Approximation
+    params: Params
+    key: Array
+    model_key: Array
+    batch: Batch
+
+    def density(self, log_density: LogJoint, z: Array) -> DensityAndState:
+        """A log density at z, with the same dropout however often it is asked for."""
+        again = jax.random.clone(self.model_key)
+        return density_and_state(log_density, self.params, again, z, self.batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +81,6 @@ class Joint:
         prior: the family of p(z), with parameters params["prior"], or none.
         log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch]; or
             a pair of that and {name: parameters}, where its training form hands back new ones.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> from flowvi.objectives import Joint
-        >>> def log_likelihood(params, key, z, batch):
-        ...     return -0.5 * jnp.sum((z - batch) ** 2, -1)
-        >>> joint = Joint(fv.standard_normal(2), log_likelihood)
-        >>> joint({}, jax.random.key(0), jnp.zeros((5, 2)), jnp.ones(2)).shape
-        (5,)
     """
 
     prior: Family
@@ -77,9 +90,7 @@ class Joint:
         """p(z)."""
         return self.prior.distribution(params.get("prior", {}))
 
-    def __call__(
-        self, params: Params, key: Array, z: Array, batch: Batch
-    ) -> Array | DensityAndState:
+    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> LogDensity:
         likelihood, new = density_and_state(self.log_likelihood, params, key, z, batch)
         log_joint = self.prior_distribution(params).log_prob(z) + likelihood
         return (log_joint, new) if new else log_joint
@@ -118,74 +129,79 @@ class Variational:
 
     family: Family
     log_joint: LogJoint
-    num_samples: int = dataclasses.field(default=1, kw_only=True)
-    context: Callable[[Batch], Array] | None = dataclasses.field(default=None, kw_only=True)
-    skip_nonfinite: bool = dataclasses.field(default=False, kw_only=True)
-    row_weights: Callable[[Batch], Array] | None = dataclasses.field(default=None, kw_only=True)
-    controls: tuple["ControlVariate", ...] = dataclasses.field(default=(), kw_only=True)
+    _: dataclasses.KW_ONLY
+    num_samples: int = 1
+    context: Callable[[Batch], Array] | None = None
+    skip_nonfinite: bool = False
+    row_weights: Callable[[Batch], Array] | None = None
+    controls: tuple["ControlVariate", ...] = ()
 
     #: Whether draws may be relaxed ones, at which a discrete prior has no density.
     takes_relaxed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.family, Family):
-            raise TypeError(f"`family` must be a family, such as `fv.iaf(2)`; got {self.family!r}.")
+        rule = "`family` must be a family, such as `fv.iaf(2)`"
+        require(isinstance(self.family, Family), rule, self.family, error=TypeError)
         for name in ("log_joint", "context", "row_weights"):
             value = getattr(self, name)
-            if not (callable(value) or (value is None and name != "log_joint")):
-                raise TypeError(f"`{name}` must be a function; got {value!r}.")
+            is_function = callable(value) or (value is None and name != "log_joint")
+            require(is_function, f"`{name}` must be a function", value, error=TypeError)
         checks.positive_int("num_samples", self.num_samples)
         object.__setattr__(self, "controls", tuple(self.controls))
-        if self.controls and not self._has_score:
-            raise ValueError(
-                f"`controls` must be empty for {type(self).__name__} of {self.family!r}, whose "
-                f"gradient has no score term for them to act on; got {self.controls!r}. Perhaps "
-                "use `fv.objectives.ScoreFunction`?"
-            )
+        fits = not self.controls or self._has_score
+        rule = f"`controls` must be empty for {type(self).__name__} of {self.family!r}, whose "
+        rule += "gradient has no score term for them to act on"
+        require(fits, rule, self.controls, "Perhaps use `fv.objectives.ScoreFunction`?")
 
     @property
     def _has_score(self) -> bool:
         """Whether the gradient has a term with the score function."""
         return False
 
-    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
-        """The loss, and in this order metrics and new parameters where there are any."""
-        raise NotImplementedError
-
     def init(self, key: Array) -> Params:
         """Fresh parameters of q: {"posterior": ...}, and the state of the objective, "control"."""
         return {"posterior": self.family.init(key)}
+
+    def __call__(self, params: Params, key: Array, batch: Batch) -> Output:
+        """The loss, and in this order metrics and new parameters where there are any."""
+        train_key, draw_key, model_key = jax.random.split(key, 3)
+        q = self._approximation(params, train_key, batch)
+        loss, metrics, new = self._loss(Step(q, params, draw_key, model_key, batch))
+        return finish(loss, metrics, params, {**q.new, **new})
+
+    def _loss(self, step: Step) -> Loss:
+        raise NotImplementedError
 
     def _approximation(self, params: Params, key: Array, batch: Batch) -> Approximation:
         context = None if self.context is None else self.context(batch)
         own = params["posterior"]
         distribution, new = self.family.train_distribution(own, key, context)
-        if isinstance(distribution, RelaxedDistribution) and not self.takes_relaxed:
-            raise ValueError(
-                "`family` must not be relaxed for this objective, which asks a discrete prior for "
-                f"its density at the draws; got {self.family!r} for {type(self).__name__}. Perhaps "
-                "use `fv.objectives.ELBO`?"
-            )
+        fits = self.takes_relaxed or not isinstance(distribution, RelaxedDistribution)
+        rule = f"`family` must not be relaxed for {type(self).__name__}, which asks a discrete "
+        rule += "prior for its density at the draws"
+        require(fits, rule, self.family, "Perhaps use `fv.objectives.ELBO`?")
         again = jax.random.clone(key)  # the same randomness, as is meant
         frozen, _ = self.family.train_distribution(jax.lax.stop_gradient(own), again, context)
-        return Approximation(
-            distribution, frozen, context, {} if new is own else {"posterior": new}
-        )
+        handed = {} if new is own else {"posterior": new}
+        return Approximation(distribution, frozen, context, handed)
 
-    def _check_reparameterized(self, instead: str) -> None:
-        if not self.family.reparameterized:
-            raise ValueError(
-                "`family` must be reparameterised, so that its samples carry gradients; got "
-                f"{self.family!r}. Perhaps use `{instead}`?"
-            )
+    def _check_reparameterized(self, instead: str = "fv.objectives.ScoreFunction") -> None:
+        rule = f"`family` must be reparameterised for {type(self).__name__}, so that its draws "
+        rule += "carry gradients"
+        require(self.family.reparameterized, rule, self.family, f"Perhaps use `{instead}`?")
 
-    def _weighted(self, rows: Array, batch: Batch) -> Array:
-        """An array of shape [..., *batch], multiplied by the weights of its rows."""
-        if self.row_weights is None:
-            return rows
-        return rows * jnp.broadcast_to(self.row_weights(batch), rows.shape)
+    def _terms(self, step: Step, z: Array, log_q: Array) -> tuple[Array, Array, Params]:
+        """log p(x | z), log q(z) - log p(z), and new parameters.
 
-    def _good(self, log_weights: Array) -> tuple[Array | None, dict[str, Array]]:
+        Where the joint density is no `Joint`, the terms are log p(z, x) and log q(z).
+        """
+        if not isinstance(self.log_joint, Joint):
+            terms, new = step.density(self.log_joint, z)
+            return terms, log_q, new
+        terms, new = step.density(self.log_joint.log_likelihood, z)
+        return terms, log_q - self.log_joint.prior_distribution(step.params).log_prob(z), new
+
+    def _good(self, log_weights: Array) -> tuple[Array | None, Metrics]:
         """Where log weights are finite, or None if it does not matter; and metrics."""
         if not self.skip_nonfinite:
             return None, {}
@@ -194,7 +210,8 @@ class Variational:
 
     def _mean(self, rows: Array, good: Array | None, batch: Batch) -> Array:
         """The mean over draws and rows of an array of shape [..., *batch], where it is good."""
-        rows = self._weighted(rows, batch)
+        if self.row_weights is not None:
+            rows = rows * jnp.broadcast_to(self.row_weights(batch), rows.shape)
         if good is None:
             return jnp.mean(rows)
         good = good[-1] if rows.ndim < good.ndim else good
@@ -206,7 +223,7 @@ class Variational:
         return finite_cotangent(z, len(self.family.event_shape)) if self.skip_nonfinite else z
 
 
-def finish(loss: Array, metrics: dict[str, Array], params: Params, new: Params) -> Output:
+def finish(loss: Array, metrics: Metrics, params: Params, new: Params) -> Output:
     """The loss in the shortest form that says all."""
     if new:
         return loss, metrics, {**params, **new}
@@ -216,29 +233,6 @@ def finish(loss: Array, metrics: dict[str, Array], params: Params, new: Params) 
 def with_gradient(value: Array, surrogate: Array) -> Array:
     """`value`, with the gradient of `surrogate`."""
     return jax.lax.stop_gradient(value - surrogate) + surrogate
-
-
-def expand(per_draw: Array, like: Array) -> Array:
-    """An array of shape [K, *batch] with axes of one for the event, to multiply [K, *batch, *E]."""
-    return per_draw.reshape(per_draw.shape + (1,) * (like.ndim - per_draw.ndim))
-
-
-@jax.custom_vjp
-def scale_cotangent(z: Array, scale: Array) -> Array:
-    """The identity in z, whose gradient is multiplied by `scale`, of shape [K, *batch]."""
-    del scale
-    return z
-
-
-def _scale_forward(z: Array, scale: Array) -> tuple[Array, Array]:
-    return z, scale
-
-
-def _scale_backward(scale: Array, cotangent: Array) -> tuple[Array, Array]:
-    return cotangent * expand(scale, cotangent), jnp.zeros_like(scale)
-
-
-scale_cotangent.defvjp(_scale_forward, _scale_backward)
 
 
 def finite_cotangent(z: Array, event_ndims: int) -> Array:

@@ -2,8 +2,7 @@
 
 from flowvi.vae.enumeration import ExactPosterior, exact_posterior, log_marginal
 from flowvi.vae.evaluation import Evaluation
-from flowvi.vae.fit import fit_vae
-from flowvi.vae.fitted import FittedVAE
+from flowvi.vae.fit import FittedVAE, fit_vae
 from flowvi.vae.model import VAE
 from flowvi.vae.rows import AmortizationGap, amortization_gap, fit_rows
 

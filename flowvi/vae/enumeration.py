@@ -3,13 +3,15 @@
 from typing import NamedTuple
 
 import jax
-from numpy.typing import ArrayLike
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flowvi import distributions
 from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
-from flowvi.vae.evaluation import CHUNK, Params, over_blocks
-from flowvi.vae.model import VAE, as_float, own_params
+from flowvi.objectives.variational import Params
+from flowvi.vae.evaluation import CHUNK
+from flowvi.vae.model import VAE, as_float, check_vae, own_params
 
 Array = jax.Array
 
@@ -52,19 +54,21 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
         ValueError: if the prior is not discrete, or has more than 65,536 values.
 
     Example:
-        >>> import jax
-        >>> import flowvi as fv
+        >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP
         >>> vae = fv.VAE(
         ...     prior=fv.unconditional(fv.bernoulli(3)),
         ...     likelihood=fv.conditional(fv.bernoulli(8), MLP(3, (16,), 8)),
         ...     posterior=fv.conditional(fv.bernoulli(3), MLP(8, (16,), 3)),
         ... )
-        >>> x = jax.random.bernoulli(jax.random.key(0), 0.3, (5, 8))
-        >>> params = vae.init(jax.random.key(1))
-        >>> elbo = vae.elbo(params, jax.random.key(2), x, 1000)
-        >>> bool((elbo < log_marginal(vae, params, x)).all())
+        >>> params, x = vae.init(jax.random.key(0)), jax.numpy.ones((5, 8))
+        >>> bool(
+        ...     (vae.elbo(params, jax.random.key(1), x, 1000) < log_marginal(vae, params, x)).all()
+        ... )
         True
+        >>> z, log_prob = exact_posterior(vae, params, x)
+        >>> z.shape, log_prob.shape
+        ((8, 3), (8, 5))
     """
     own, rows, batch_shape = _checked(vae, params, x)
     return _log_marginal(vae, own, rows).reshape(batch_shape)
@@ -75,20 +79,7 @@ def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
 
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
-    Args and errors are those of `log_marginal`.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> vae = fv.VAE(
-        ...     prior=fv.unconditional(fv.categorical(1, 4, one_hot=True)),
-        ...     likelihood=fv.conditional(fv.bernoulli(8), MLP((1, 4), (16,), 8)),
-        ...     posterior=fv.conditional(fv.categorical(1, 4, one_hot=True), MLP(8, (16,), (1, 4))),
-        ... )
-        >>> z, log_prob = exact_posterior(vae, vae.init(jax.random.key(0)), jnp.ones((5, 8)))
-        >>> z.shape, log_prob.shape
-        ((4, 1, 4), (4, 5))
+    Args and errors are those of `log_marginal`, whose example shows both.
     """
     own, rows, batch_shape = _checked(vae, params, x)
     z, log_joint = _table(vae, own, rows)
@@ -98,8 +89,7 @@ def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
 
 def _checked(vae: VAE, params: Params, x: ArrayLike) -> tuple[Params, Array, tuple[int, ...]]:
     """The parameters of the joint density, x with one axis of rows, and the axes it had."""
-    if not isinstance(vae, VAE):
-        raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
+    check_vae(vae)
     check_count("prior", vae.prior, support_size(vae.prior))
     x = as_float(vae.check_x(x))
     own = own_params(vae, params)
@@ -124,8 +114,10 @@ def _table(vae: VAE, params: Params, x: Array) -> tuple[Array, Array]:
 
 @compiled()
 def _log_marginal(vae: VAE, params: Params, x: Array) -> Array:
-    def of_rows(x: Array) -> Array:
+    def of_block(x: Array) -> Array:
         return jax.nn.logsumexp(_table(vae, params, x)[1], axis=0)
 
-    size = support_size(vae.prior)
-    return over_blocks(of_rows, x, max(1, TABLE // (size or 1)))
+    size = min(max(1, TABLE // (support_size(vae.prior) or 1)), len(x))
+    whole = len(x) - len(x) % size
+    blocks = jax.lax.map(of_block, x[:whole].reshape(-1, size, *x.shape[1:])).reshape(-1)
+    return jnp.concatenate([blocks, of_block(x[whole:])]) if whole < len(x) else blocks

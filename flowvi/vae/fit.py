@@ -1,46 +1,103 @@
-"""Fitting a latent-variable model to data."""
+"""Fitting a latent-variable model to data, and what a fit hands back."""
 
 import dataclasses
 import functools
-from typing import Unpack
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
-from flowvi import checks
+from flowvi import checks, plotting
 from flowvi.compiling import compiled
-from flowvi.families import check_key
+from flowvi.families import as_array, check_key
 from flowvi.objectives import Variational
+from flowvi.objectives.variational import Params, require
 from flowvi.params import PerRow, PyTree, is_per_row
-from flowvi.training import TrainingOptions, check_names, fit
+from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
-from flowvi.vae.evaluation import Params
-from flowvi.vae.fitted import FittedVAE
-from flowvi.vae.model import NAMES, VAE, as_array, own_params, weights_of
+from flowvi.vae.enumeration import exact_posterior, log_marginal
+from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
 
 Array = jax.Array
+P = ParamSpec("P")
+R = TypeVar("R")
 
-#: Validations over the length of a fit.
-VALIDATIONS = 50
-
-#: Rows of a batch, where there are as many.
-BATCH_SIZE = 128
-
+#: Validations over the length of a fit, and rows of a batch, where there are as many.
+VALIDATIONS, BATCH_SIZE = 50, 128
 #: Steps: so many epochs, but within these bounds.
 EPOCHS, MIN_STEPS, MAX_STEPS = 100, 1_000, 50_000
-
-#: The learning rate at its peak, relative to the size that parameters start with.
-LEARNING_RATE = 2e-2
-
+#: The learning rate at its peak, relative to the size that parameters start with; the part of the
+#: steps over which it rises, and how many they are at most.
+LEARNING_RATE, RISE, MOST_RISE = 2e-2, 0.1, 500
 #: How many times faster than others parameters per row move. They are what an encoder would say of
 #: a row, and what it says moves faster than each of its many weights.
 ROW_SPEED = 5.0
 
-#: The part of the steps over which the learning rate rises, and how many they are at most.
-RISE, MOST_RISE = 0.1, 500
+
+def _fitted(
+    function: Callable[Concatenate[Any, Params, P], R],
+) -> Callable[Concatenate["FittedVAE", P], R]:
+    """A function of a model and its parameters, as a method of `FittedVAE`."""
+
+    @functools.wraps(function)
+    def method(self: "FittedVAE", *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self.vae, self.params, *args, **kwargs)
+
+    # As editors and `help` show it: without the model and its parameters.
+    signature = inspect.signature(function)
+    owner, _, *rest = signature.parameters.values()
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[owner.replace(name="self", annotation=inspect.Parameter.empty), *rest]
+    )
+    lines = (method.__doc__ or "").splitlines(keepends=True)
+    own = ("vae: a", "params: the parameters", "params: its parameters")
+    method.__doc__ = "".join(line for line in lines if not line.strip().startswith(own))
+    return cast(Callable[Concatenate["FittedVAE", P], R], method)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class FittedVAE(Fitted):
+    """A model that was fitted: the methods of `VAE`, at the parameters that were learned.
+
+    Attributes:
+        vae: the model.
+        result: the parameters, the history, and why training ended.
+    """
+
+    vae: VAE
+
+    sample = _fitted(VAE.sample)
+    sample_given = _fitted(VAE.sample_given)
+    encode = _fitted(VAE.encode)
+    decode = _fitted(VAE.decode)
+    reconstruct = _fitted(VAE.reconstruct)
+    evaluate = _fitted(VAE.evaluate)
+    elbo = _fitted(VAE.elbo)
+    rate_and_distortion = _fitted(VAE.rate_and_distortion)
+    log_likelihood = _fitted(VAE.log_likelihood)
+    log_weights = _fitted(VAE.log_weights)
+    log_joint = _fitted(VAE.log_joint)
+    prior_bound = _fitted(VAE.prior_bound)
+    log_marginal = _fitted(log_marginal)
+    exact_posterior = _fitted(exact_posterior)
+
+    plot_samples = _fitted(plotting.prior_samples)
+    plot_reconstructions = _fitted(plotting.reconstructions)
+    plot_latent_space = _fitted(plotting.latent_space)
+    plot_manifold = _fitted(plotting.manifold)
+
+    def plot(self) -> Any:
+        """ELBO, distortion and rate over the steps: a matplotlib figure."""
+        return plotting.curves(self.result)
+
+    def __repr__(self) -> str:
+        shapes = f"event_shape={self.vae.event_shape}, latent_shape={self.vae.latent_shape}"
+        return f"FittedVAE({shapes}, {self.result.summary()})"
 
 
 def fit_vae(
@@ -60,9 +117,9 @@ def fit_vae(
     """Fits prior, likelihood and posterior of a model together.
 
     Maximises the ELBO, a mean over rows, or another objective. The history holds "loss", and with
-    the ELBO "rate" and "distortion", a number for each step; and with `validation_data`
-    "validation", minus the ELBO of those rows, "validation_rate", "validation_distortion" and, of
-    several draws, "validation_log_likelihood", one for each validation.
+    the ELBO "rate" and "distortion", for each step; and for each validation "validation", minus
+    the ELBO, and "validation_rate", "validation_distortion" and, of several draws,
+    "validation_log_likelihood".
 
     Args:
         vae: the model.
@@ -74,8 +131,8 @@ def fit_vae(
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
             KL divergence in closed form where it has one.
         params: parameters to start from, such as an earlier result's.
-        validation_data: array of shape [num_validation_rows, *event_shape], rows that are not
-            trained on. With it the result holds the parameters with the highest ELBO of them.
+        validation_data: rows that are not trained on, of any number. With them the result holds
+            the parameters with their highest ELBO.
         validation_samples: draws of each row in a validation.
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
@@ -89,15 +146,8 @@ def fit_vae(
     Returns:
         A `FittedVAE`: the methods of `vae` at the parameters that were learned, and the history.
 
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if shapes disagree, data are outside of the likelihood's support or not finite,
-            weights are negative, or there are more rows than posteriors.
-        TrainingDiverged: as in `fit`.
-
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import flowvi as fv
+        >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP
         >>> x = jax.random.bernoulli(jax.random.key(0), 0.3, (100, 8))
         >>> vae = fv.VAE(
@@ -106,28 +156,27 @@ def fit_vae(
         ...     posterior=fv.conditional(fv.gaussian(2), MLP(8, (16,), 4)),
         ... )
         >>> fitted = fv.fit_vae(vae, x, key=jax.random.key(1), num_steps=50, progress=False)
-        >>> sorted(fitted.history), fitted.reconstruct(jax.random.key(2), x).shape
-        (['distortion', 'loss', 'rate'], (100, 8))
+        >>> fitted.sample(jax.random.key(2), 10).shape, fitted.elbo(jax.random.key(3), x).shape
+        ((10, 8), (100,))
+        >>> options = {"key": jax.random.key(4), "num_steps": 5, "progress": False}
+        >>> fv.fit_rows(vae, fitted.params, x[:10], **options).elbo(jax.random.key(5), x[:10]).shape
+        (10,)
     """
-    if not isinstance(vae, VAE):
-        raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
+    check_vae(vae)
     check_key(key)
     check_names(options)
     x = check_data(vae, "x", x)
     batch_size = options.get("batch_size")
-    options["batch_size"] = batch_size = check_batch_size(
-        min(BATCH_SIZE, len(x)) if batch_size is None else batch_size, len(x)
-    ) or len(x)
+    batch_size = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
+    options["batch_size"] = batch_size = check_batch_size(batch_size, len(x)) or len(x)
     num_steps = options.get("num_steps")
     if num_steps is None:
         num_steps = int(np.clip(EPOCHS * len(x) // batch_size, MIN_STEPS, MAX_STEPS))
     options["num_steps"] = num_steps = checks.positive_int("num_steps", num_steps)
     loss_fn = vae.loss() if objective is None else objective
-    if not (isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior):
-        raise TypeError(
-            "`objective` must be what `vae.loss(...)` of this model returns, such as "
-            f"`vae.loss(fv.objectives.IWELBO, num_samples=8)`; got {objective!r}."
-        )
+    is_own = isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior
+    rule = "`objective` must be what `vae.loss(...)` of this model returns"
+    require(is_own, rule, objective, error=TypeError)
     data: dict[str, Array | np.ndarray] = {"x": x}
     if vae.is_unamortized:
         data["row"] = rows = jnp.arange(len(x), dtype=jnp.int32)
@@ -136,18 +185,13 @@ def fit_vae(
         data["weight"] = _check_weights(weights, len(x))
         loss_fn = dataclasses.replace(loss_fn, row_weights=weights_of)
     init_key, objective_key, fit_key = jax.random.split(key, 3)
-    if params is None:
-        params = vae.init(init_key)
-    else:
-        own_params(vae, params)
+    params = vae.init(init_key) if params is None else params
+    own_params(vae, params)
     num_samples = checks.positive_int("validation_samples", validation_samples)
     if validation_data is not None:
-        if vae.is_unamortized:
-            raise ValueError(
-                "`validation_data` must be None where each row has its own posterior, which rows "
-                f"that are not trained on have not; got {vae.posterior!r}. Perhaps fit those by "
-                "`fv.fit_rows`, afterwards?"
-            )
+        rule = "`validation_data` must be None where each row has its own posterior"
+        fix = "Perhaps fit those rows by `fv.fit_rows`, afterwards?"
+        require(not vae.is_unamortized, rule, vae.posterior, fix)
         validation_data = check_data(vae, "validation_data", validation_data)
         validate_every = validate_every or max(num_steps // VALIDATIONS, 1)
     options["optimizer"] = options.get("optimizer") or default_optimizer(num_steps)
@@ -201,21 +245,14 @@ def _with_state(params: Params, fresh: Params) -> Params:
     return {**{name: params[name] for name in NAMES}, **fresh, **known}
 
 
-def check_data(vae: VAE, name: str, x: ArrayLike) -> Array:
-    """`x` as rows of the model's events.
-
-    Raises:
-        TypeError: if it does not hold numbers.
-        ValueError: if it has another shape or no rows, or is outside of the likelihood's support.
-    """
+def check_data(vae: VAE, name: str, x: ArrayLike) -> Array | np.ndarray:
+    """`x` as rows of the model's events, inside of the likelihood's support."""
     x = as_array(name, x)
-    if x.shape[1:] != vae.event_shape or x.ndim == 0:
+    if x.ndim == 0 or x.shape[1:] != vae.event_shape or not len(x):
         raise ValueError(
-            f"`{name}` must have shape [num_rows, {', '.join(map(str, vae.event_shape))}], rows of "
-            f"the event shape of the likelihood {vae.likelihood!r}; got shape {x.shape}."
+            f"`{name}` must have at least one row, and shape [num_rows, "
+            f"{', '.join(map(str, vae.event_shape))}] for {vae.likelihood!r}; got shape {x.shape}."
         )
-    if not len(x):
-        raise ValueError(f"`{name}` must have at least one row; got shape {x.shape}.")
     x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
     return x
@@ -226,45 +263,25 @@ def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:
     weights = np.asarray(as_array("weights", weights), np.float64)
     if weights.shape != (num_rows,):
         raise ValueError(
-            f"`weights` must have shape {(num_rows,)}, one for each row of `x`; got shape "
-            f"{weights.shape}."
+            f"`weights` must have shape {(num_rows,)}, one for each row; got {weights.shape}."
         )
     bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(
-            f"`weights` must be finite and at least 0; got {weights[row]} in row {row}."
-        )
-    if not weights.any():
-        raise ValueError("`weights` must not all be 0.")
+    if bad.any() or not weights.any():
+        got = f"{weights[bad][0]} in row {np.argmax(bad)}" if bad.any() else "zeros"
+        raise ValueError(f"`weights` must be finite, at least 0 and not all 0; got {got}.")
     return (weights / weights.mean()).astype(jnp.result_type(float))
 
 
 def scale_by_start() -> optax.GradientTransformation:
-    """Multiplies the updates of each leaf by the root mean square that it started with.
-
-    A step then is a share of the parameters' own size. Networks of different libraries keep the
-    same function in different parameters, weights of size 1 that are divided by the square root of
-    the fan-in when they are used, or weights of that smaller size; with this they learn alike. A
-    leaf that starts at zero, as biases do, is taken for one of size 1. Parameters per row are taken
-    for ones of size 5 whatever they start with.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> params = {"w": jnp.full(3, 0.1), "b": jnp.zeros(3)}
-        >>> scale = scale_by_start()
-        >>> updates, _ = scale.update({"w": jnp.ones(3), "b": jnp.ones(3)}, scale.init(params))
-        >>> print(updates["w"], updates["b"])
-        [0.1 0.1 0.1] [1. 1. 1.]
-    """
-
-    def size(leaf: jax.Array) -> jax.Array:
-        square = jnp.mean(jnp.square(leaf))
-        return jnp.sqrt(jnp.where(square > 0, square, 1))
+    """Multiplies the updates of each leaf by the root mean square that it started with."""
+    # Networks of different libraries keep the same function in weights of size 1, divided by the
+    # root of the fan-in when they are used, or in weights of that smaller size; so they learn
+    # alike. A leaf that starts at zero, as biases do, is taken for one of size 1.
 
     def of(node: PyTree) -> PyTree:
         if not is_per_row(node):
-            return size(node)
+            square = jnp.mean(jnp.square(node))
+            return jnp.sqrt(jnp.where(square > 0, square, 1))
         return PerRow(jax.tree.map(lambda leaf: jnp.asarray(ROW_SPEED, leaf.dtype), node.value))
 
     def init(params: PyTree) -> PyTree:

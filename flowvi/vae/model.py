@@ -4,39 +4,36 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict, Unpack, cast, get_args
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.families import Family, check_key
-from flowvi.objectives import CUBO, ELBO, IWELBO, Joint, Renyi, Variational
-from flowvi.objectives.variational import Batch, DensityAndState
+from flowvi.families import Family, as_array, check_key
+from flowvi.objectives import ELBO, Joint, Variational
+from flowvi.objectives.bounds import KLRule, check_kl_rule
+from flowvi.objectives.variational import Batch, DensityAndState, Params, require
 from flowvi.params import Origin
 from flowvi.vae import evaluation
-from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation, KLRule, Params
+from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
 
 Array = jax.Array
 Shape = tuple[int, ...]
 Data = ArrayLike
+Size = int | Sequence[int]
+Rows = ArrayLike | None
 
 #: The keys of a model's parameters.
 NAMES = ("prior", "likelihood", "posterior")
-
-#: Objectives whose gradients flow through the draws.
-PATHWISE = (ELBO, IWELBO, Renyi, CUBO)
-
-#: Draws that one call may ask for.
-MOST_DRAWS = 2**31 - 1
 
 
 class Options(TypedDict, total=False):
     """The options of `VAE.evaluate`."""
 
-    rows: Data | None
+    rows: Rows
     kl: KLRule
     chunk_size: int
 
@@ -50,36 +47,18 @@ class VAE:
     `fv.local`. Then x[i] is row i in all methods, or that of their `rows`.
 
     Its parameters are a dict with the keys "prior", "likelihood" and "posterior". All methods are
-    compiled, take x of shape [*batch, *event] with any leading axes, and give one number a row in
-    nats, or draws with the axes of the batch. Their memory is bounded whatever the number of rows
-    and draws, and the draws of a row depend on the key and the row's place only.
+    compiled, take x with any leading axes, and give one number a row in nats, or draws with those
+    axes. Memory is bounded; the draws of a row depend on the key and the row's place only.
 
     Attributes:
         prior: the family of p(z); it takes no context.
         likelihood: the family of p(x | z); its context is z.
         posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
 
-    Raises:
-        TypeError, ValueError: if one of them is no family, or their shapes or contexts disagree.
+    `fit_vae` has an example.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed, "Variational
     Inference with Normalizing Flows", 2015.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> vae = fv.VAE(
-        ...     prior=fv.standard_normal(2),
-        ...     likelihood=fv.conditional(fv.bernoulli(64), MLP(2, (32,), 64)),
-        ...     posterior=fv.conditional(fv.gaussian(2), MLP(64, (32,), 4)),
-        ... )
-        >>> params = vae.init(jax.random.key(0))
-        >>> x = jax.random.bernoulli(jax.random.key(1), shape=(5, 64))
-        >>> vae.elbo(params, jax.random.key(2), x).shape
-        (5,)
-        >>> vae.sample(params, jax.random.key(3), 10).shape
-        (10, 64)
     """
 
     prior: Family
@@ -88,36 +67,24 @@ class VAE:
 
     def __post_init__(self) -> None:
         for name in NAMES:
-            family = getattr(self, name)
-            if not isinstance(family, Family):
-                raise TypeError(
-                    f"`{name}` must be a family, such as `fv.standard_normal(2)`; got {family!r}."
-                )
-        if self.prior.context_shape is not None:
-            raise ValueError(
-                "`prior` must take no context; got context shape "
-                f"{self.prior.context_shape} of {self.prior!r}."
-            )
+            family, rule = getattr(self, name), "must be a family, such as `fv.standard_normal(2)`"
+            require(isinstance(family, Family), f"`{name}` {rule}", family, error=TypeError)
+        is_free = self.prior.context_shape is None
+        require(is_free, "`prior` must take no context", self.prior)
         latent, event = self.latent_shape, self.event_shape
-        for name, family, shape, source in (
-            ("likelihood", self.likelihood, latent, f"z of the prior {self.prior!r}"),
-            ("posterior", self.posterior, event, f"x of the likelihood {self.likelihood!r}"),
+        for name, shape, source in (
+            ("likelihood", latent, f"z of the prior {self.prior!r}"),
+            ("posterior", event, f"x of the likelihood {self.likelihood!r}"),
         ):
-            if family.context_shape is None:
-                raise ValueError(
-                    f"`{name}` must take {source} as context; got {family!r}, which takes none. "
-                    "Perhaps use `fv.conditional(family, network)`?"
-                )
-            if family.context_shape != shape and not (name == "posterior" and self.is_unamortized):
-                raise ValueError(
-                    f"`{name}` must have context shape {shape}, the shape of {source}; got "
-                    f"{family.context_shape} of {family!r}."
-                )
-        if self.posterior.event_shape != latent:
-            raise ValueError(
-                f"`posterior` must have event shape {latent}, that of the prior {self.prior!r}; "
-                f"got {self.posterior.event_shape} of {self.posterior!r}."
-            )
+            family, fix = getattr(self, name), "Perhaps use `fv.conditional(family, network)`?"
+            taken = family.context_shape
+            fits = taken == shape or (name == "posterior" and self.is_unamortized)
+            rule = f"`{name}` must take {source}, of shape {shape}, as context"
+            require(taken is not None, rule, family, f"It takes none. {fix}")
+            require(fits, f"{rule} rather than one of shape {taken}", family)
+        rule = f"`posterior` must have event shape {latent}, that of the prior {self.prior!r},"
+        found = self.posterior.event_shape
+        require(found == latent, f"{rule} rather than {found}", self.posterior)
 
     @property
     def is_unamortized(self) -> bool:
@@ -142,36 +109,21 @@ class VAE:
     def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Variational:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
 
-        Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}.
+        Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}. The
+        `init` of the loss makes what stands beside the model's parameters.
 
         Args:
             objective: one of `fv.objectives`: `ELBO`, `IWELBO`, `Renyi`, `CUBO`, `ForwardKL`,
-                `ScoreFunction` or `Enumeration`.
+                `ScoreFunction` or `Enumeration`. `ELBO` and `IWELBO` train all of the model;
+                `ForwardKL` gives prior and likelihood no gradient, and `CUBO` is an upper bound,
+                which they would lower: both are for the posterior of a frozen model, by
+                `optax.multi_transform` with `optax.set_to_zero()`.
             **options: of the objective, such as `num_samples`; of `ELBO` also `kl_weight`,
                 `warm_up` and `free_bits`.
-
-        `ELBO` and `IWELBO` train all of the model. `ForwardKL` gives prior and likelihood no
-        gradient, and `CUBO` is an upper bound of log p(x), which they would lower: both are for a
-        posterior of a frozen model, by `optax.multi_transform` with `optax.set_to_zero()`.
-
-        Returns:
-            The objective, a loss whose `init` makes what stands beside the model's parameters.
-
-        Raises:
-            TypeError: if it is no objective.
-            ValueError: if it needs draws that carry gradients, and the posterior's carry none.
         """
-        if not (isinstance(objective, type) and issubclass(objective, Variational)):
-            raise TypeError(
-                "`objective` must be an objective, such as `fv.objectives.ELBO`; got "
-                f"{objective!r}."
-            )
-        if issubclass(objective, PATHWISE) and not self.posterior.reparameterized:
-            raise ValueError(
-                f"`posterior` must be reparameterised for the objective {objective.__name__}, "
-                f"whose gradients flow through the draws; got {self.posterior!r}. Perhaps use "
-                "`fv.objectives.ScoreFunction`?"
-            )
+        is_one = isinstance(objective, type) and issubclass(objective, Variational)
+        rule = "`objective` must be an objective, such as `fv.objectives.ELBO`"
+        require(is_one, rule, objective, error=TypeError)
         joint = Joint(self.prior, Likelihood(self.likelihood))
         context = row_of if self.is_unamortized else x_of
         return objective(self.posterior, joint, context=context, **options)
@@ -179,12 +131,15 @@ class VAE:
     def log_joint(self, params: Params, x: Data, z: Data) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
 
-        Args:
-            params: the parameters.
-            x: of shape [..., *event_shape].
-            z: of shape [..., *latent_shape]; the leading axes of both broadcast.
+        The leading axes of x [..., *event_shape] and z [..., *latent_shape] broadcast.
         """
-        return evaluation.log_joint(self, self._own(params), self.check_x(x), self._z(z))
+        own, x, z = own_params(self, params), self.check_x(x), self._z(z)
+        z_rows = z.shape[: z.ndim - len(self.latent_shape)]
+        rows = jnp.broadcast_shapes(self._batch_shape(x), z_rows)
+        x = jnp.broadcast_to(x, rows + self.event_shape)
+        z = jnp.broadcast_to(z, rows + self.latent_shape)
+        likelihood = self.likelihood.log_prob(own["likelihood"], x, z)
+        return self.prior.log_prob(own["prior"], z) + likelihood
 
     def evaluate(
         self,
@@ -193,7 +148,7 @@ class VAE:
         x: Data,
         num_samples: int = 1,
         *,
-        rows: Data | None = None,
+        rows: Rows = None,
         kl: KLRule = "auto",
         chunk_size: int = CHUNK,
     ) -> Evaluation:
@@ -203,32 +158,20 @@ class VAE:
             elbo = -rate - distortion,
             log_likelihood = log (1/K sum_k p(x, z_k) / q(z_k | x))
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            x: of shape [*batch, *event_shape].
-            num_samples: K, the draws of each row.
-            rows: integers of shape [*batch], which rows x are of a posterior that each row has for
-                itself; by default 0, 1, 2, ...
-            kl: the rule for the rate: "analytic", "sampled", or "auto": analytic where it exists.
-            chunk_size: evaluations of the decoder that are in memory together.
-
-        Returns:
-            An `Evaluation` of arrays of shape [*batch].
-
-        Raises:
-            ValueError: if a shape or an option is wrong, or a row has no posterior.
-            NotImplementedError: if `kl` is "analytic" and there is no closed form.
+        for K = `num_samples` draws: arrays of shape [*batch] for x of shape [*batch, *event_shape].
+        Where each row has its own posterior, `rows`, integers of shape [*batch], say which they
+        are; by default 0, 1, 2, ... The rate is that of the draws where `kl` is "sampled", in
+        closed form where it is "analytic", and by default where it has one. So many evaluations of
+        the decoder as `chunk_size` are in memory together.
 
         Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Alemi,
         Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018.
         """
-        if kl not in get_args(KLRule):
-            raise ValueError(f"`kl` must be one of {', '.join(get_args(KLRule))}; got {kl!r}.")
-        chunks = _chunks(num_samples, chunk_size)
-        x, context, batch_shape = self._rows(x, rows)
-        own, count = self._own(params, key), np.int32(num_samples)
-        found = evaluation.evaluate(self, own, key, x, context, count, chunks, kl)
+        check_kl_rule(kl)
+        count, chunks = _chunks(num_samples, chunk_size)
+        flat, batch_shape = self._rows(x, rows)
+        own = own_params(self, params, key)
+        found = evaluation.evaluate(self, own, key, flat, np.int32(count), chunks, kl)
         return Evaluation(*(each.reshape(batch_shape) for each in found))
 
     def elbo(
@@ -247,10 +190,7 @@ class VAE:
     def log_likelihood(
         self, params: Params, key: Array, x: Data, num_samples: int, **options: Unpack[Options]
     ) -> Array:
-        """log p(x) of each row from K importance-weighted draws; see `evaluate`.
-
-        In expectation a lower bound, which rises with K and tends to log p(x).
-        """
+        """A lower bound of log p(x) that rises to it with `num_samples`; see `evaluate`."""
         return self.evaluate(params, key, x, num_samples, **options).log_likelihood
 
     def log_weights(
@@ -260,117 +200,90 @@ class VAE:
         x: Data,
         num_samples: int,
         *,
-        rows: Data | None = None,
+        rows: Rows = None,
         chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
-        chunks = _chunks(num_samples, chunk_size)
-        x, context, batch_shape = self._rows(x, rows)
-        own = self._own(params, key)
-        found = evaluation.log_weights(self, own, key, x, context, int(num_samples), chunks)
-        return found.reshape(num_samples, *batch_shape)
+        count, chunks = _chunks(num_samples, chunk_size)
+        flat, batch_shape = self._rows(x, rows)
+        found = evaluation.log_weights(
+            self, own_params(self, params, key), key, flat, count, chunks
+        )
+        return found.reshape(count, *batch_shape)
 
     def prior_bound(
         self, params: Params, key: Array, x: Data, num_samples: int, *, chunk_size: int = CHUNK
     ) -> Array:
         """log (1/K sum_k p(x | z_k)) of each row, z_k from the prior: the bound that needs no q.
 
-        All rows share the draws, so K must be very large before it says much; but it holds whatever
-        the posterior.
+        All rows share the draws, and K must be very large before it says much.
         """
-        chunks = _chunks(num_samples, chunk_size)
-        x = self.check_x(x)
-        own, flat = self._own(params, key), x.reshape(-1, *self.event_shape)
-        found = evaluation.prior_bound(self, own, key, flat, np.int32(num_samples), chunks)
+        count, chunks = _chunks(num_samples, chunk_size)
+        x, own = self.check_x(x), own_params(self, params, key)
+        flat = x.reshape(-1, *self.event_shape)
+        found = evaluation.prior_bound(self, own, key, flat, np.int32(count), chunks)
         return found.reshape(self._batch_shape(x))
 
     def sample(
         self,
         params: Params,
         key: Array,
-        sample_shape: int | Sequence[int] = (),
+        sample_shape: Size = (),
         *,
         num_per_latent: int | None = None,
     ) -> Array:
-        """Draws of x from the model: z from the prior, x given z.
+        """Draws of x, of shape sample_shape + [num_per_latent] + event_shape: z, then x given z.
 
-        Args:
-            params: the parameters.
-            key: a random key.
-            sample_shape: how many z.
-            num_per_latent: how many x for one z; None for one, without an axis of its own.
-
-        Returns:
-            An array of shape sample_shape + [num_per_latent] + event_shape.
+        There are `sample_shape` z, and `num_per_latent` x for each; None for one, without an axis.
         """
         if num_per_latent is not None:
-            num_per_latent = _count("num_per_latent", num_per_latent)
+            num_per_latent = checks.positive_int("num_per_latent", num_per_latent)
         shape = _sample_shape(sample_shape, num_per_latent or 1)
-        return evaluation.sample(self, self._own(params, key), key, shape, num_per_latent)
+        own, (latent_key, key) = own_params(self, params, key), jax.random.split(key)
+        z = self.prior.sample(own["prior"], latent_key, shape)
+        x = self.likelihood.sample(own["likelihood"], key, num_per_latent or (), z)
+        return x if num_per_latent is None else jnp.moveaxis(x, 0, len(shape))
 
     def encode(
-        self,
-        params: Params,
-        key: Array,
-        x: Data,
-        sample_shape: int | Sequence[int] = (),
-        *,
-        rows: Data | None = None,
+        self, params: Params, key: Array, x: Data, sample_shape: Size = (), *, rows: Rows = None
     ) -> Array:
         """Draws of z from q(z | x), of shape sample_shape + batch + latent_shape."""
-        own, shape = self._own(params, key), _sample_shape(sample_shape)
+        own, shape = own_params(self, params, key), _sample_shape(sample_shape)
         return self.posterior.sample(own["posterior"], key, shape, self._context(x, rows))
 
     def decode(self, params: Params, z: Data) -> Array:
-        """The mean of p(x | z), of shape [..., *event_shape] for z of shape [..., *latent_shape].
-
-        Raises:
-            NotImplementedError: if the likelihood does not know its mean.
-        """
-        return evaluation.decode(self, self._own(params), self._z(z))
+        """The mean of p(x | z), of shape [..., *event_shape], for z [..., *latent_shape]."""
+        return evaluation.decode(self, own_params(self, params), self._z(z))
 
     def reconstruct(
-        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Data | None = None
+        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Rows = None
     ) -> Array:
-        """The mean of p(x' | z) for z from q(z | x), of the shape of x.
-
-        The means at `num_samples` draws of z are averaged; `rows` are as in `evaluate`.
-
-        Raises:
-            NotImplementedError: if the likelihood does not know its mean.
-        """
-        num_samples = _count("num_samples", num_samples)
-        z = self.encode(params, key, x, num_samples, rows=rows)
-        return self.decode(params, z).mean(0)
+        """The mean of p(x' | z), of the shape of x, averaged over `num_samples` z from q(z | x)."""
+        num_samples = checks.positive_int("num_samples", num_samples)
+        return self.decode(params, self.encode(params, key, x, num_samples, rows=rows)).mean(0)
 
     def sample_given(
         self,
         params: Params,
         key: Array,
         x: Data,
-        sample_shape: int | Sequence[int] = (),
+        sample_shape: Size = (),
         *,
-        rows: Data | None = None,
+        rows: Rows = None,
         share_latent: bool = False,
     ) -> Array:
         """Draws x' like x, of shape sample_shape + batch + event_shape: x' given z from q(z | x).
 
-        With `share_latent` all x' of an x come from one z; by default each has its own. `rows` are
-        as in `evaluate`.
+        With `share_latent` all x' of an x come from one z; by default each has its own.
         """
-        own, shape = self._own(params, key), _sample_shape(sample_shape)
-        context = self._context(x, rows)
-        return evaluation.sample_given(self, own, key, context, shape, bool(share_latent))
-
-    # ----------------------------------------------------------------------- what methods are given
-
-    def _own(self, params: Params, key: Array | None = None) -> Params:
-        if key is not None:
-            check_key(key)
-        return own_params(self, params)
+        own, shape = own_params(self, params, key), _sample_shape(sample_shape)
+        latent_key, key = jax.random.split(key)
+        outer, inner = (shape, ()) if share_latent else ((), shape)
+        z = self.posterior.sample(own["posterior"], latent_key, inner, self._context(x, rows))
+        return self.likelihood.sample(own["likelihood"], key, outer, z)
 
     def check_x(self, x: Data) -> Array:
-        """x of shape [*batch, *event_shape]; ValueError for another."""
+        """x of shape [*batch, *event_shape]."""
         x = as_array("x", x)
         checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
         return jnp.asarray(x)
@@ -387,57 +300,34 @@ class VAE:
         """The context of the posterior: x, or the numbers of its rows, of shape [*batch]."""
         x = self.check_x(x)
         if not self.is_unamortized:
-            if rows is not None:
-                raise ValueError(
-                    "`rows` must be None for an amortized posterior, which needs x alone; got rows "
-                    f"for {self.posterior!r}."
-                )
+            rule = "`rows` must be None for an amortized posterior, which needs x alone"
+            require(rows is None, rule, rows)
             return as_float(x)
-        batch_shape = self._batch_shape(x)
+        shape = self._batch_shape(x)
         if rows is None:
-            rows = np.arange(math.prod(batch_shape)).reshape(batch_shape)
-        elif np.shape(rows) != batch_shape:
-            raise ValueError(
-                f"`rows` must have shape {batch_shape}, that of the rows of `x`; got shape "
-                f"{np.shape(rows)}."
-            )
+            rows = np.arange(math.prod(shape)).reshape(shape)
         rows = as_array("rows", rows)
+        if rows.shape != shape:
+            raise ValueError(f"`rows` must have shape {shape}, as `x` does; got {rows.shape}.")
         self.posterior.check_context(rows)
         return jnp.asarray(rows)
 
-    def _rows(self, x: Data, rows: Data | None) -> tuple[Array, Array, Shape]:
+    def _rows(self, x: Data, rows: Data | None) -> tuple[tuple[Array, Array], Shape]:
         """x and the posterior's context with one axis of rows, and the axes they had."""
         x, context = self.check_x(x), self._context(x, rows)
         flat = context.reshape(-1, *(self.posterior.context_shape or ()))
-        return x.reshape(-1, *self.event_shape), flat, self._batch_shape(x)
+        return (x.reshape(-1, *self.event_shape), flat), self._batch_shape(x)
 
 
-def as_array(name: str, x: Data) -> Array:
-    """An array of numbers from an array, a list or a table.
-
-    Raises:
-        TypeError: if it does not hold numbers, or is masked.
-    """
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"`{name}` must not be a masked array, whose mask would be dropped.")
-    if hasattr(x, "shape") and hasattr(x, "dtype"):
-        array = cast(Array, x)
-    else:
-        try:
-            array = cast(Array, np.asarray(x))
-        except ValueError:
-            raise ValueError(f"`{name}` must be an array; got rows of unequal lengths.") from None
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise TypeError(f"`{name}` must hold numbers; got dtype {array.dtype}.")
-    return array
+def check_vae(vae: VAE) -> None:
+    """Checks that this is a model."""
+    require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)
 
 
-def own_params(vae: VAE, params: Params) -> Params:
-    """The parameters of a model without what may stand beside them.
-
-    Raises:
-        ValueError: if they are no dict of parameters, or those of another model.
-    """
+def own_params(vae: VAE, params: Params, key: Array | None = None) -> Params:
+    """The parameters of a model without what may stand beside them; an error for another's."""
+    if key is not None:
+        check_key(key)
     if not isinstance(params, dict) or any(name not in params for name in NAMES):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
         fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
@@ -448,16 +338,11 @@ def own_params(vae: VAE, params: Params) -> Params:
     for name in NAMES:
         family, own = getattr(vae, name), params[name]
         origin = own.get("origin") if isinstance(own, dict) else None
+        rule = f'`params["{name}"]` must be those of {family!r}'
         if isinstance(origin, Origin) and origin.family != family:
-            raise ValueError(
-                f'`params["{name}"]` must be those of {family!r}; got those of {origin.family!r}.'
-            )
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
-        if shapes != (expected := _shapes(family)):
-            raise ValueError(
-                f'`params["{name}"]` must be those of {family!r}, arrays of shapes {expected}; got '
-                f"{shapes}."
-            )
+            raise ValueError(f"{rule}; got those of {origin.family!r}.")
+        shapes, expected = [np.shape(leaf) for leaf in jax.tree.leaves(own)], _shapes(family)
+        require(shapes == expected, f"{rule}, arrays of shapes {expected}", shapes)
     return {name: params[name] for name in NAMES}
 
 
@@ -468,30 +353,20 @@ def _shapes(family: Family) -> list[Shape]:
     return [leaf.shape for leaf in jax.tree.leaves(made)]
 
 
-def _count(name: str, value: int) -> int:
-    if (count := checks.positive_int(name, value)) > MOST_DRAWS:
-        raise ValueError(f"`{name}` must be at most {MOST_DRAWS:,}; got {count:,}.")
-    return count
-
-
 def _sample_shape(sample_shape: int | Sequence[int], others: int = 1) -> Shape:
-    shape = checks.shape("sample_shape", sample_shape)
-    if math.prod(shape) * others > MOST_DRAWS:
-        raise ValueError(
-            f"`sample_shape` must be of at most {MOST_DRAWS:,} draws; got {sample_shape!r}."
-        )
+    shape, most = checks.shape("sample_shape", sample_shape), checks.INT32_MAX
+    rule = f"`sample_shape` must be of at most {most:,} draws"
+    require(math.prod(shape) * others <= most, rule, sample_shape)
     return shape
 
 
-def _chunks(num_samples: int, chunk_size: int) -> Chunks:
-    num_samples, size = _count("num_samples", num_samples), _count("chunk_size", chunk_size)
+def _chunks(num_samples: int, chunk_size: int) -> tuple[int, Chunks]:
+    """The number of draws of a row, and the chunks that they go through in."""
+    count = checks.positive_int("num_samples", num_samples)
+    size = checks.positive_int("chunk_size", chunk_size)
     # Powers of two, so that there are few programs.
-    return Chunks(
-        min(1 << (num_samples - 1).bit_length(), DRAWS, 1 << (size.bit_length() - 1)), size
-    )
-
-
-# --------------------------------------------------------------- the model as the objectives see it
+    draws = min(1 << (count - 1).bit_length(), DRAWS, 1 << (size.bit_length() - 1))
+    return count, Chunks(draws, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -504,20 +379,17 @@ class Likelihood:
     takes_shared: ClassVar[bool] = True
 
     def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
-        own, x = params["likelihood"], jnp.asarray(batch["x"])
+        own, x, event = params["likelihood"], jnp.asarray(batch["x"]), self.family.event_shape
         shared = z.shape[1] == 1 != len(x)
-        distribution, new = self.family.train_distribution(own, key, z[:, 0] if shared else z)
+        p, new = self.family.train_distribution(own, key, z[:, 0] if shared else z)
         if shared:
             # Mapped over rows, what depends on z alone is computed once.
-            shape = (z.shape[0], *self.family.event_shape)
-            log_prob = jax.vmap(lambda row: distribution.log_prob(jnp.broadcast_to(row, shape)))
-            log_likelihood = log_prob(x).T
+            shape = (z.shape[0], *event)
+            log_prob = jax.vmap(lambda row: p.log_prob(jnp.broadcast_to(row, shape)))(x).T
         else:
             leading = z.shape[: z.ndim - len(self.family.context_shape or ())]
-            log_likelihood = distribution.log_prob(
-                jnp.broadcast_to(x, leading + self.family.event_shape)
-            )
-        return log_likelihood, {} if new is own else {"likelihood": new}
+            log_prob = p.log_prob(jnp.broadcast_to(x, leading + event))
+        return log_prob, {} if new is own else {"likelihood": new}
 
 
 def x_of(batch: Batch) -> Array:

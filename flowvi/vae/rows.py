@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Conditional, Family, Local, Wrapper, check_key, local
+from flowvi.families import Conditional, Family, Local, Wrapper, as_array, check_key, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
-from flowvi.objectives.variational import Batch, Output
+from flowvi.objectives.variational import Batch, Output, Params
 from flowvi.params import Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
-from flowvi.vae.evaluation import Chunks, Params, over_rows
-from flowvi.vae.fit import BATCH_SIZE, check_data, state_beside
-from flowvi.vae.fitted import FittedVAE
-from flowvi.vae.model import VAE, as_array, as_float, own_params
+from flowvi.vae.evaluation import Chunks, over_rows
+from flowvi.vae.fit import BATCH_SIZE, FittedVAE, check_data, state_beside
+from flowvi.vae.model import VAE, as_float, check_vae, own_params
 
 Array = jax.Array
 
@@ -56,9 +55,8 @@ def fit_rows(
         params: its parameters.
         x: array of shape [num_rows, *event_shape].
         key: a random key.
-        objective: a function from the model in which each row has its own posterior to what its
-            `VAE.loss` returns; by default to the ELBO of 8 draws, or to `ScoreFunction` where draws
-            carry no gradients.
+        objective: a function from the model in which each row has its own posterior to a loss of
+            it; by default the ELBO of 8 draws, or `ScoreFunction` where draws carry no gradients.
         **options: see `TrainingOptions`. `num_steps` are those of each row, 500 by default, and
             `batch_size` is 128 by default, or all rows if there are fewer. `optimizer` sees each
             row for itself; by default it is Adam, whose learning rate falls from 0.1 to zero.
@@ -67,117 +65,73 @@ def fit_rows(
         A `FittedVAE` of the same prior and likelihood, and a posterior by `fv.local` in which x[i]
         is row i.
 
-    Raises:
-        TypeError: if the posterior is neither of `fv.conditional` nor of `fv.local`.
-        ValueError: if shapes disagree, or data are outside of the likelihood's support.
-        TrainingDiverged: as in `fit`.
-
     Source: Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> x = jax.random.normal(jax.random.key(0), (60, 4))
-        >>> vae = fv.VAE(
-        ...     prior=fv.standard_normal(1),
-        ...     likelihood=fv.conditional(fv.gaussian(4), MLP(1, (), 8)),
-        ...     posterior=fv.local(fv.gaussian(1), 50),
-        ... )
-        >>> options = {"num_steps": 50, "progress": False}
-        >>> old = fv.fit_vae(vae, x[:50], key=jax.random.key(1), **options)
-        >>> new = fv.fit_rows(vae, old.params, x[50:], key=jax.random.key(2), **options)
-        >>> new.elbo(jax.random.key(3), x[50:], 10).shape
-        (10,)
     """
-    if not isinstance(vae, VAE):
-        raise TypeError(f"`vae` must be a `fv.VAE(...)`; got {vae!r}.")
+    check_vae(vae)
     check_key(key)
     check_names(options)
-    num_steps = checks.positive_int("num_steps", options.get("num_steps") or STEPS)
+    num_steps = checks.positive_int("num_steps", options.get("num_steps", STEPS))
     params = own_params(vae, params)
     x = check_data(vae, "x", x)
-    batch_size = checks.positive_int("batch_size", options.get("batch_size") or BATCH_SIZE)
-    options["batch_size"] = batch_size = min(batch_size, len(x))
+    size = options.get("batch_size")
+    size = checks.positive_int("batch_size", BATCH_SIZE if size is None else size)
+    options["batch_size"] = batch_size = min(size, len(x))
     begin_key, state_key, fit_key = jax.random.split(key, 3)
     own, start = begin_rows(vae, params, begin_key, x)
     training = VAE(*(Evaluated(f) for f in (own.prior, own.likelihood, own.posterior)))
-    loss_fn = Frozen((objective or _default_objective)(training))
+    kind = ELBO if training.posterior.reparameterized else ScoreFunction
+    loss_fn = objective(training) if objective else training.loss(kind, num_samples=DRAWS)
     total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
     options["num_steps"] = total
-    result = fit(
-        loss_fn,
-        {**freeze(start), **state_beside(loss_fn.loss_fn, state_key)},
-        key=fit_key,
-        data={"x": x, "row": np.arange(len(x), dtype=np.int32)},
-        **options,
-    )
+    params = {**freeze(start), **state_beside(loss_fn, state_key)}
+    data = {"x": x, "row": np.arange(len(x), dtype=np.int32)}
+    result = fit(Frozen(loss_fn), params, key=fit_key, data=data, **options)
     learned, last = unfreeze(result.params), unfreeze(result.last_params)
     result = dataclasses.replace(result, params=learned, last_params=last)
     return FittedVAE(result=result, vae=own)
 
 
-def _default_objective(vae: VAE) -> Variational:
-    kind = ELBO if vae.posterior.reparameterized else ScoreFunction
-    return vae.loss(kind, num_samples=DRAWS)
-
-
 # The same object for the same length, so that a second fit compiles nothing.
 @functools.lru_cache(maxsize=64)
 def default_optimizer(num_steps: int) -> optax.GradientTransformation:
-    """Adam with a cosine decay to zero, for parameters per row: they are of the size of latents.
-
-    A row has few steps, over which its gradient shrinks by orders of magnitude; so the squares of
-    the gradient are forgotten within a hundred steps.
-    """
+    """Adam with a cosine decay to zero, for parameters per row: they are of the size of latents."""
+    # A row has few steps, over which its gradient shrinks by orders of magnitude; so its squares
+    # are forgotten within a hundred steps.
     return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps), b2=0.99)
 
 
-def begin_rows(vae: VAE, params: Params, key: Array, x: Array) -> tuple[VAE, Params]:
-    """The model in which each row of x has its own posterior, and where that begins.
-
-    Raises:
-        TypeError: if the posterior is of another kind.
-    """
+def begin_rows(vae: VAE, params: Params, key: Array, x: Array | np.ndarray) -> tuple[VAE, Params]:
+    """The model in which each row of x has its own posterior, and where that begins."""
     old, shared = vae.posterior, params["posterior"]
     if not isinstance(old, Conditional | Local):
         raise TypeError(
-            "`vae` must have a posterior by `fv.conditional` or `fv.local`, whose rows can be told "
-            f"apart; got {old!r}."
+            f"`vae` must have a posterior by `fv.conditional` or `fv.local`; got {old!r}."
         )
     posterior = local(old.family, len(x))
     if isinstance(old, Conditional):
-        begun = posterior.with_rows(shared, _features(old, shared, x))
+        rows = _features(old, shared, x)
     else:
-        begun = posterior.with_rows(shared, posterior.init(key)["rows"].value)
-    return dataclasses.replace(vae, posterior=posterior), {
-        "prior": params["prior"],
-        "likelihood": params["likelihood"],
-        "posterior": begun,
-    }
+        rows = posterior.init(key)["rows"].value
+    begun = {**own_params(vae, params), "posterior": posterior.with_rows(shared, rows)}
+    return dataclasses.replace(vae, posterior=posterior), begun
 
 
 @compiled()
-def _features(posterior: Conditional, params: Params, x: Array) -> PyTree:
+def _features(posterior: Conditional, params: Params, x: Array | np.ndarray) -> PyTree:
     """What the encoder says of each row."""
     return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
 
 
-def freeze(params: Params) -> Params:
-    """The parameters, of which nothing but the rows can move."""
-    return _map_all_but_rows(Fixed, params)
-
-
-def unfreeze(params: Params) -> Params:
-    """The inverse of `freeze`."""
-    return _map_all_but_rows(lambda fixed: fixed.value, params)
-
-
-def _map_all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
+def _all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
     own = {**params["posterior"], "family": function(params["posterior"]["family"])}
     model = {name: function(params[name]) for name in ("prior", "likelihood")}
     return {**params, **model, "posterior": own}
+
+
+#: Parameters of which nothing but the rows can move, and the inverse.
+freeze = functools.partial(_all_but_rows, Fixed)
+unfreeze = functools.partial(_all_but_rows, lambda fixed: fixed.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,12 +168,10 @@ class AmortizationGap(NamedTuple):
 
     Attributes:
         encoder: the ELBO of the encoder's posterior.
-        refined: that of the row's own posterior, the best of the family as far as steps went.
-            Never below `encoder`: a row that its steps did not make better keeps what the encoder
-            said.
+        refined: that of the row's own posterior, never below `encoder`: a row that its steps did
+            not make better keeps what the encoder said.
         importance_weighted: log (1/K sum_k p(x, z_k) / q(z_k | x)) of the refined posterior, in
-            expectation at most log p(x), to which it tends; None of a single draw, where it says
-            nothing beyond the ELBO.
+            expectation at most log p(x); None of a single draw, where it is the ELBO.
         rows: the model with the refined posteriors.
     """
 
@@ -258,10 +210,9 @@ def amortization_gap(
 ) -> AmortizationGap:
     """How much better each row's own posterior is than the encoder's.
 
-    The rows begin where the encoder puts them and are refined by `fit_rows`. Both are then
-    evaluated on the same noise, so that their difference is less noisy than either; of each row the
-    better one counts, on that noise. The gap therefore is at least 0, and that of a row which has
-    nothing to gain is 0 or, from a chance in the noise, a little above.
+    The rows begin where the encoder puts them and are refined by `fit_rows`. Both are evaluated on
+    the same noise, and of each row the better one counts: so the gap is at least 0, and that of a
+    row which has nothing to gain is 0 or, by chance, a little above.
 
     Args:
         vae: the model; its posterior is one of `fv.conditional`.
@@ -272,30 +223,12 @@ def amortization_gap(
         objective: as in `fit_rows`, as are `**options`.
         **options: see there.
 
-    Raises:
-        TypeError: if there is no encoder.
-
     Source: Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018.
-
-    Example:
-        >>> import jax
-        >>> import flowvi as fv
-        >>> from flowvi.networks import MLP
-        >>> vae = fv.VAE(
-        ...     prior=fv.standard_normal(1),
-        ...     likelihood=fv.conditional(fv.gaussian(4), MLP(1, (), 8)),
-        ...     posterior=fv.conditional(fv.gaussian(1), MLP(4, (8,), 2)),
-        ... )
-        >>> x = jax.random.normal(jax.random.key(0), (20, 4))
-        >>> params = vae.init(jax.random.key(1))
-        >>> gap = fv.amortization_gap(vae, params, x, key=jax.random.key(2), progress=False)
-        >>> bool((gap.amortization >= 0).all()), gap.importance_weighted.shape
-        (True, (20,))
     """
-    if isinstance(vae, VAE) and not isinstance(vae.posterior, Conditional):
+    check_vae(vae)
+    if not isinstance(vae.posterior, Conditional):
         raise TypeError(
-            "`vae` must have an encoder, a posterior by `fv.conditional`, to have a gap; got "
-            f"{vae.posterior!r}."
+            f"`vae` must have an encoder, a posterior by `fv.conditional`; got {vae.posterior!r}."
         )
     num_samples = checks.positive_int("num_samples", num_samples)
     fit_key, key = jax.random.split(key)

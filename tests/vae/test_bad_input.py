@@ -24,36 +24,36 @@ MODELS = {
     ),
     "prior with context": (
         ValueError,
-        r"`prior` must take no context; got context shape \(3,\) of Flow",
+        "`prior` must take no context; got iaf",
         {"prior": fv.iaf(2, context_size=3, num_layers=1, hidden_sizes=[4])},
     ),
     "latents of the decoder": (
         ValueError,
-        r"`likelihood` must have context shape \(3,\), the shape of z of the prior StandardNormal.*"
-        r"got \(2,\) of Conditional",
+        r"`likelihood` must take z of the prior standard_n.*, of shape \(3,\), as context rather "
+        r"than one of shape \(2,\); got conditional",
         {"prior": fv.standard_normal(3)},
     ),
     "latents of the posterior": (
         ValueError,
-        r"`posterior` must have event shape \(2,\), that of the prior StandardNormal.*got \(3,\) "
-        "of Conditional",
+        r"`posterior` must have event shape \(2,\), that of the prior standard_n.*, rather than "
+        r"\(3,\); got conditional",
         {"posterior": fv.conditional(fv.gaussian(3), MLP((3, 4), (8,), 6))},
     ),
     "events of the encoder": (
         ValueError,
-        r"`posterior` must have context shape \(3, 4\), the shape of x of the likelihood "
-        r"Conditional.*got \(12,\) of Conditional",
+        r"`posterior` must take x of the likelihood conditional.*, of shape \(3, 4\), as context "
+        r"rather than one of shape \(12,\); got conditional",
         {"posterior": fv.conditional(fv.gaussian(2), MLP(12, (8,), 4))},
     ),
     "likelihood without context": (
         ValueError,
-        "`likelihood` must take z of the prior .* as context; got Flow.*which takes none. Perhaps "
-        r"use `fv.conditional\(family, network\)`",
+        "`likelihood` must take z of the prior .* as context; got mean_f.*It takes none. Perh"
+        r"aps use `fv.conditional\(family, network\)`",
         {"likelihood": fv.mean_field(12)},
     ),
     "posterior without context": (
         ValueError,
-        "`posterior` must take x of the likelihood .* as context; got Flow.*which takes none",
+        "`posterior` must take x of the likelihood .* as context; got mean_field.*It takes none",
         {"posterior": fv.mean_field(2)},
     ),
 }
@@ -86,7 +86,7 @@ def missing():
 FITS = {
     "grey pixels": (
         ValueError,
-        "`x` must hold only 0 and 1 for .*got 0.25 in row 7. Perhaps binarise",
+        "`x` must hold only 0 and 1 for .*got 0.25 in row 7.*Perhaps binarise",
         {"x": grey()},
     ),
     "grey pixels to validate": (
@@ -97,13 +97,13 @@ FITS = {
     "NaN": (ValueError, "`x` must hold only 0 and 1 .*got nan in row 7", {"x": missing()}),
     "shape": (
         ValueError,
-        r"`x` must have shape \[num_rows, 3, 4\], rows of the event shape of the likelihood "
-        r"Conditional.*got shape \(20, 12\)",
+        r"`x` must have at least one row, and shape \[num_rows, 3, 4\] for conditional.*got shape "
+        r"\(20, 12\)",
         {"x": binary_rows().reshape(20, 12)},
     ),
-    "one row": (ValueError, r"`x` must have shape .*got shape \(3, 4\)", {"x": binary_rows()[0]}),
+    "one row": (ValueError, r"`x` must have .*shape .*got shape \(3, 4\)", {"x": binary_rows()[0]}),
     "no rows": (ValueError, "`x` must have at least one row", {"x": binary_rows()[:0]}),
-    "text": (TypeError, "`x` must hold numbers", {"x": [[["a"] * 4] * 3]}),
+    "text": (TypeError, "`x` must be an array of numbers", {"x": [[["a"] * 4] * 3]}),
     "no model": (TypeError, r"`vae` must be a `fv.VAE\(...\)`; got 'vae'", {"vae": "vae"}),
     "no key": (TypeError, "`key` must be a random key", {"key": 0}),
     "steps": (ValueError, "`num_steps` must be a positive integer; got 0", {"num_steps": 0}),
@@ -124,15 +124,19 @@ FITS = {
     ),
     "shape of weights": (
         ValueError,
-        r"`weights` must have shape \(20,\), one for each row of `x`; got shape \(3,\)",
+        r"`weights` must have shape \(20,\), one for each row; got \(3,\)",
         {"weights": np.ones(3)},
     ),
     "negative weights": (
         ValueError,
-        "`weights` must be finite and at least 0; got -1.0 in row 2",
+        "`weights` must be finite, at least 0 and not all 0; got -1.0 in row 2",
         {"weights": np.where(np.arange(20) == 2, -1.0, 1.0)},
     ),
-    "no weights": (ValueError, "`weights` must not all be 0", {"weights": np.zeros(20)}),
+    "no weights": (
+        ValueError,
+        "`weights` must be .* not all 0; got zeros",
+        {"weights": np.zeros(20)},
+    ),
     "params": (
         ValueError,
         "`params` must be a dict with the keys prior, likelihood and posterior.*got .'posterior'",
@@ -164,8 +168,8 @@ def test_a_posterior_without_gradients_through_its_draws(objective):
     discrete = fv.conditional(fv.bernoulli(2), MLP((3, 4), (8,), 2))
     vae = binary_vae(posterior=discrete)
     message = (
-        f"`posterior` must be reparameterised for the objective {objective.__name__}, .*got "
-        "Conditional.*Perhaps use `fv.objectives.ScoreFunction`"
+        f"`family` must be reparameterised for {objective.__name__}, .*got "
+        "conditional.*Perhaps use `fv.objectives.ScoreFunction`"
     )
     with pytest.raises(ValueError, match=message):
         vae.loss(objective)
@@ -197,12 +201,16 @@ def test_losses_of_other_kinds():
 
 
 METHODS = {
-    "many draws": ("elbo", (binary_rows(), 10**12), "`num_samples` must be at most 2,147,483,647"),
-    "masked": ("elbo", (np.ma.masked_array(binary_rows()),), "`x` must not be a masked array"),
-    "ragged": ("elbo", ([[1.0], [1.0, 2.0]],), "`x` must be an array; got rows of unequal lengths"),
-    "many x": ("sample", (10**10,), "`sample_shape` must be of at most 2,147,483,647 draws; got 1"),
+    "many draws": ("elbo", (binary_rows(), 10**12), "`num_samples` must be at most 2147483647"),
+    "masked": ("elbo", (np.ma.masked_equal(binary_rows(), 0),), "`x` must have no masked entries"),
+    "ragged": ("elbo", ([[1.0], [1.0, 2.0]],), "`x` must be an array of numbers; got a list"),
+    "many x": (
+        "sample",
+        ((10**6, 10**6),),
+        "`sample_shape` must be of at most 2,147,483,647 draws",
+    ),
     "fraction of a draw": ("sample", (3.7,), "`sample_shape` must be a sequence of positive int"),
-    "text": ("encode", ([["a"] * 4] * 3,), "`x` must hold numbers; got dtype <U1"),
+    "text": ("encode", ([["a"] * 4] * 3,), "`x` must be an array of numbers; got a list"),
     "x": ("elbo", (jnp.zeros((5, 12)),), r"`x` must have a shape that ends in \(3, 4\) for the "),
     "z": ("decode", (jnp.zeros((5, 3)),), r"`z` must have a shape that ends in \(2,\) for the "),
     "draws": ("evaluate", (binary_rows(), 0), "`num_samples` must be a positive integer; got 0"),
@@ -227,11 +235,11 @@ PARAMS = {
     ),
     "another model": (
         lambda own: {**own, "posterior": {**own["posterior"], "origin": Origin(LIKELIHOOD)}},
-        r'`params\["posterior"\]` must be those of Conditional.*; got those of Conditional',
+        r'`params\["posterior"\]` must be those of conditional.*; got those of conditional',
     ),
     "other shapes": (
         lambda own: {**own, "prior": {"loc": np.zeros(3)}},
-        r'`params\["prior"\]` must be those of StandardNormal.*, arrays of shapes .*; got .*\(3,\)',
+        r'`params\["prior"\]` must be those of standard_n.*, arrays of shapes .*; got .*\(3,\)',
     ),
 }
 
@@ -248,10 +256,10 @@ def test_params_of_something_else(name):
 
 def test_rules_of_the_rate():
     vae, x = binary_vae(), binary_rows()
-    params = vae.init(KEY)
+    params = jax.eval_shape(vae.init, KEY)
     with pytest.raises(ValueError, match="`kl` must be one of auto, analytic, sampled; got 'mc'"):
         vae.elbo(params, KEY, x, kl="mc")
     flow = fv.iaf(2, num_layers=1, hidden_sizes=[4], context_size=4, base=fv.gaussian(2))
     vae = binary_vae(posterior=fv.conditional(flow, MLP((3, 4), (8,), 4)))
     with pytest.raises(NotImplementedError, match="has no closed form"):
-        vae.elbo(vae.init(KEY), KEY, x, kl="analytic")
+        jax.eval_shape(lambda: vae.elbo(vae.init(KEY), KEY, x, kl="analytic"))

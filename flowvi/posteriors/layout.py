@@ -30,16 +30,7 @@ def as_float(value: ArrayLike) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where each named parameter stands in the vector, and what its support is.
-
-    `flowvi.supports.Interval` says which coordinate u a parameter theta has, and log |d theta / du|
-    is 0, u, u, or log(high - low) + log sigmoid(u) + log sigmoid(-u).
-
-    Attributes:
-        names: the parameters' names, in the order of the vector.
-        shapes: their shapes.
-        support: that of all of them, one after the other.
-    """
+    """The names and shapes of parameters, in the order of the vector, and their joint support."""
 
     names: tuple[str, ...]
     shapes: tuple[Shape, ...]
@@ -50,35 +41,22 @@ class Layout:
         """The length of the vector."""
         return self.support.event_shape[0]
 
-    def split(self, vector: Array) -> dict[str, Array]:
-        """Cuts vectors of shape [..., D] into {name: array of shape [..., *shape]}."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = jnp.split(vector, ends[:-1], axis=-1)
-        return {
-            name: part.reshape(*vector.shape[:-1], *shape)
-            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
-
     def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
         """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
+        theta, log_det = u, jnp.zeros(u.shape[:-1], u.dtype)
         bijector = self.support.bijector()
-        if bijector is None:
-            return self.split(u), jnp.zeros(u.shape[:-1], u.dtype)
-        theta, log_det = bijector.forward_and_log_det(u)
-        return self.split(theta), log_det
+        if bijector is not None:
+            theta, log_det = bijector.forward_and_log_det(u)
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = zip(self.names, self.shapes, jnp.split(theta, ends[:-1], axis=-1), strict=True)
+        return {n: part.reshape(*u.shape[:-1], *shape) for n, shape, part in parts}, log_det
 
     def unconstrain(self, parameters: Mapping[str, ArrayLike]) -> Array:
-        """The vectors, of shape [..., D], at parameters of shapes [..., *shape].
-
-        Raises:
-            ValueError: if a name is missing or unknown, or a shape is wrong.
-        """
+        """The vectors, of shape [..., D], at parameters of shapes [..., *shape]."""
         if not isinstance(parameters, Mapping) or set(parameters) != set(self.names):
             got = parameters if isinstance(parameters, Mapping) else [type(parameters).__name__]
-            raise ValueError(
-                f"`parameters` must have the names {', '.join(self.names)}; got "
-                f"{', '.join(map(str, got))}."
-            )
+            rule = f"`parameters` must have the names {', '.join(self.names)}"
+            raise ValueError(f"{rule}; got {', '.join(map(str, got))}.")
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
             value = as_float(parameters[name])
@@ -98,37 +76,27 @@ class Layout:
 
 
 def as_layout(parameters: Parameters) -> Layout:
-    """The layout of {name: (shape, support)}.
-
-    Args:
-        parameters: a dict from names to pairs (shape, support); a support is "real", "positive" or
-            (low, high), of which either may be None or infinite.
-
-    Raises:
-        TypeError, ValueError: if it is not of this kind.
-    """
+    """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
+    kind = type(parameters).__name__
     if not isinstance(parameters, Mapping):
-        raise TypeError(
-            f"`parameters` must be a dict such as {_FORM}; got {type(parameters).__name__}."
-        )
+        raise TypeError(f"`parameters` must be a dict such as {_FORM}; got {kind}.")
     if not parameters:
         raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
     shapes, supports = [], []
     for name, pair in parameters.items():
         if not isinstance(name, str):
             raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
+        place = f"parameters[{name!r}]"
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise TypeError(
-                f"`parameters[{name!r}]` must be a pair (shape, support), as in {_FORM}; got "
-                f"{pair!r}."
+                f"`{place}` must be a pair (shape, support), as in {_FORM}; got {pair!r}."
             )
-        shape = checks.shape(f"parameters[{name!r}][0]", pair[0])
+        shapes.append(checks.shape(f"{place}[0]", pair[0]))
         try:
-            support = as_support(pair[1], shape)
-            support.bijector()
+            supports.append(as_support(pair[1], shapes[-1]))
+            supports[-1].bijector()
         except (TypeError, ValueError) as error:
-            raise type(error)(f"In `parameters[{name!r}]`: {error}") from None
-        shapes.append(shape)
-        supports.append(support)
-    joint = concatenated(supports)
-    return Layout(tuple(parameters), tuple(shapes), cast(Interval, joint))
+            raise type(error)(f"In `{place}`: {error}") from None
+    # All of them have a bijector, so they are intervals, and so is what they are together.
+    joint = cast(Interval, concatenated(supports))
+    return Layout(tuple(parameters), tuple(shapes), joint)

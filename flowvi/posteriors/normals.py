@@ -18,27 +18,25 @@ class Dense:
 
     @property
     def log_det(self) -> float:
-        """The log-determinant of the map."""
+        """The log-determinant of the map, here and below."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
     def draw(self, z: np.ndarray) -> np.ndarray:
-        """The draws u at z of shape [n, D]."""
+        """The draws u at z of shape [n, D], here and below."""
         return self.loc + z @ self.matrix.T
 
     def whitening(self) -> dict[str, np.ndarray]:
-        """The arguments of `flowvi.bijectors.Dense`."""
+        """The arguments of `flowvi.bijectors.Dense`, or of its `LowRank` below."""
         return {**vars(self), "log_det": np.asarray(self.log_det)}
 
     def dense(self) -> "Dense":
+        """The same as a matrix, here and below."""
         return self
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """u = loc + scale * (z + basis (gain * (basis^T z))).
-
-    The columns of the basis, of shape [D, R], are orthonormal.
-    """
+    """u = loc + scale * (z + basis (gain * (basis^T z))), the columns of the basis orthonormal."""
 
     loc: np.ndarray
     scale: np.ndarray
@@ -47,15 +45,12 @@ class LowRank:
 
     @property
     def log_det(self) -> float:
-        """The log-determinant of the map."""
         return float(np.log(self.scale).sum() + np.log1p(self.gain).sum())
 
     def draw(self, z: np.ndarray) -> np.ndarray:
-        """The draws u at z of shape [n, D]."""
         return self.loc + self.scale * (z + (z @ self.basis * self.gain) @ self.basis.T)
 
     def whitening(self) -> dict[str, np.ndarray]:
-        """The arguments of `flowvi.bijectors.LowRank`."""
         return dict(vars(self))
 
     def padded(self, rank: int) -> "LowRank":
@@ -65,7 +60,6 @@ class LowRank:
         return LowRank(self.loc, self.scale, basis, np.pad(self.gain, (0, missing)))
 
     def dense(self) -> Dense:
-        """The same as a matrix."""
         eye = np.eye(len(self.loc))
         matrix = self.scale[:, None] * (eye + (self.basis * self.gain) @ self.basis.T)
         shrink = self.gain / (1 + self.gain)
@@ -95,17 +89,11 @@ def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense 
 def newton(
     normal: Dense, gradient: np.ndarray, hessian: np.ndarray, weight: float, bound: float
 ) -> Dense | None:
-    """A part of a variational Newton step; None where that is not finite.
+    """A part `weight` of a variational Newton step from q; None where that is not finite.
 
     In the coordinates in which q is standard normal, the best q near it has the precision
-    -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
-
-    Args:
-        normal: q.
-        gradient: its mean under q.
-        hessian: its mean under q.
-        weight: the part of the step.
-        bound: on the change of a precision.
+    -E_q Hessian, which may change by a factor `bound`, and the mean shifted by precision^-1
+    E_q gradient.
     """
     inner = -normal.matrix.T @ hessian @ normal.matrix
     if not np.isfinite(inner).all():
@@ -115,12 +103,9 @@ def newton(
     shift = weight * vectors @ (vectors.T @ (normal.matrix.T @ gradient) / values)
     shift *= min(1.0, 2 * np.sqrt(len(shift)) / max(float(np.linalg.norm(shift)), 1e-300))
     root = values ** (0.5 * weight)
-    new = Dense(
-        normal.loc + normal.matrix @ shift,
-        (normal.matrix @ vectors) / root,
-        root[:, None] * (vectors.T @ normal.inverse),
-    )
-    return new if np.isfinite(new.matrix).all() and np.isfinite(new.loc).all() else None
+    loc, matrix = normal.loc + normal.matrix @ shift, (normal.matrix @ vectors) / root
+    finite = np.isfinite(matrix).all() and np.isfinite(loc).all()
+    return Dense(loc, matrix, root[:, None] * (vectors.T @ normal.inverse)) if finite else None
 
 
 # What overflows, on a path through a steep place, is no candidate: both check what they return.
@@ -138,15 +123,8 @@ def pathfinder(
 
         diag + [diag Y, S] [[0, -R^-1], [-R^-T, R^-T (E + Y^T diag Y) R^-1]] [diag Y, S]^T
 
-    with R the upper triangle of S^T Y and E its diagonal, and its mean a Newton step from the
-    point.
-
-    Args:
-        x: the point, of shape [D].
-        gradient: of the function minimised.
-        steps: the latest steps S^T, of shape [J, D]; J may be 0.
-        changes: the changes Y^T of the gradient.
-        diagonal: an estimate of the inverse Hessian's diagonal, of shape [D].
+    for the latest steps S^T and changes Y^T of the gradient, of shape [J, D], with R the upper
+    triangle of S^T Y and E its diagonal; its mean is a Newton step from x.
 
     Source: Byrd, Nocedal, Schnabel, "Representations of Quasi-Newton Matrices", 1994.
     """
@@ -166,7 +144,7 @@ def pathfinder(
     descent = scale * gradient
     step = descent + basis @ (((1 + gain) ** 2 - 1) * (basis.T @ descent))
     normal = LowRank(x - scale * step, scale, basis, gain)
-    return normal if all(np.isfinite(leaf).all() for leaf in normal.whitening().values()) else None
+    return normal if all(np.isfinite(leaf).all() for leaf in vars(normal).values()) else None
 
 
 @np.errstate(all="ignore")

@@ -49,21 +49,15 @@ class Posterior(Fitted):
     diagnosis: Diagnosis
 
     def __repr__(self) -> str:
+        found = self.diagnosis
         return (
-            f"Posterior(event_size={self.target.event_size}, "
-            f"elbo={self.diagnosis.elbo.value:.4f}, "
-            f"log_evidence={self.diagnosis.log_evidence.value:.4f}, "
-            f"khat={self.diagnosis.khat:.3f}, ess={self.diagnosis.ess:.3f}, "
-            f"num_warnings={len(self.diagnosis.messages)})"
+            f"Posterior(event_size={self.target.event_size}, elbo={found.elbo.value:.4f}, "
+            f"log_evidence={found.log_evidence.value:.4f}, khat={found.khat:.3f}, "
+            f"ess={found.ess:.3f}, num_warnings={len(found.messages)})"
         )
 
     def sample(self, key: Array, num_samples: int) -> Theta:
-        """Draws in the user's own space and names.
-
-        Returns:
-            {name: array of shape [num_samples, *shape]}, or an array [num_samples, D] where the
-            target is over a vector.
-        """
+        """Draws: {name: array of shape [num_samples, *shape]}, or an array [num_samples, D]."""
         return self.constrain(self._draws(key, num_samples)[0])
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[Array, Array]:
@@ -84,41 +78,29 @@ class Posterior(Fitted):
         return self._draws(key, num_samples)[2]
 
     def elbo(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
-        """The evidence lower bound E_q [log p(u) - log q(u)], in nats.
-
-        Raises:
-            ValueError: if the target's log density is NaN at a draw.
-        """
+        """The evidence lower bound E_q [log p(u) - log q(u)], in nats; no draw may be NaN."""
         return diagnostics.elbo(self.log_weights(key, num_samples))
 
     def log_evidence(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
         """The log of the normalising constant, in nats, by importance sampling from q."""
-        return diagnostics.log_evidence(_no_weight(self.log_weights(key, num_samples)))
+        return diagnostics.log_evidence(_or_none(self.log_weights(key, num_samples)))
 
     def psis(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> PSIS:
-        """Pareto-smoothed importance weights of draws of q: k-hat, ESS, log weights.
-
-        `sample_and_log_prob` and `sample` with the same key and number give the draws they belong
-        to.
-        """
-        return diagnostics.psis(_no_weight(self.log_weights(key, num_samples)))
+        """Pareto-smoothed importance weights of the draws that `sample` gives at the same key."""
+        return diagnostics.psis(_or_none(self.log_weights(key, num_samples)))
 
     def resample(self, key: Array, num_samples: int, *, num_proposals: int | None = None) -> Theta:
-        """Draws corrected by importance resampling, in the user's own space and names.
+        """Draws as `sample` gives them, corrected by importance resampling.
 
-        Draws of q are drawn again, with replacement, by their smoothed weights. That mends what
-        k-hat below 0.7 leaves to be mended; it cannot find a missing mode.
-
-        Args:
-            key: a random key.
-            num_samples: how many draws to return.
-            num_proposals: how many draws of q to choose from; 10 times as many by default.
+        Draws of q, by default 10 times as many, are drawn again, with replacement, by their
+        smoothed weights. That mends what k-hat below 0.7 leaves to be mended; it cannot find a
+        missing mode.
         """
         num_samples = checks.positive_int("num_samples", num_samples)
         count = 10 * num_samples if num_proposals is None else num_proposals
         draw_key, choice_key = jax.random.split(key)
         u, _, weights = self._draws(draw_key, checks.positive_int("num_proposals", count))
-        smoothed = diagnostics.psis(_no_weight(weights)).log_weights
+        smoothed = diagnostics.psis(_or_none(weights)).log_weights
         # One stratum for each draw: less noise than independent choices.
         rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
         places = (np.arange(num_samples) + rng.random(num_samples)) / num_samples
@@ -136,7 +118,7 @@ class Posterior(Fitted):
         # In the order of the labels; trees have the order of the alphabet.
         leaves = theta.values() if isinstance(theta, dict) else [theta]
         flat = np.concatenate([np.asarray(leaf, float).reshape(len(u), -1) for leaf in leaves], 1)
-        smoothed = diagnostics.psis(_no_weight(weights))
+        smoothed = diagnostics.psis(_or_none(weights))
         return Summary.of(self.target.labels(), flat, np.exp(smoothed.log_weights))
 
     def plot(
@@ -147,7 +129,7 @@ class Posterior(Fitted):
         num_samples: int = 4_000,
         reference: ArrayLike | None = None,
     ) -> "Figure":
-        """Marginals and pairs of parameters; see `flowvi.plotting.pairs`."""
+        """A picture of marginals and pairs; see `flowvi.plotting.pairs`."""
         key = jax.random.key(0) if key is None else key
         return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
 
@@ -194,22 +176,17 @@ class Summary:
         return "\n".join(rows)
 
 
-def _no_weight(log_weights: np.ndarray) -> np.ndarray:
-    """A draw without a density has no weight."""
+def _or_none(log_weights: np.ndarray) -> np.ndarray:
+    """Log weights, in which a draw without a density has no weight."""
     return np.where(np.isnan(log_weights), -np.inf, log_weights)
 
 
 def draws(
     family: Family, target: Target, params: PyTree, key: Array, num_samples: int = NUM_DIAGNOSIS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(u, log q, log p - log q) of draws of q, in double precision where JAX has it.
-
-    One program for any number of draws: they come in chunks.
-    """
-    parts = []
-    for index in range(-(-num_samples // CHUNK)):
-        chunk = _chunk(family, target, params, jax.random.fold_in(key, index), target.data)
-        parts.append(jax.device_get(chunk))
+    """(u, log q, log p - log q) of draws of q, by one program for any number of them."""
+    keys = (jax.random.fold_in(key, index) for index in range(-(-num_samples // CHUNK)))
+    parts = [jax.device_get(_chunk(family, target, params, k, target.data)) for k in keys]
     u, log_q, log_p = (np.concatenate(column)[:num_samples] for column in zip(*parts, strict=True))
     return u, log_q, log_p.astype(np.float64) - log_q
 

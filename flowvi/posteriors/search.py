@@ -1,6 +1,5 @@
 """Optimisation paths, normal distributions along them, and what those are worth."""
 
-import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -18,18 +17,13 @@ from flowvi.posteriors.normals import Normal
 from flowvi.posteriors.target import Target
 
 Array = jax.Array
+Place = tuple[int, int]
 
 #: Up to this size a Hessian is taken at every candidate, and up to the second one at all.
 EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
 
-#: Runs of L-BFGS, and their steps.
-NUM_PATHS, NUM_STEPS = 6, 300
-
-#: Pairs of differences that L-BFGS remembers.
-MEMORY = 10
-
-#: Trials of one line search.
-TRIALS = 30
+#: Runs of L-BFGS, their steps, pairs of differences that they remember, trials of a line search.
+NUM_PATHS, NUM_STEPS, MEMORY, TRIALS = 6, 300, 10, 30
 
 #: Draws that judge a candidate, at least, and the part of them that may lie outside the support.
 NUM_DRAWS, MAX_LOST = 128, 0.1
@@ -48,13 +42,9 @@ SAME_MODE = 0.1
 
 
 class Path(NamedTuple):
-    """What a run visited.
+    """What a run visited: points, of shape [num_steps + 1, D], the function's gradients and values.
 
-    Attributes:
-        x: points, of shape [num_steps + 1, D]; beyond `length` the last one is repeated.
-        gradient: of the function there.
-        value: of the function there, of shape [num_steps + 1].
-        length: steps done.
+    Beyond `length`, the steps done, the last point is repeated.
     """
 
     x: Array
@@ -78,9 +68,8 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
     def advance(carry: tuple[Path, optax.OptState, Array]) -> tuple[Path, optax.OptState, Array]:
         path, state, _ = carry
         x, gradient, value, done = path.x[-1], path.gradient[-1], path.value[-1], path.length + 1
-        update, state = solver.update(
-            gradient, state, x, value=value, grad=gradient, value_fn=function
-        )
+        given = {"value": value, "grad": gradient, "value_fn": function}
+        update, state = solver.update(gradient, state, x, **given)
         new_gradient, new_value = optax.tree.get(state, "grad"), optax.tree.get(state, "value")
         found = jnp.any(update != 0) & _finite(new_gradient, new_value)
         tiny = 10 * jnp.finfo(value.dtype).eps
@@ -105,31 +94,20 @@ def _finite(gradient: Array, value: Array) -> Array:
     return jnp.isfinite(value) & jnp.isfinite(jnp.sum(jnp.abs(gradient)))
 
 
-@dataclasses.dataclass(frozen=True)
-class TemperedDensity:
-    """The log density of a target at one vector, times the inverse temperature."""
-
-    target: Target
-    power: float = 1.0
-
-    def __call__(self, u: Array, data: PyTree) -> Array:
-        return self.power * self.target.at(u, data)
-
-
 class Candidate(NamedTuple):
     """A normal distribution, its ELBO, how it was found, and at which path and point."""
 
     normal: Normal
     elbo: float
     origin: str
-    place: tuple[int, int]
+    place: Place
 
 
 elbo_of = operator.attrgetter("elbo")
 
 
 class Search:
-    """Candidates of one density, all judged from the same draws.
+    """Candidates of one density, to an inverse temperature, all judged from the same draws.
 
     Those are standard normal ones in pairs of opposites, and to moderate size of unit covariance.
     So the ELBO of a normal distribution is exact where the target is normal too, and noise does not
@@ -137,7 +115,7 @@ class Search:
     """
 
     def __init__(self, target: Target, power: float, rng: np.random.Generator):
-        self.density, self.data, self.rng = TemperedDensity(target, power), target.data, rng
+        self.target, self.power, self.rng = target, power, rng
         size = target.event_size
         self.cheap = size <= EVERY_HESSIAN
         num_draws = max(NUM_DRAWS, 3 * size) if self.cheap else NUM_DRAWS
@@ -148,31 +126,43 @@ class Search:
         self._entropy = 0.5 * (self.z**2).sum(-1) + 0.5 * size * np.log(2 * np.pi)
 
     def paths(self, points: Array) -> Path:
-        return jax.device_get(_paths(self.density, points, self.data))
+        """The runs of L-BFGS from some points."""
+        return jax.device_get(_paths(self.target, self.power, points, self.target.data))
 
     def elbo(self, normal: Normal) -> float:
         """The ELBO, or -inf where too many draws have no density."""
-        values = _values(self.density, as_float(normal.draw(self.z)), self.data)
+        u = as_float(normal.draw(self.z))
+        values = _values(self.target, self.power, u, self.target.data)
         terms = np.asarray(values, np.float64) + self._entropy + normal.log_det
         good = np.isfinite(terms)
         return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
 
     def judge(
-        self, found: Iterable[Normal | None], places: list[tuple[int, int]], origin: str
+        self, found: Iterable[Normal | None], places: list[Place], origin: str
     ) -> list[Candidate]:
         """The candidates that have an ELBO; None among them are passed over."""
-        scored = [
-            Candidate(normal, self.elbo(normal), origin, place)
-            for normal, place in zip(found, places, strict=True)
-            if normal is not None
-        ]
+        pairs = [(n, place) for n, place in zip(found, places, strict=True) if n is not None]
+        scored = [Candidate(normal, self.elbo(normal), origin, place) for normal, place in pairs]
         return [each for each in scored if np.isfinite(each.elbo)]
 
-    def pathfinders(
-        self, paths: Path, indices: list[list[int]], places: list[tuple[int, int]]
-    ) -> list[Candidate]:
+    def pathfinders(self, paths: Path, indices: list[list[int]]) -> list[Candidate]:
         """The candidates of what each run itself saw at its chosen points."""
-        return self.judge(_pathfinders(paths, indices), places, "pathfinder")
+        candidates = []
+        for path, chosen in enumerate(indices):
+            length = int(paths.length[path])
+            x = np.asarray(paths.x[path, : length + 1], np.float64)
+            gradient = np.asarray(paths.gradient[path, : length + 1], np.float64)
+            steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
+            diagonal, useful = normals.diagonals(steps, changes)
+            found = []
+            for index in chosen:
+                recent = np.arange(max(index - MEMORY, 0), index)
+                recent = recent[useful[recent]]
+                last = diagonal[index - 1] if index else np.ones(x.shape[-1])
+                pairs = steps[recent], changes[recent]
+                found.append(normals.pathfinder(x[index], gradient[index], *pairs, last))
+            candidates += self.judge(found, [(path, index) for index in chosen], "pathfinder")
+        return candidates
 
     def derivatives(self, u: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The gradient and the Hessian at each row of u; one program for all calls."""
@@ -180,10 +170,11 @@ class Search:
         for first in range(0, len(u), batch):
             rows = u[first : first + batch]
             padded = as_float(np.resize(rows, (batch, u.shape[-1])))
-            gradients, hessians = jax.device_get(_derivatives(self.density, padded, self.data))
+            both = _derivatives(self.target, self.power, padded, self.target.data)
+            gradients, hessians = jax.device_get(both)
             yield from zip(gradients[: len(rows)], hessians[: len(rows)], strict=True)
 
-    def laplaces(self, x: np.ndarray, places: list[tuple[int, int]]) -> list[Candidate]:
+    def laplaces(self, x: np.ndarray, places: list[Place]) -> list[Candidate]:
         """The candidates of the Hessian at each row of x."""
         resolution = 10 * float(jnp.finfo(jnp.result_type(float)).eps)
         found = (
@@ -199,13 +190,13 @@ class Search:
         for index in range(rounds):
             # Full steps first; then ever shorter ones, which average the noise.
             weight = 1.0 if index < rounds // 2 else 2.0 / (2 + index - rounds // 2)
-            z = self.rng.standard_normal((pairs, len(candidate.normal.loc)))
+            z = self.rng.standard_normal((pairs, len(normal.loc)))
             u = normal.draw(np.concatenate([z, -z]))
             both = [d for d in self.derivatives(u) if all(np.isfinite(each).all() for each in d)]
             if not both:
                 break
-            gradients, hessians = (np.asarray(each, float) for each in zip(*both, strict=True))
-            new = normals.newton(normal, gradients.mean(0), hessians.mean(0), weight, CHANGE)
+            gradient, hessian = (np.asarray(d, float).mean(0) for d in zip(*both, strict=True))
+            new = normals.newton(normal, gradient, hessian, weight, CHANGE)
             if new is None:
                 break
             normal = new
@@ -228,45 +219,34 @@ class Search:
             others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(normal.loc)))
             points.append(np.where(self.rng.random(others.shape) < 0.5, others, normal.loc))
         found = []
-        for each in points:
-            # As many at once as before: the program is there.
+        for each in points:  # as many at once as before: the program is there
             x = np.asarray(self.paths(as_float(each)).x[:, -1])
             found += self.laplaces(x, [(0, 0)] * len(x))
         return found
 
 
-@compiled()
-def _paths(density: TemperedDensity, points: Array, data: PyTree) -> Path:
+def _density(target: Target, power: float) -> Callable[[Array, PyTree], Array]:
+    return lambda u, data: power * target.at(u, data)
+
+
+@compiled(2)
+def _paths(target: Target, power: float, points: Array, data: PyTree) -> Path:
     def path(u: Array, data: PyTree) -> Path:
-        return lbfgs(lambda u: -density(u, data), u, NUM_STEPS)
+        return lbfgs(lambda u: -power * target.at(u, data), u, NUM_STEPS)
 
     return vectorise.over(path, points, data)
 
 
-@compiled()
-def _values(density: TemperedDensity, u: Array, data: PyTree) -> Array:
-    return vectorise.over(density, u, data)
+@compiled(2)
+def _values(target: Target, power: float, u: Array, data: PyTree) -> Array:
+    return vectorise.over(_density(target, power), u, data)
 
 
-@compiled()
-def _derivatives(density: TemperedDensity, u: Array, data: PyTree) -> tuple[Array, Array]:
+@compiled(2)
+def _derivatives(target: Target, power: float, u: Array, data: PyTree) -> tuple[Array, Array]:
+    density = _density(target, power)
+
     def both(u: Array, data: PyTree) -> tuple[Array, Array]:
         return jax.grad(density)(u, data), jax.hessian(density)(u, data)
 
     return vectorise.over(both, u, data)
-
-
-def _pathfinders(paths: Path, indices: list[list[int]]) -> Iterator[Normal | None]:
-    for path, chosen in enumerate(indices):
-        length = int(paths.length[path])
-        x = np.asarray(paths.x[path, : length + 1], np.float64)
-        gradient = np.asarray(paths.gradient[path, : length + 1], np.float64)
-        steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
-        diagonal, useful = normals.diagonals(steps, changes)
-        for index in chosen:
-            recent = np.arange(max(index - MEMORY, 0), index)
-            recent = recent[useful[recent]]
-            last = diagonal[index - 1] if index else np.ones(x.shape[-1])
-            yield normals.pathfinder(
-                x[index], gradient[index], steps[recent], changes[recent], last
-            )

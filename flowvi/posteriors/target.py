@@ -38,15 +38,14 @@ class Target:
         log_likelihood: (parameters, rows) -> the log density of each row.
         data: the rows: a pytree of arrays with a common leading axis.
 
-    Raises:
-        TypeError: if `log_density` is no function, or `layout` no layout.
-        ValueError: if `event_size` is not a positive integer, or not that of the layout.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
         >>> target = fv.Target(lambda u: -0.5 * jnp.sum(u**2), 2)
         >>> float(target(jnp.ones(2)))
+        -1.0
+        >>> target = fv.Target.from_named(lambda p: -p["rate"], {"rate": ((), "positive")})
+        >>> float(target(jnp.zeros(1)))  # the logarithm of an exponential variable, at 0
         -1.0
     """
 
@@ -59,22 +58,19 @@ class Target:
 
     def __post_init__(self) -> None:
         size = checks.positive_int("event_size", self.event_size)
-        name = "log_density" if self.log_likelihood is None else "log_prior"
-        _check_function(name, self.log_density)
-        if self.log_likelihood is not None:
-            _check_function("log_likelihood", self.log_likelihood)
-        if self.layout is not None:
-            if not isinstance(self.layout, Layout):
-                raise TypeError(
-                    f"`layout` must be None or a layout; got {self.layout!r}. Perhaps make the "
-                    "target with `fv.Target.from_named`?"
-                )
-            if self.layout.event_size != size:
-                raise ValueError(
-                    f"`event_size` must be that of the layout, {self.layout.event_size}; got "
-                    f"{size}."
-                )
         object.__setattr__(self, "event_size", size)
+        functions: dict[str, object] = {self._density_name: self.log_density}
+        if self.log_likelihood is not None:
+            functions["log_likelihood"] = self.log_likelihood
+        for name, function in functions.items():
+            if not callable(function):
+                raise TypeError(f"`{name}` must be a function; got {function!r}.")
+        layout: object = self.layout
+        if not (layout is None or isinstance(layout, Layout)):
+            raise TypeError(f"`layout` must be None or a layout; got {layout!r}.")
+        if self.layout is not None and self.layout.event_size != size:
+            rule = f"`event_size` must be that of the layout, {self.layout.event_size}"
+            raise ValueError(f"{rule}; got {size}.")
         if (self.data is None) != (self.log_likelihood is None):
             raise ValueError(
                 "`data` must be given together with `log_likelihood`; got one of them. Perhaps "
@@ -93,13 +89,6 @@ class Target:
                 vector is added here, once.
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
                 of which either may be None or infinite.
-
-        Example:
-            >>> import jax.numpy as jnp
-            >>> import flowvi as fv
-            >>> target = fv.Target.from_named(lambda p: -p["rate"], {"rate": ((), "positive")})
-            >>> float(target(jnp.zeros(1)))  # the logarithm of an exponential variable, at 0
-            -1.0
         """
         layout = as_layout(parameters)
         return cls(log_density, layout.event_size, layout=layout)
@@ -128,30 +117,15 @@ class Target:
             data: an array, or a pytree of arrays with a common leading axis: the rows.
             event_size: the length of the parameters' vector; or
             parameters: the named parameters, as in `from_named`.
-
-        Example:
-            >>> import jax.numpy as jnp
-            >>> import flowvi as fv
-            >>> target = fv.Target.from_likelihood(
-            ...     lambda mean: -0.5 * jnp.sum(mean**2),
-            ...     lambda mean, x: -0.5 * jnp.sum((x - mean) ** 2, -1),
-            ...     jnp.ones((100, 2)),
-            ...     event_size=2,
-            ... )
-            >>> float(target(jnp.zeros(2))), target.num_rows
-            (-100.0, 100)
         """
         if (event_size is None) == (parameters is None):
-            raise ValueError(
-                "`event_size` must be given, or else `parameters`; got "
-                f"{'neither' if event_size is None else 'both'}. Perhaps `event_size=2` for a "
-                "vector of two?"
-            )
-        _check_function("log_likelihood", log_likelihood)
+            got = "neither" if event_size is None else "both"
+            raise ValueError(f"`event_size` must be given, or else `parameters`; got {got}.")
         layout = None if parameters is None else as_layout(parameters)
-        size = event_size if layout is None else layout.event_size
+        if layout is not None:
+            event_size = layout.event_size
         data = _as_rows(data)
-        return cls(log_prior, size, layout=layout, log_likelihood=log_likelihood, data=data)  # type: ignore[arg-type]
+        return cls(log_prior, event_size, layout=layout, log_likelihood=log_likelihood, data=data)  # type: ignore[arg-type]
 
     @property
     def num_rows(self) -> int | None:
@@ -166,27 +140,24 @@ class Target:
         """The log density at one vector, its likelihood estimated from some of the rows."""
         theta, log_det = self._constrain(u)
         value = self.log_density(theta)
+        _check_scalar(self._density_name, value)
         if self.log_likelihood is None:
-            _check_scalar("log_density", value)
             return value + log_det
-        _check_scalar("log_prior", value)
         terms = self.log_likelihood(theta, rows)
         num_rows = jax.tree.leaves(rows)[0].shape[0]
         if jnp.shape(terms) != (num_rows,):
-            raise ValueError(
-                f"`log_likelihood` must return one log density for each row, of shape "
-                f"{(num_rows,)}; got shape {jnp.shape(terms)}. Perhaps sum over the last axis of "
-                "the data alone?"
-            )
+            rule = "`log_likelihood` must return one log density for each row, of shape"
+            fix = "Perhaps sum over the last axis of the data alone?"
+            raise ValueError(f"{rule} {(num_rows,)}; got shape {jnp.shape(terms)}. {fix}")
         return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
 
-    def log_joint(self, params: PyTree, key: Array, z: Array, batch: PyTree) -> Array:
+    def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D], of shape [...].
 
         A target has no parameters of its own; `batch` are rows of the data, or None.
         """
         del params, key
-        return _vectorised(self, z, batch)
+        return vectorise.over(self.at, z.reshape(-1, self.event_size), batch).reshape(z.shape[:-1])
 
     def constrain(self, u: ArrayLike) -> Theta:
         """The user's parameters at u of shape [..., D]: {name: array}, or u itself."""
@@ -209,6 +180,10 @@ class Target:
         u = jax.ShapeDtypeStruct((self.event_size,), jnp.result_type(float))
         jax.eval_shape(self.at, u, self.data)
 
+    @property
+    def _density_name(self) -> str:
+        return "log_density" if self.log_likelihood is None else "log_prior"
+
     def _vectors(self, name: str, u: ArrayLike) -> Array:
         u = as_float(u)
         checks.trailing_shape(name, u, (self.event_size,), "this target")
@@ -218,38 +193,24 @@ class Target:
         return (u, 0.0) if self.layout is None else self.layout.constrain_and_log_det(u)
 
 
-def _vectorised(target: Target, u: Array, rows: PyTree) -> Array:
-    flat = u.reshape(-1, target.event_size)
-    return vectorise.over(target.at, flat, rows).reshape(u.shape[:-1])
-
-
 @compiled()
 def _evaluate(target: Target, u: Array, rows: PyTree) -> Array:
-    return _vectorised(target, u, rows)
-
-
-def _check_function(name: str, function: object) -> None:
-    if not callable(function):
-        raise TypeError(f"`{name}` must be a function; got {function!r}.")
+    return target.log_joint({}, None, u, rows)
 
 
 def _as_rows(data: PyTree) -> PyTree:
     """Data as JAX's arrays. A list of numbers, or of lists of them, is one array."""
     if isinstance(data, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
         data = np.asarray(data)
-    data = jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), data
-    )
+    data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), data)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
     got = ", ".join(map(str, shapes)) or "none"
     if not shapes or () in shapes:
         raise ValueError(f"`data` must be arrays whose leading axis is the row; got shapes {got}.")
     counts = {shape[0] for shape in shapes}
     if len(counts) > 1 or 0 in counts:
-        raise ValueError(
-            "`data` must have the same number of rows, at least one, in all arrays; got shapes "
-            f"{got}."
-        )
+        rule = "`data` must have the same number of rows, at least one, in all arrays"
+        raise ValueError(f"{rule}; got shapes {got}.")
     return jax.tree.map(jnp.asarray, data)
 
 
@@ -257,10 +218,8 @@ def _check_scalar(name: str, value: object) -> None:
     shape = getattr(value, "shape", () if isinstance(value, int | float) else None)
     if shape != ():
         got = type(value).__name__ if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"`{name}` must return a scalar for one vector of parameters; got {got}. Perhaps sum "
-            "the terms?"
-        )
+        rule = f"`{name}` must return a scalar for one vector of parameters"
+        raise ValueError(f"{rule}; got {got}. Perhaps sum the terms?")
     dtype = jnp.result_type(value)  # type: ignore[arg-type]
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`{name}` must return a floating number; got dtype {dtype}.")

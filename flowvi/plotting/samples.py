@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from flowvi.plotting.curves import DARK, LIGHT, pyplot
+from flowvi.plotting.curves import DARK, LIGHT, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,6 @@ class Density(Protocol):
     """A fitted density or posterior."""
 
     def sample(self, key: Array, num_samples: int, /) -> Array | Mapping[str, Array]: ...
-
     def log_prob(self, x: ArrayLike, /) -> Array: ...
 
 
@@ -47,9 +46,8 @@ def _choose(labels: Sequence[str], names: Sequence[str] | None, most: int) -> li
     for name in names:
         found = [i for i, label in enumerate(labels) if f"{label}[".startswith(f"{name}[")]
         if not found:
-            raise ValueError(
-                f"`names` must be among {', '.join(labels[:MOST])}, ...; got {name!r}."
-            )
+            known = ", ".join(labels[:MOST])
+            raise ValueError(f"`names` must be among {known}, ...; got {name!r}.")
         chosen += found
     return chosen
 
@@ -85,10 +83,8 @@ def _grid(
 ) -> "Figure":
     """Marginals on the diagonal, pairs below it, and other pairs over them or else above it."""
     size = len(labels)
-    inches = max(1.9 * size, 3.0)
-    figure, axes = pyplot().subplots(
-        size, size, figsize=(inches, inches), squeeze=False, layout="constrained"
-    )
+    inches = max(1.9, 3.0 / size)
+    figure, axes = panels(inches, inches, size, size)
     both = table if other is None else np.concatenate([table, other])
     spans = [_span(column) for column in both.T]
     for row, column in np.ndindex(size, size):
@@ -137,11 +133,8 @@ def pairs(
         key: a random key.
         names: parameters to draw; by default the first 4 coordinates.
         num_samples: draws.
-        reference: an array [num_reference, number of labels drawn] of draws to compare with, or
-            None; they are drawn above the diagonal, and as outlines on it.
-
-    Raises:
-        ValueError: if a name is unknown.
+        reference: draws to compare with, [num_reference, number of labels drawn], or None; they
+            are drawn above the diagonal, and as outlines on it.
     """
     labels, table = _posterior_columns(posterior, key, num_samples, names, MOST_PAIRS)
     other = None if reference is None else _as_table(reference)[:num_samples]
@@ -160,16 +153,12 @@ def marginals(
 
     The arguments are those of `pairs`; the outlines of the reference are drawn on top.
     """
-    plt = pyplot()
     labels, table = _posterior_columns(posterior, key, num_samples, names, MOST)
     other = None if reference is None else _as_table(reference)
-    width = min(len(labels), 4)
-    height = -(-len(labels) // width)
-    figure, axes = plt.subplots(
-        height, width, figsize=(2.6 * width, 2.0 * height), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(labels) :]:
-        axis.set_visible(False)
+    num_columns = min(len(labels), 4)
+    figure, axes = panels(2.6, 2.0, -(-len(labels) // num_columns), num_columns)
+    for index, axis in enumerate(axes.flat):
+        axis.set_visible(index < len(labels))
     for index, (axis, label) in enumerate(zip(axes.flat, labels, strict=False)):
         values = table[:, index]
         _histograms(axis, _span(values), values, None if other is None else other[:, index])
@@ -195,15 +184,12 @@ def density(
 
     Args:
         density: what has `sample(key, num_samples)` and `log_prob(x)`.
-        x: data of shape [n, D], or None; 4000 rows of them are drawn.
+        x: data of shape [n, D], or None.
         columns: the names of all columns; by default x0, x1, ...
         names: those to draw; by default the first ones.
         key: a random key; by default always the same one.
-        num_samples: draws.
+        num_samples: draws, and rows of the data at most.
         most: columns to draw at most; a line says how many are left out.
-
-    Raises:
-        ValueError: if a name is unknown, or `x` or `columns` have another number of columns.
     """
     table = _as_table(density.sample(jax.random.key(0) if key is None else key, num_samples))
     size = table.shape[1]
@@ -228,7 +214,7 @@ def density(
 
 
 def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray | None) -> "Figure":
-    figure, axis = pyplot().subplots(figsize=(4.6, 3.0), layout="constrained")
+    figure, ((axis,),) = panels(4.6, 3.0)
     span = _span(table if data is None else np.concatenate([table, data]))
     if data is not None:
         _histograms(axis, span, data[:, 0], None)
@@ -244,7 +230,7 @@ def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray | N
 def _contours(
     density: Density, labels: Sequence[str], table: np.ndarray, data: np.ndarray | None
 ) -> "Figure":
-    figure, axis = pyplot().subplots(figsize=(4.6, 4.2), layout="constrained")
+    figure, ((axis,),) = panels(4.6, 4.2)
     spans = [_span(c) for c in (table if data is None else np.concatenate([table, data])).T]
     first, second = np.meshgrid(*(np.linspace(*span, GRID) for span in spans))
     points = np.stack([first, second], -1).reshape(-1, 2)
@@ -253,9 +239,8 @@ def _contours(
     # The level above which a share of the probability lies, by the draws.
     at_draws = np.exp(np.asarray(density.log_prob(table), float))
     levels = np.unique(np.nanquantile(at_draws, [1 - share for share in SHARES]))
-    axis.contourf(
-        first, second, values, [*levels, max(values.max(), levels[-1]) * 1.01], cmap="Blues"
-    )
+    highest = max(values.max(), levels[-1]) * 1.01
+    axis.contourf(first, second, values, [*levels, highest], cmap="Blues")
     if data is not None:
         _scatter(axis, data[:, 0], data[:, 1], "black")
     axis.set(xlim=spans[0], ylim=spans[1], xlabel=labels[0], ylabel=labels[1])

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+Array = np.ndarray
+
 #: Bounds on the precision of a direction.
 PRECISIONS = (1e-12, 1e18)
 
@@ -12,20 +14,20 @@ PRECISIONS = (1e-12, 1e18)
 class Dense:
     """u = loc + matrix z, with the inverse of the matrix."""
 
-    loc: np.ndarray
-    matrix: np.ndarray
-    inverse: np.ndarray
+    loc: Array
+    matrix: Array
+    inverse: Array
 
     @property
     def log_det(self) -> float:
         """The log-determinant of the map, here and below."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
-    def draw(self, z: np.ndarray) -> np.ndarray:
+    def draw(self, z: Array) -> Array:
         """The draws u at z of shape [n, D], here and below."""
         return self.loc + z @ self.matrix.T
 
-    def whitening(self) -> dict[str, np.ndarray]:
+    def whitening(self) -> dict[str, Array]:
         """The arguments of `flowvi.bijectors.Dense`, or of its `LowRank` below."""
         return {**vars(self), "log_det": np.asarray(self.log_det)}
 
@@ -38,19 +40,19 @@ class Dense:
 class LowRank:
     """u = loc + scale * (z + basis (gain * (basis^T z))), the columns of the basis orthonormal."""
 
-    loc: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray
-    gain: np.ndarray
+    loc: Array
+    scale: Array
+    basis: Array
+    gain: Array
 
     @property
     def log_det(self) -> float:
         return float(np.log(self.scale).sum() + np.log1p(self.gain).sum())
 
-    def draw(self, z: np.ndarray) -> np.ndarray:
+    def draw(self, z: Array) -> Array:
         return self.loc + self.scale * (z + (z @ self.basis * self.gain) @ self.basis.T)
 
-    def whitening(self) -> dict[str, np.ndarray]:
+    def whitening(self) -> dict[str, Array]:
         return dict(vars(self))
 
     def padded(self, rank: int) -> "LowRank":
@@ -70,31 +72,25 @@ class LowRank:
 Normal = Dense | LowRank
 
 
-def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense | None:
-    """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be.
-
-    Eigenvalues below `resolution` times the largest are rounding, and are set to it.
-    """
+def laplace(loc: Array, precision: Array, resolution: float) -> Dense | None:
+    """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be."""
     if not np.isfinite(precision).all():
         return None
     try:
         values, vectors = np.linalg.eigh(0.5 * (precision + precision.T))
     except np.linalg.LinAlgError:
         return None
-    low = max(PRECISIONS[0], resolution * np.abs(values).max())
+    low = max(PRECISIONS[0], resolution * np.abs(values).max())  # less is rounding
     root = np.sqrt(np.clip(np.abs(values), low, PRECISIONS[1]))
     return Dense(loc, vectors / root, root[:, None] * vectors.T)
 
 
 def newton(
-    normal: Dense, gradient: np.ndarray, hessian: np.ndarray, weight: float, bound: float
+    normal: Dense, gradient: Array, hessian: Array, weight: float, bound: float
 ) -> Dense | None:
-    """A part `weight` of a variational Newton step from q; None where that is not finite.
-
-    In the coordinates in which q is standard normal, the best q near it has the precision
-    -E_q Hessian, which may change by a factor `bound`, and the mean shifted by precision^-1
-    E_q gradient.
-    """
+    """A part `weight` of a variational Newton step from q; None where that is not finite."""
+    # In the coordinates in which q is standard normal, the best q near it has the precision
+    # -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
     inner = -normal.matrix.T @ hessian @ normal.matrix
     if not np.isfinite(inner).all():
         return None
@@ -111,11 +107,7 @@ def newton(
 # What overflows, on a path through a steep place, is no candidate: both check what they return.
 @np.errstate(over="ignore", invalid="ignore")
 def pathfinder(
-    x: np.ndarray,
-    gradient: np.ndarray,
-    steps: np.ndarray,
-    changes: np.ndarray,
-    diagonal: np.ndarray,
+    x: Array, gradient: Array, steps: Array, changes: Array, diagonal: Array
 ) -> LowRank | None:
     """The normal distribution that L-BFGS sees at a point x; None if it sees none.
 
@@ -148,10 +140,8 @@ def pathfinder(
 
 
 @np.errstate(all="ignore")
-def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of the inverse Hessian's diagonal along a path, and which steps were of use.
-
-    Of T steps and changes of the gradient, of shape [T, D], they have the shapes [T, D] and [T].
+def diagonals(steps: Array, changes: Array) -> tuple[Array, Array]:
+    """Estimates [T, D] of the inverse Hessian's diagonal, and which of T steps were of use.
 
     Source: Gilbert, Lemarechal, "Some Numerical Experiments with Variable-Storage Quasi-Newton
     Algorithms", 1989.

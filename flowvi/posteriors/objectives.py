@@ -41,14 +41,10 @@ class _Reparameterized(Variational):
 class WideELBO(_Reparameterized):
     """Minus the evidence lower bound of a flow, whose gradient is taken at wider draws.
 
-    The path gradient vanishes draw by draw where q equals the posterior, of whatever distribution
-    the draws are. Those of q itself are hardly ever in its tails. Here x is drawn from the base and
-    y = f(width x), and the gradient is the mean of
-
-        d/dy [log q(y) - log p(y)] dy
-
-    so the tails are fitted with the rest. The value is that of the ELBO: at the same draws, with
-    the self-normalised weights base(width x) / base(x). With a width of 1 it is `ELBO` with `path`.
+    The path gradient vanishes draw by draw where q is the posterior, of whatever distribution the
+    draws are, and those of q are hardly ever in its tails. For x of the base and y = f(width x) it
+    is the mean of d/dy [log q(y) - log p(y)] dy. The value is that of the ELBO: at the same draws,
+    with the self-normalised weights base(width x) / base(x).
     """
 
     width: float = dataclasses.field(default=1.3, kw_only=True)
@@ -81,18 +77,13 @@ class WideELBO(_Reparameterized):
 
 @dataclasses.dataclass(frozen=True)
 class Tempered(_Reparameterized):
-    """A loss that starts from a flattened density, so that no mode is left out.
+    """KL(q || p^b) + 10 e KL(p || q), for e the effective sample size as a part of the draws.
 
-    With e the effective sample size of the importance weights, as a part of the draws, it is
-
-        KL(q || p^b) + 10 e KL(p || q)
-
-    with path gradients of the first and self-normalised weights for the second. The power b rises
-    from `power` to 1 in the first 0.3 of `num_steps` steps: while it is small the modes are
-    bridged, and q covers all that its start covers. The gradient of the first divergence hardly
-    sees the weights of modes that no draw connects; that of the second does. While its weights are
-    a few draws' alone, it would undo what is found, and has next to no part; both of their
-    gradients lose their noise at q = p. Both come from the same draws of a flow.
+    The power b rises from `power` to 1 in the first 0.3 of the steps: while it is small the modes
+    are bridged, and q covers all that its start covers. The gradient of the first divergence hardly
+    sees the weights of modes that no draw connects; that of the second does, by self-normalised
+    weights. While those are a few draws' alone it would undo what is found, and has next to no
+    part. Both gradients come from the same draws, and lose their noise at q = p.
     """
 
     power: float = dataclasses.field(default=0.1, kw_only=True)

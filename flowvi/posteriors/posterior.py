@@ -15,9 +15,8 @@ from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
 from flowvi.params import PyTree
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
-from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.start import Start
-from flowvi.posteriors.target import Target, Theta
+from flowvi.posteriors.target import Target, Theta, as_float
 from flowvi.training import Fitted
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ import optax
 from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
-from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.normals import Normal
-from flowvi.posteriors.target import Target
+from flowvi.posteriors.target import Target, as_float
 
 Array = jax.Array
 Place = tuple[int, int]
@@ -54,11 +53,7 @@ class Path(NamedTuple):
 
 
 def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> Path:
-    """Minimises a function from one start, and keeps the path.
-
-    The line search takes points where the function is not finite as too far. A run ends where it
-    finds no step, or next to nothing is gained.
-    """
+    """Minimises a function from one start, where it is finite, and keeps the path."""
     search = optax.scale_by_zoom_linesearch(TRIALS, initial_guess_strategy="one")
     solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
     value, gradient = jax.value_and_grad(function)(start)
@@ -107,12 +102,7 @@ elbo_of = operator.attrgetter("elbo")
 
 
 class Search:
-    """Candidates of one density, to an inverse temperature, all judged from the same draws.
-
-    Those are standard normal ones in pairs of opposites, and to moderate size of unit covariance.
-    So the ELBO of a normal distribution is exact where the target is normal too, and noise does not
-    choose between candidates there.
-    """
+    """Candidates of one density, to an inverse temperature, all judged from the same draws."""
 
     def __init__(self, target: Target, power: float, rng: np.random.Generator):
         self.target, self.power, self.rng = target, power, rng
@@ -121,6 +111,7 @@ class Search:
         num_draws = max(NUM_DRAWS, 3 * size) if self.cheap else NUM_DRAWS
         z = rng.standard_normal((num_draws // 2, size))
         if len(z) > size:
+            # Of unit covariance: so ELBOs of normal distributions are exact for normal targets.
             z = np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T
         self.z = np.concatenate([z, -z])
         self._entropy = 0.5 * (self.z**2).sum(-1) + 0.5 * size * np.log(2 * np.pi)
@@ -178,7 +169,7 @@ class Search:
         """The candidates of the Hessian at each row of x."""
         resolution = 10 * float(jnp.finfo(jnp.result_type(float)).eps)
         found = (
-            normals.laplace(point.astype(np.float64), -hessian.astype(np.float64), resolution)
+            normals.laplace(point.astype(float), -hessian.astype(float), resolution)
             for point, (_, hessian) in zip(x, self.derivatives(x), strict=True)
         )
         return self.judge(found, places, "laplace")
@@ -205,17 +196,13 @@ class Search:
         return candidate
 
     def more_ends(self, ends: list[Candidate], normal: Normal) -> list[Candidate]:
-        """Candidates at the ends of more runs, which search for modes the first ones missed.
-
-        The first runs begin near zero and may all end in one mode: some begin many standard
-        deviations away from it. Where ends differ, others begin between them and the start. Where
-        coordinates have modes of their own there are very many together, and one that a run ends in
-        by chance may have next to no mass: a point that takes half of its coordinates from the
-        start leads to one of more.
-        """
+        """Candidates at the ends of more runs, which search for modes the first ones missed."""
+        # The first runs begin near zero and may all end in one mode: some begin far away from it.
         z = self.rng.standard_normal((len(WIDTHS), len(normal.loc))) * np.array(WIDTHS)[:, None]
         points = [normal.draw(z), normal.draw(-z)]
         if np.ptp([each.elbo for each in ends]) > SAME_MODE:
+            # Where coordinates have modes of their own, one that a run ends in by chance may have
+            # next to no mass: a point with half of the start's coordinates leads to one of more.
             others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(normal.loc)))
             points.append(np.where(self.rng.random(others.shape) < 0.5, others, normal.loc))
         found = []
@@ -231,10 +218,10 @@ def _density(target: Target, power: float) -> Callable[[Array, PyTree], Array]:
 
 @compiled(2)
 def _paths(target: Target, power: float, points: Array, data: PyTree) -> Path:
-    def path(u: Array, data: PyTree) -> Path:
-        return lbfgs(lambda u: -power * target.at(u, data), u, NUM_STEPS)
-
-    return vectorise.over(path, points, data)
+    density = _density(target, power)
+    return vectorise.over(
+        lambda u, data: lbfgs(lambda v: -density(v, data), u, NUM_STEPS), points, data
+    )
 
 
 @compiled(2)
@@ -245,8 +232,5 @@ def _values(target: Target, power: float, u: Array, data: PyTree) -> Array:
 @compiled(2)
 def _derivatives(target: Target, power: float, u: Array, data: PyTree) -> tuple[Array, Array]:
     density = _density(target, power)
-
-    def both(u: Array, data: PyTree) -> tuple[Array, Array]:
-        return jax.grad(density)(u, data), jax.hessian(density)(u, data)
-
-    return vectorise.over(both, u, data)
+    gradient, hessian = jax.grad(density), jax.hessian(density)
+    return vectorise.over(lambda u, data: (gradient(u, data), hessian(u, data)), u, data)

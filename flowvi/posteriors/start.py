@@ -9,18 +9,14 @@ import numpy as np
 from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
-from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.normals import Normal
 from flowvi.posteriors.search import NUM_PATHS, Candidate, Path, Search, elbo_of
-from flowvi.posteriors.target import Target, Theta
+from flowvi.posteriors.target import Target, Theta, as_float
 
 Array = jax.Array
 
-#: Points of each run that become candidates.
-NUM_POINTS = 10
-
-#: Draws around the end of a run, to see whether a posterior has anything there.
-NUM_END_DRAWS = 32
+#: Points of each run that become candidates, and draws around its end.
+NUM_POINTS, NUM_END_DRAWS = 10, 32
 
 #: Nats of the ELBO within which the narrowest candidate is taken. A flow that has to widen finds
 #: narrow places that one which has to shrink leaves out.
@@ -39,16 +35,12 @@ class Start:
 
     Attributes:
         whitening: the arguments of `flowvi.bijectors.Dense`, or of `LowRank`.
-        best: those of the normal distribution of highest ELBO; the start is narrower where the two
-            are nearly as good.
+        best: those of the normal distribution of highest ELBO, which may be a little wider.
         elbo: the ELBO of the start, in nats, from a few hundred draws.
         origin: how it was found: "pathfinder", "laplace" or "variational".
         mode: the point of highest density that was seen.
-        mode_value: the log density there.
-        num_finite: how many of the first points had a density.
-        ends: for each run that led to one, further ones included, draws of the normal distribution
-            around its end, of shape [number, draws, D]; empty where Hessians are dear or the
-            density was tempered.
+        ends: draws of normal distributions around the ends of runs, of shape [number, draws, D];
+            empty where Hessians are dear or the density was tempered.
         end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 
@@ -57,35 +49,26 @@ class Start:
     elbo: float
     origin: str
     mode: np.ndarray
-    mode_value: float
-    num_finite: int
     ends: np.ndarray
     end_elbos: np.ndarray
 
 
 def find(
-    target: Target,
-    key: Array,
-    start: Theta | None = None,
-    power: float = 1.0,
-    rank: int | None = None,
+    target: Target, key: Array, start: Theta = None, power: float = 1.0, rank: int | None = None
 ) -> Start:
     """The best normal distribution that optimisation paths lead to, by ELBO.
 
-    L-BFGS runs from several points, or from those given, on the density to an inverse temperature.
-    Along each run two kinds of candidates are taken: the inverse Hessian that it estimates itself
+    Of each path two kinds of candidates are taken: the inverse Hessian that L-BFGS estimates itself
     (Pathfinder), and the Hessian at the point, made positive (Laplace). Where Hessians are at hand,
-    variational Newton steps start from the best one of each run. The start is the narrowest of
-    those whose ELBO is nearly the best; with a `rank`, a diagonal with so many directions.
+    variational Newton steps start from the best one of each path.
 
     Source: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton Variational
-    Inference", 2022; the variational Newton steps are those of Opper, Archambeau, "The Variational
-    Gaussian Approximation Revisited", 2009.
+    Inference", 2022; for the Newton steps, Opper, Archambeau, "The Variational Gaussian
+    Approximation Revisited", 2009.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    points, num_finite = starting_points(target, rng, start)
     search = Search(target, power, rng)
-    paths = search.paths(points)
+    paths = search.paths(starting_points(target, rng, start))
     _check_bounded(paths)
     values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     indices = [_indices(int(length)) for length in paths.length]
@@ -122,17 +105,13 @@ def find(
         elbo=chosen.elbo,
         origin=chosen.origin,
         mode=np.asarray(paths.x)[place],
-        mode_value=-float(values[place]) / power,
-        num_finite=num_finite,
         ends=np.array(draws, jnp.result_type(float)),
         end_elbos=np.array([end.elbo for end in ends]),
     )
 
 
-def starting_points(
-    target: Target, rng: np.random.Generator, start: Theta | None
-) -> tuple[Array, int]:
-    """(points with a density and a gradient, how many of those tried had both)."""
+def starting_points(target: Target, rng: np.random.Generator, start: Theta) -> Array:
+    """Points with a density and a gradient."""
     if start is None:
         scales = np.r_[0.0, np.tile(SCALES, 9)]
         points = as_float(rng.standard_normal((len(scales), target.event_size)) * scales[:, None])
@@ -151,7 +130,7 @@ def starting_points(
     if (norms[finite] == 0).all() and np.ptp(values[finite]) == 0:
         got = f"the constant log density {values[finite][0]} at {finite.sum()} points"
         raise ValueError(f"`target` must depend on its vector; got {got}.")
-    return points[np.resize(np.flatnonzero(finite), NUM_PATHS)], int(finite.sum())
+    return points[np.resize(np.flatnonzero(finite), NUM_PATHS)]
 
 
 def has_hessian(target: Target) -> bool:

@@ -1,7 +1,9 @@
-"""What a posterior is fitted to: a log density of an unconstrained vector."""
+"""What a posterior is fitted to: a log density, and parameters laid out in one vector."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,98 @@ from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import vectorise
-from flowvi.posteriors.layout import Layout, Parameters, as_float, as_layout
+from flowvi.supports import Interval, SupportLike, as_support, concatenated
 
 Array = jax.Array
+Shape = tuple[int, ...]
+
+#: {name: (shape, support)}, as users write it.
+Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]
 
 #: Parameters in the user's space: an array, or {name: array}.
 Theta = PyTree
+
+_FORM = '{"tau": ((), "positive"), "theta": ((8,), "real"), "p": ((3,), (0, 1))}'
+
+
+def as_float(value: ArrayLike) -> Array:
+    """An array, or what numpy can make one of, in JAX's floating precision."""
+    is_array = isinstance(value, jax.Array)
+    return jnp.asarray(value if is_array else np.asarray(value), jnp.result_type(float))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The names and shapes of parameters, in the order of the vector, and their joint support."""
+
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    support: Interval
+
+    @property
+    def event_size(self) -> int:
+        """The length of the vector."""
+        return self.support.event_shape[0]
+
+    def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
+        """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
+        theta, log_det = u, jnp.zeros(u.shape[:-1], u.dtype)
+        bijector = self.support.bijector()
+        if bijector is not None:
+            theta, log_det = bijector.forward_and_log_det(u)
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = zip(self.names, self.shapes, jnp.split(theta, ends[:-1], axis=-1), strict=True)
+        return {n: part.reshape(*u.shape[:-1], *shape) for n, shape, part in parts}, log_det
+
+    def unconstrain(self, parameters: Mapping[str, ArrayLike]) -> Array:
+        """The vectors, of shape [..., D], at parameters of shapes [..., *shape]."""
+        if not isinstance(parameters, Mapping) or set(parameters) != set(self.names):
+            got = parameters if isinstance(parameters, Mapping) else [type(parameters).__name__]
+            rule = f"`parameters` must have the names {', '.join(self.names)}"
+            raise ValueError(f"{rule}; got {', '.join(map(str, got))}.")
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            value = as_float(parameters[name])
+            checks.trailing_shape(name, value, shape, "this target")
+            parts.append(value.reshape(*value.shape[: value.ndim - len(shape)], -1))
+        theta = jnp.concatenate(parts, -1)
+        bijector = self.support.bijector()
+        return theta if bijector is None else bijector.inverse(theta)
+
+    def labels(self) -> list[str]:
+        """One label for each coordinate: "tau", "theta[0]", "theta[1]", "m[0,1]"."""
+        return [
+            f"{name}[{','.join(map(str, index))}]" if shape else name
+            for name, shape in zip(self.names, self.shapes, strict=True)
+            for index in np.ndindex(*shape)
+        ]
+
+
+def as_layout(parameters: Parameters) -> Layout:
+    """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
+    kind = type(parameters).__name__
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"`parameters` must be a dict such as {_FORM}; got {kind}.")
+    if not parameters:
+        raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
+    shapes, supports = [], []
+    for name, pair in parameters.items():
+        if not isinstance(name, str):
+            raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
+        place = f"parameters[{name!r}]"
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise TypeError(
+                f"`{place}` must be a pair (shape, support), as in {_FORM}; got {pair!r}."
+            )
+        shapes.append(checks.shape(f"{place}[0]", pair[0]))
+        try:
+            supports.append(as_support(pair[1], shapes[-1]))
+            supports[-1].bijector()
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"In `{place}`: {error}") from None
+    # All of them have a bijector, so they are intervals, and so is what they are together.
+    joint = cast(Interval, concatenated(supports))
+    return Layout(tuple(parameters), tuple(shapes), joint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,9 +116,8 @@ class Target:
     Its precision is that of JAX: double where `jax_enable_x64` is set.
 
     Args:
-        log_density: parameters -> scalar. They are u of shape [event_size], or where there is a
-            layout {name: array}, inside their supports. It is differentiated and vectorised. Where
-            there is a likelihood over rows, it is the log prior.
+        log_density: u of shape [event_size], or {name: array} where there is a layout -> scalar.
+            It is differentiated and vectorised. Beside a likelihood over rows it is the log prior.
         event_size: D, the length of u.
 
     Attributes:
@@ -66,16 +153,12 @@ class Target:
             if not callable(function):
                 raise TypeError(f"`{name}` must be a function; got {function!r}.")
         layout: object = self.layout
-        if not (layout is None or isinstance(layout, Layout)):
-            raise TypeError(f"`layout` must be None or a layout; got {layout!r}.")
-        if self.layout is not None and self.layout.event_size != size:
-            rule = f"`event_size` must be that of the layout, {self.layout.event_size}"
-            raise ValueError(f"{rule}; got {size}.")
+        if not (layout is None or (isinstance(layout, Layout) and layout.event_size == size)):
+            rule = f"`layout` must be None or a layout of event size {size}"
+            raise ValueError(f"{rule}, as `fv.Target.from_named` makes it; got {layout!r}.")
         if (self.data is None) != (self.log_likelihood is None):
-            raise ValueError(
-                "`data` must be given together with `log_likelihood`; got one of them. Perhaps "
-                "make the target with `fv.Target.from_likelihood`?"
-            )
+            rule = "`data` must be given together with `log_likelihood`; got one of them"
+            raise ValueError(f"{rule}. Perhaps make it with `fv.Target.from_likelihood`?")
         if self.data is not None:
             object.__setattr__(self, "data", _as_rows(self.data))
 
@@ -84,9 +167,8 @@ class Target:
         """A target over named parameters with supports.
 
         Args:
-            log_density: a dict {name: array} of parameters, inside their supports -> scalar: the
-                log density with respect to those parameters. The Jacobian of the map from the
-                vector is added here, once.
+            log_density: {name: array}, inside the supports -> scalar, the log density with respect
+                to these parameters. The Jacobian of the map from the vector is added here, once.
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
                 of which either may be None or infinite.
         """
@@ -107,13 +189,12 @@ class Target:
 
             log p(u) = log prior(theta) + sum_i log likelihood(theta; row i) + log |d theta / du|
 
-        With B rows out of N the sum is estimated, without bias, by N / B times the sum over them:
-        see `batch_size` of `fit_posterior`.
+        With B rows out of N, as `batch_size` of `fit_posterior` says, the sum is estimated, without
+        bias, by N / B times the sum over them.
 
         Args:
             log_prior: parameters -> scalar.
-            log_likelihood: (parameters, rows) -> array of shape [number of rows], the log density
-                of each.
+            log_likelihood: (parameters, rows) -> the log densities, of shape [number of rows].
             data: an array, or a pytree of arrays with a common leading axis: the rows.
             event_size: the length of the parameters' vector; or
             parameters: the named parameters, as in `from_named`.
@@ -122,10 +203,10 @@ class Target:
             got = "neither" if event_size is None else "both"
             raise ValueError(f"`event_size` must be given, or else `parameters`; got {got}.")
         layout = None if parameters is None else as_layout(parameters)
-        if layout is not None:
-            event_size = layout.event_size
-        data = _as_rows(data)
-        return cls(log_prior, event_size, layout=layout, log_likelihood=log_likelihood, data=data)  # type: ignore[arg-type]
+        size = cast(int, event_size if layout is None else layout.event_size)
+        return cls(
+            log_prior, size, layout=layout, log_likelihood=log_likelihood, data=_as_rows(data)
+        )
 
     @property
     def num_rows(self) -> int | None:
@@ -152,10 +233,7 @@ class Target:
         return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
 
     def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
-        """What objectives call: the log density at z of shape [..., D], of shape [...].
-
-        A target has no parameters of its own; `batch` are rows of the data, or None.
-        """
+        """What objectives call: the log density at z of shape [..., D] and rows of the data."""
         del params, key
         return vectorise.over(self.at, z.reshape(-1, self.event_size), batch).reshape(z.shape[:-1])
 

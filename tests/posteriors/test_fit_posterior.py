@@ -112,12 +112,12 @@ class TestPosterior:
         path = tmp_path / "posterior.flowvi"
         posterior.save(path)
         u, _ = posterior.sample_and_log_prob(KEY, 10)
-        read = fv.Posterior.load(path, NAMED, key=KEY, family=posterior.family)
-        for again in (read, pickle.loads(pickle.dumps(posterior))):
+        for again in (fv.load(path, like=NAMED), pickle.loads(pickle.dumps(posterior))):
             np.testing.assert_array_equal(again.log_prob(u), posterior.log_prob(u))
-            assert again.diagnosis.messages == ()
+            assert again.diagnosis == posterior.diagnosis
+            assert again.family == posterior.family
         with pytest.raises(ValueError, match="`like` must be configured as what was saved"):
-            fv.Posterior.load(path, NAMED, key=KEY, family=fv.whitened(fv.mean_field(3)))
+            fv.load(path, like=fv.Target(named, 3))
 
     def test_a_second_fit_compiles_nothing_and_is_the_same_to_the_bit(self, posterior):
         before = len(compiled)

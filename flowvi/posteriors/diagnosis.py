@@ -20,11 +20,8 @@ MAX_KHAT, MIN_ESS, MAX_ERROR, MAX_GAP = 0.7, 0.2, 0.05, 1.0
 STILL_RISING = 0.5
 
 #: A mode is missing if weights around it are so many nats above the log evidence, and it has at
-#: least this part of the mass.
-LEFT_OUT, LEAST_MASS = 5.0, 3e-5
-
-#: Directions in which the density is followed outwards.
-MOST_DIRECTIONS = 32
+#: least this part of the mass. Directions in which the density is followed outwards.
+LEFT_OUT, LEAST_MASS, MOST_DIRECTIONS = 5.0, 3e-5, 32
 
 
 class PosteriorWarning(UserWarning):
@@ -34,9 +31,6 @@ class PosteriorWarning(UserWarning):
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """What importance weights say about a posterior, from fresh draws of it.
-
-    None of it sees a mode that the posterior misses altogether, and in high dimension tails are
-    lost slowly before any of it moves.
 
     Attributes:
         elbo: the evidence lower bound, in nats.
@@ -128,11 +122,7 @@ def warnings_of_fit(target: Target, start: Start, result: FitResult) -> Iterable
 def warnings_of_modes(
     log_p: np.ndarray, log_q: np.ndarray, start: Start, log_evidence: float
 ) -> Iterable[str]:
-    """Modes that runs of the optimiser ended in, and that the posterior leaves out.
-
-    The log densities of the target and the posterior are those at `start.ends`, of shape
-    [number, draws].
-    """
+    """Modes that runs ended in, by densities at `start.ends`, and that the posterior leaves out."""
     excess = log_p - log_q
     excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - log_evidence
     mass = start.end_elbos - log_evidence
@@ -146,12 +136,10 @@ def warnings_of_modes(
 
 
 def count_rising_directions(target: Target, start: Start) -> int:
-    """How many directions there are along which the density does not fall off as 1 / distance.
-
-    The widest directions of the start are tried, both ways, a hundred and ten thousand of its
-    standard deviations away. Where the density of a line falls more slowly than that, and has not
-    fallen to nothing before, it has no integral.
-    """
+    """How many directions there are along which the density does not fall off as 1 / distance."""
+    # The widest directions of the start, both ways, a hundred and ten thousand of its standard
+    # deviations away. Where the density of a line falls more slowly than that, and has not fallen
+    # to nothing before, it has no integral.
     whitening = start.whitening
     if "matrix" in whitening:
         columns = whitening["matrix"].T

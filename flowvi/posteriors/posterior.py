@@ -23,12 +23,10 @@ if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
 
 Array = jax.Array
+Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-#: Draws of a diagnosis.
-NUM_DIAGNOSIS = 10_000
-
-#: Draws that are evaluated together.
-CHUNK = 1000
+#: Draws of a diagnosis, and how many of them are evaluated together.
+NUM_DIAGNOSIS, CHUNK = 10_000, 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -132,7 +130,7 @@ class Posterior(Fitted):
         key = jax.random.key(0) if key is None else key
         return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
 
-    def _draws(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draws(self, key: Array, num_samples: int) -> Draws:
         num_samples = checks.positive_int("num_samples", num_samples)
         return draws(self.family, self.target, self.params, key, num_samples)
 
@@ -182,7 +180,7 @@ def _or_none(log_weights: np.ndarray) -> np.ndarray:
 
 def draws(
     family: Family, target: Target, params: PyTree, key: Array, num_samples: int = NUM_DIAGNOSIS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Draws:
     """(u, log q, log p - log q) of draws of q, by one program for any number of them."""
     keys = (jax.random.fold_in(key, index) for index in range(-(-num_samples // CHUNK)))
     parts = [jax.device_get(_chunk(family, target, params, k, target.data)) for k in keys]
@@ -191,8 +189,6 @@ def draws(
 
 
 @compiled(2)
-def _chunk(
-    family: Family, target: Target, params: PyTree, key: Array, data: PyTree
-) -> tuple[Array, Array, Array]:
+def _chunk(family: Family, target: Target, params: PyTree, key: Array, data: PyTree) -> PyTree:
     u, log_q = family.distribution(params).sample_and_log_prob(seed=key, sample_shape=CHUNK)
     return u, log_q, target.log_joint({}, key, u, data)

@@ -27,20 +27,13 @@ from flowvi.transformers import Transformer
 
 Array = jax.Array
 
-#: Up to this size there are autoregressive layers; beyond, marginal maps.
-MODERATE = 200
-
-#: Directions of the low-rank start.
-RANK = 20
+#: Up to the first size there are autoregressive layers; beyond, marginal maps, and directions of a
+#: low-rank start.
+MODERATE, RANK = 200, 20
 
 
 class Budget(NamedTuple):
-    """What a fit of up to so many coordinates does by default.
-
-    The careful rate is that of a family of the user's, whose networks may be of any kind, of a
-    tempered fit, which loses modes and tails at higher ones, and of a fit with little to gain. The
-    width is that of the draws of the default flow; see `WideELBO`.
-    """
+    """What a fit of up to so many coordinates does by default; for the width, see `WideELBO`."""
 
     most_coordinates: float
     num_steps: int
@@ -50,6 +43,8 @@ class Budget(NamedTuple):
     width: float
 
 
+#: The careful rate is that of a family of the user's, whose networks may be of any kind, of a
+#: tempered fit, which loses modes and tails at higher ones, and of a fit with little to gain.
 #: Few coordinates leave time for long fits; beyond `MODERATE` there is no network at all. Wide
 #: draws leave the bulk of the density where there are many coordinates.
 BUDGETS = (
@@ -59,22 +54,18 @@ BUDGETS = (
     Budget(np.inf, 2_000, 64, 5e-3, 5e-3, 1.0),
 )
 
-#: Draws of a step of a tempered fit, at least: the weights of its modes are as exact as theirs are.
+#: Draws of a step of a tempered fit: the weights of its modes are as exact as theirs are.
 TEMPERED_SAMPLES = 512
 
-#: The start of the default flow is easy if its importance weights put the log evidence within so
-#: many nats of its ELBO. What is left to gain takes so few steps, at the end of which the step size
-#: is small: a long fit would end on its plateau, where the step size is large still.
+#: The start of the default flow is easy if the log evidence is within so many nats of its ELBO.
+#: What is left to gain takes so few steps; a long fit would end while its step size is large still.
 EASY, EASY_STEPS = 0.05, 1_000
-
-#: The bound on the norm of every gradient.
-MAX_NORM = 10.0
 
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
-#: A base is made wider where k-hat, which has noise of 0.1 and more, is above this, by one of these
-#: factors, for so many nats at most. A k-hat is smaller than another one if it is by so much.
+#: A base is made wider where k-hat is above this, by one of these factors, for so many nats at most
+#: and only if k-hat falls by more than its noise.
 HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.03, 1.04), 5e-3, 0.05
 
 Objective = Callable[[Family, Callable[..., PyTree]], Callable[..., PyTree]]
@@ -98,7 +89,7 @@ def default_family(event_size: int, *, transformer: str | Transformer = "affine"
 def default_optimizer(num_steps: int, learning_rate: float) -> optax.GradientTransformation:
     """Adam with clipped gradients and a cosine decay."""
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps, 0.01)
-    return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(schedule))
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
 
 
 def fit_posterior(
@@ -114,29 +105,26 @@ def fit_posterior(
 ) -> Posterior:
     """Fits a posterior to a log density, with no settings needed.
 
-    1. L-BFGS runs from several points. Normal distributions along its paths are compared by ELBO,
-       and where the target can be differentiated twice the best one is improved by variational
-       Newton steps: the start.
+    1. The start is the best, by ELBO, of many normal distributions along paths of L-BFGS, improved
+       by variational Newton steps where the target can be differentiated twice.
     2. A flow that begins as the identity, before that normal distribution's affine map, is fitted
        by path gradients of the ELBO until that stops improving. Up to 10 coordinates the draws come
        from a base 1.3 times as wide, so the tails are fitted with the rest. Beyond 200 the flow is
        a map of each marginal after the affine map. Where JAX is in double precision, so is all of
        this but the flow's networks while they are fitted.
-    3. The better one of start and fit, by ELBO on the same draws, is taken. If its k-hat is above
-       0.3, its base is made wider by up to 4 % where that makes k-hat smaller for at most 0.005
-       nats: importance weights grow without bound where q is too narrow.
+    3. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
+       above 0.3, a base up to 4 % wider is tried, for at most 0.005 nats.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
 
-    Importance weights of the approximation's own draws cannot see a mode that it misses altogether:
-    they look fine, and the log evidence is too small by the log of the mass that was found. Up to
-    200 coordinates runs of L-BFGS, from near zero and from up to 40 standard deviations around the
-    start, search for such modes; a warning says so where one ends in a mode of mass that is left
-    out. Of a curved ridge hundreds of times as long as it is thick a fit may follow the middle
-    only: again the weights look fine, and the log evidence rises with more steps. In high dimension
-    tails are lost slowly before any of these numbers moves. If there may be several modes, fit
-    again with `tempering=0.1`, and compare the log evidence.
+    Importance weights cannot see a mode that the approximation misses altogether: they look fine,
+    and the log evidence is too small by the log of the mass that was found. Up to 200 coordinates
+    runs of L-BFGS, from near zero and from up to 40 standard deviations around the start, search
+    for such modes, and a warning names what they find. If there may be several modes, fit again
+    with `tempering=0.1`, and compare the log evidence. Of a curved ridge hundreds of times as long
+    as it is thick a fit may follow the middle only; then the log evidence rises with more steps. In
+    high dimension tails are lost slowly before any of these numbers moves.
 
     Args:
         target: the target.
@@ -162,13 +150,11 @@ def fit_posterior(
             likelihood over rows.
 
     Raises:
-        ValueError: if the log density is no scalar, constant, not finite at any starting point, or
-            rises without end; or arguments do not go together.
+        ValueError: if the log density is constant, nowhere finite, or rises without end.
 
-    Source: the start, Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton
-    Variational Inference", 2022; the gradient, Roeder, Wu, Duvenaud, "Sticking the Landing", 2017;
-    the diagnosis, Yao, Vehtari, Simpson, Gelman, "Yes, but Did It Work?: Evaluating Variational
-    Inference", 2018.
+    Source: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton Variational
+    Inference", 2022; Roeder, Wu, Duvenaud, "Sticking the Landing", 2017; Yao, Vehtari, Simpson,
+    Gelman, "Yes, but Did It Work?: Evaluating Variational Inference", 2018.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -260,11 +246,7 @@ class _Judged(NamedTuple):
 
 
 def _check_options(
-    target: object,
-    family: object,
-    objective: object,
-    tempering: object,
-    options: TrainingOptions,
+    target: object, family: object, objective: object, tempering: object, options: TrainingOptions
 ) -> None:
     if not isinstance(target, Target):
         rule = "`target` must be a target, such as `fv.Target(log_density, 2)`"
@@ -277,9 +259,8 @@ def _check_options(
         if family.event_shape != shape:
             rule = f"`family` must have event shape {shape}, that of the target's vector"
             raise ValueError(f"{rule}; got {family.event_shape}.")
-        if family.context_shape is not None:
-            got = f"context shape {family.context_shape}"
-            raise ValueError(f"`family` must take no context; got {got}.")
+        if (got := family.context_shape) is not None:
+            raise ValueError(f"`family` must take no context; got context shape {got}.")
     if not (objective is None or callable(objective)):
         rule = "`objective` must be a function (family, log_joint) -> loss"
         raise TypeError(f"{rule}, such as `fv.objectives.IWELBO`; got {objective!r}.")
@@ -288,12 +269,10 @@ def _check_options(
         rule = "`batch_size` must be None for a target without rows of data"
         fix = "Perhaps make it with `fv.Target.from_likelihood`?"
         raise ValueError(f"{rule}; got {batch_size!r}. {fix}")
-    if tempering is not None:
-        if not isinstance(tempering, int | float) or not 0 < tempering < 1:
-            rule = "`tempering` must be None or a number between 0 and 1"
-            raise ValueError(f"{rule}; got {tempering!r}.")
-        if objective is not None:
-            raise ValueError("`tempering` must be None where `objective` is given; got both.")
+    if not (tempering is None or (isinstance(tempering, int | float) and 0 < tempering < 1)):
+        raise ValueError(f"`tempering` must be None or between 0 and 1; got {tempering!r}.")
+    if tempering is not None and objective is not None:
+        raise ValueError("`tempering` must be None where `objective` is given; got both.")
 
 
 def _placed(size: int, family: Family | None, tempering: float | None) -> Whitened:

@@ -67,8 +67,9 @@ def find(
     Approximation Revisited", 2009.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    points = starting_points(target, rng, start)
     search = Search(target, power, rng)
-    paths = search.paths(starting_points(target, rng, start))
+    paths = search.paths(points)
     _check_bounded(paths)
     values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     indices = [_indices(int(length)) for length in paths.length]

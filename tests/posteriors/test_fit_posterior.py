@@ -22,7 +22,6 @@ from flowvi.posteriors.diagnosis import (
     diagnose,
     warnings_of_fit,
 )
-from tests.small import AFFINE
 from tests.tolerances import STANDARD_ERRORS
 
 KEY = jax.random.key(0)
@@ -54,9 +53,8 @@ def small_flows():
     """Default flows of fewer layers and units: they compile in half the time."""
 
     def flow(size, transformer):
-        return Flow(
-            fv.iaf(size, **{**AFFINE, "transformer": transformer}), LocationTriangular(size)
-        )
+        layers = fv.iaf(size, num_layers=2, hidden_sizes=[32, 32], transformer=transformer)
+        return Flow(layers, LocationTriangular(size))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "default_family", flow)

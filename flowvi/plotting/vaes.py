@@ -111,11 +111,10 @@ def reconstructions(
     shape = _image_shape(vae, image_shape)
     x = np.asarray(x, np.float32)
     columns = min(num_columns, len(x))
-    num_rows = -(-len(x) // columns)
-    both = np.full((2, num_rows * columns, *shape), np.nan)
-    both[0, : len(x)] = x.reshape(-1, *shape)
-    both[1, : len(x)] = np.reshape(vae.reconstruct(params, key, x), (-1, *shape))
-    rows = both.reshape(2, num_rows, columns, *shape).swapaxes(0, 1)
+    both = np.stack([each.reshape(-1, *shape) for each in (x, vae.reconstruct(params, key, x))])
+    missing = -len(x) % columns
+    both = np.pad(both, [(0, 0), (0, missing)] + [(0, 0)] * len(shape), constant_values=np.nan)
+    rows = both.reshape(2, -1, columns, *shape).swapaxes(0, 1)
     title = "observations, and their reconstructions below"
     return _show(_mosaic(rows, shape, columns), _span(x), 0.55 * columns, title)
 

@@ -14,6 +14,7 @@ from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
 from flowvi.params import PyTree
+from flowvi.plotting.samples import as_table
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
 from flowvi.posteriors.start import Start
 from flowvi.posteriors.target import Target, Theta, as_float
@@ -111,12 +112,9 @@ class Posterior(Fitted):
     def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
         u, _, weights = self._draws(key, num_samples)
-        theta = self.constrain(u)
-        # In the order of the labels; trees have the order of the alphabet.
-        leaves = theta.values() if isinstance(theta, dict) else [theta]
-        flat = np.concatenate([np.asarray(leaf, float).reshape(len(u), -1) for leaf in leaves], 1)
         smoothed = diagnostics.psis(_or_none(weights))
-        return Summary.of(self.target.labels(), flat, np.exp(smoothed.log_weights))
+        table = as_table(self.constrain(u))
+        return Summary.of(self.target.labels(), table, np.exp(smoothed.log_weights))
 
     def plot(
         self,

@@ -85,7 +85,7 @@ class Posterior(Fitted):
 
     def psis(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> PSIS:
         """Pareto-smoothed importance weights of the draws that `sample` gives at the same key."""
-        return diagnostics.psis(_or_none(self.log_weights(key, num_samples)))
+        return _smoothed(self.log_weights(key, num_samples))
 
     def resample(self, key: Array, num_samples: int, *, num_proposals: int | None = None) -> Theta:
         """Draws as `sample` gives them, corrected by importance resampling.
@@ -98,7 +98,7 @@ class Posterior(Fitted):
         count = 10 * num_samples if num_proposals is None else num_proposals
         draw_key, choice_key = jax.random.split(key)
         u, _, weights = self._draws(draw_key, checks.positive_int("num_proposals", count))
-        smoothed = diagnostics.psis(_or_none(weights)).log_weights
+        smoothed = _smoothed(weights).log_weights
         # One stratum for each draw: less noise than independent choices.
         rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
         places = (np.arange(num_samples) + rng.random(num_samples)) / num_samples
@@ -111,10 +111,12 @@ class Posterior(Fitted):
 
     def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
-        u, _, weights = self._draws(key, num_samples)
-        smoothed = diagnostics.psis(_or_none(weights))
-        table = as_table(self.constrain(u))
-        return Summary.of(self.target.labels(), table, np.exp(smoothed.log_weights))
+        u, _, log_weights = self._draws(key, num_samples)
+        x, weights = as_table(self.constrain(u)), np.exp(_smoothed(log_weights).log_weights)
+        q05, median, q95 = np.quantile(x, [0.05, 0.5, 0.95], axis=0)
+        mean = weights @ x
+        sd = np.sqrt(weights @ (x - mean) ** 2)
+        return Summary(self.target.labels(), x.mean(0), x.std(0), q05, median, q95, mean, sd)
 
     def plot(
         self,
@@ -152,15 +154,6 @@ class Summary:
     weighted_mean: np.ndarray
     weighted_sd: np.ndarray
 
-    @classmethod
-    def of(cls, labels: list[str], values: np.ndarray, weights: np.ndarray) -> "Summary":
-        """The table of values of shape [num_samples, number of labels]."""
-        q05, median, q95 = np.quantile(values, [0.05, 0.5, 0.95], axis=0)
-        weights = weights / weights.sum()
-        mean = weights @ values
-        sd = np.sqrt(weights @ (values - mean) ** 2)
-        return cls(labels, values.mean(0), values.std(0), q05, median, q95, mean, sd)
-
     def __str__(self) -> str:
         names = [field.name for field in dataclasses.fields(self)[1:]]
         width = max(10, *(len(label) for label in self.labels))
@@ -174,6 +167,10 @@ class Summary:
 def _or_none(log_weights: np.ndarray) -> np.ndarray:
     """Log weights, in which a draw without a density has no weight."""
     return np.where(np.isnan(log_weights), -np.inf, log_weights)
+
+
+def _smoothed(log_weights: np.ndarray) -> PSIS:
+    return diagnostics.psis(_or_none(log_weights))
 
 
 def draws(

@@ -176,9 +176,17 @@ def fit_posterior(
     if num_samples is None:
         num_samples = budget.num_samples if tempering is None else TEMPERED_SAMPLES
     placed = _placed(size, family, tempering)
-    width = budget.width if family is None else 1.0
-    make = objective or _default_objective(steps, num_samples, tempering, width)
-    loss_fn = make(placed, target.log_joint)
+    every: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
+    loss_fn: Callable[..., PyTree]
+    if objective is not None:
+        loss_fn = objective(placed, target.log_joint)
+    elif tempering is not None:
+        every |= {"power": float(tempering), "num_steps": steps}
+        loss_fn = Tempered(placed, target.log_joint, **every)
+    elif family is None and budget.width > 1:
+        loss_fn = WideELBO(placed, target.log_joint, width=budget.width, **every)
+    else:
+        loss_fn = ELBO(placed, target.log_joint, path=True, **every)
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, tempering or 1.0, placed.rank)
@@ -284,17 +292,6 @@ def _placed(size: int, family: Family | None, tempering: float | None) -> Whiten
         return whitened(family, rank=rank)
     family = default_family(size, transformer="affine" if tempering is None else "spline")
     return whitened(family, rank=rank, marginal="spline" if size > MODERATE else None)
-
-
-def _default_objective(
-    num_steps: int, num_samples: int, tempering: float | None, width: float
-) -> Objective:
-    options: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
-    if tempering is not None:
-        return functools.partial(Tempered, power=float(tempering), num_steps=num_steps, **options)
-    if width > 1:
-        return functools.partial(WideELBO, width=width, **options)
-    return functools.partial(ELBO, path=True, **options)
 
 
 def _widened(family: Whitened, judged: Callable[[PyTree], _Judged], fitted: _Judged) -> _Judged:

@@ -287,11 +287,10 @@ def _placed(size: int, family: Family | None, tempering: float | None) -> Whiten
     """A family, the default one by default, in the units of a start."""
     if isinstance(family, Whitened):
         return family
-    rank = None if size <= ANY_HESSIAN else RANK
-    if family is not None:
-        return whitened(family, rank=rank)
-    family = default_family(size, transformer="affine" if tempering is None else "spline")
-    return whitened(family, rank=rank, marginal="spline" if size > MODERATE else None)
+    marginal = "spline" if family is None and size > MODERATE else None
+    if family is None:
+        family = default_family(size, transformer="affine" if tempering is None else "spline")
+    return whitened(family, rank=None if size <= ANY_HESSIAN else RANK, marginal=marginal)
 
 
 def _widened(family: Whitened, judged: Callable[[PyTree], _Judged], fitted: _Judged) -> _Judged:

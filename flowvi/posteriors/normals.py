@@ -1,4 +1,7 @@
-"""Normal distributions as maps from standard normal draws, in double precision on the host."""
+"""Normal distributions as maps from standard normal draws, in double precision on the host.
+
+`draw` maps z of shape [n, D], and `whitening` gives the arguments of the bijectors of these names.
+"""
 
 import dataclasses
 
@@ -20,19 +23,15 @@ class Dense:
 
     @property
     def log_det(self) -> float:
-        """The log-determinant of the map, here and below."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
     def draw(self, z: Array) -> Array:
-        """The draws u at z of shape [n, D], here and below."""
         return self.loc + z @ self.matrix.T
 
     def whitening(self) -> dict[str, Array]:
-        """The arguments of `flowvi.bijectors.Dense`, or of its `LowRank` below."""
         return {**vars(self), "log_det": np.asarray(self.log_det)}
 
     def dense(self) -> "Dense":
-        """The same as a matrix, here and below."""
         return self
 
 

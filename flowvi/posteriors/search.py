@@ -16,7 +16,7 @@ from flowvi.posteriors.normals import Normal
 from flowvi.posteriors.target import Target, as_float
 
 Array = jax.Array
-Place = tuple[int, int]
+Places = list[tuple[int, int]]
 
 #: Up to this size a Hessian is taken at every candidate, and up to the second one at all.
 EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
@@ -70,12 +70,9 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
         tiny = 10 * jnp.finfo(value.dtype).eps
         stuck = jnp.abs(value - new_value) <= tiny * (1 + jnp.abs(new_value))
         later = found & (jnp.arange(num_steps + 1) >= done)
-        path = Path(
-            x=jnp.where(later[:, None], (x + update)[None], path.x),
-            gradient=jnp.where(later[:, None], new_gradient[None], path.gradient),
-            value=jnp.where(later, new_value, path.value),
-            length=done,
-        )
+        points = jnp.where(later[:, None], (x + update)[None], path.x)
+        gradients = jnp.where(later[:, None], new_gradient[None], path.gradient)
+        path = Path(points, gradients, jnp.where(later, new_value, path.value), done)
         return path, state, found & ~(stuck & (done > 3))
 
     def unfinished(carry: tuple[Path, optax.OptState, Array]) -> Array:
@@ -95,9 +92,10 @@ class Candidate(NamedTuple):
     normal: Normal
     elbo: float
     origin: str
-    place: Place
+    place: tuple[int, int]
 
 
+Candidates = list[Candidate]
 elbo_of = operator.attrgetter("elbo")
 
 
@@ -128,15 +126,13 @@ class Search:
         good = np.isfinite(terms)
         return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
 
-    def judge(
-        self, found: Iterable[Normal | None], places: list[Place], origin: str
-    ) -> list[Candidate]:
+    def judge(self, found: Iterable[Normal | None], places: Places, origin: str) -> Candidates:
         """The candidates that have an ELBO; None among them are passed over."""
         pairs = [(n, place) for n, place in zip(found, places, strict=True) if n is not None]
         scored = [Candidate(normal, self.elbo(normal), origin, place) for normal, place in pairs]
         return [each for each in scored if np.isfinite(each.elbo)]
 
-    def pathfinders(self, paths: Path, indices: list[list[int]]) -> list[Candidate]:
+    def pathfinders(self, paths: Path, indices: list[list[int]]) -> Candidates:
         """The candidates of what each run itself saw at its chosen points."""
         candidates = []
         for path, chosen in enumerate(indices):
@@ -165,7 +161,7 @@ class Search:
             gradients, hessians = jax.device_get(both)
             yield from zip(gradients[: len(rows)], hessians[: len(rows)], strict=True)
 
-    def laplaces(self, x: np.ndarray, places: list[Place]) -> list[Candidate]:
+    def laplaces(self, x: np.ndarray, places: Places) -> Candidates:
         """The candidates of the Hessian at each row of x."""
         resolution = 10 * float(jnp.finfo(jnp.result_type(float)).eps)
         found = (
@@ -195,7 +191,7 @@ class Search:
             candidate = max(candidate, found, key=elbo_of)
         return candidate
 
-    def more_ends(self, ends: list[Candidate], normal: Normal) -> list[Candidate]:
+    def more_ends(self, ends: Candidates, normal: Normal) -> Candidates:
         """Candidates at the ends of more runs, which search for modes the first ones missed."""
         # The first runs begin near zero and may all end in one mode: some begin far away from it.
         z = self.rng.standard_normal((len(WIDTHS), len(normal.loc))) * np.array(WIDTHS)[:, None]

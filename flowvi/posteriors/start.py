@@ -10,7 +10,7 @@ from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.normals import Normal
-from flowvi.posteriors.search import NUM_PATHS, Candidate, Path, Search, elbo_of
+from flowvi.posteriors.search import NUM_PATHS, Candidate, Candidates, Path, Search, elbo_of
 from flowvi.posteriors.target import Target, Theta, as_float
 
 Array = jax.Array
@@ -74,7 +74,7 @@ def find(
     values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     indices = [_indices(int(length)) for length in paths.length]
     candidates = search.pathfinders(paths, indices)
-    ends: list[Candidate] = []
+    ends: Candidates = []
     if rank is None and has_hessian(target):
         places = [(path, index) for path, chosen in enumerate(indices) for index in chosen]
         if not search.cheap:
@@ -171,13 +171,13 @@ def _indices(length: int) -> list[int]:
     return sorted(set(np.ceil(length * share**2).astype(int).tolist())) if length else [0]
 
 
-def _narrowest_of_good(candidates: list[Candidate]) -> Candidate:
+def _narrowest_of_good(candidates: Candidates) -> Candidate:
     """The narrowest of the candidates whose ELBO is nearly the best."""
     least = max(map(elbo_of, candidates)) - SAME_ELBO
     return min((c for c in candidates if c.elbo >= least), key=lambda c: c.normal.log_det)
 
 
-def _best_of_paths(candidates: list[Candidate]) -> list[Candidate]:
+def _best_of_paths(candidates: Candidates) -> Candidates:
     """The best candidate of each path, the best of all first."""
     best: dict[int, Candidate] = {}
     for each in sorted(candidates, key=elbo_of, reverse=True):

@@ -71,7 +71,7 @@ def run(name, case, seed, num_draws, options):
         "messages": list(posterior.diagnosis.messages),
         "start_gap": case.log_z - posterior.start.elbo,
         "origin": posterior.start.origin,
-        "steps": 0 if posterior.result is None else posterior.result.num_steps,
+        "steps": posterior.num_steps,
     }
     if case.mean is not None:
         u, _ = posterior.sample_and_log_prob(key, num_draws)

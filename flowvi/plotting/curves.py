@@ -1,4 +1,4 @@
-"""The history of a fit."""
+"""The history of a fit, and what all pictures share."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Points of a curve, to which the steps of a long fit are averaged, and panels of a picture.
@@ -24,18 +23,21 @@ class HasHistory(Protocol):
 
 
 def pyplot() -> Any:
-    """Matplotlib, imported when a picture is drawn.
-
-    Raises:
-        ImportError: if it is missing; it says what to install.
-    """
+    """Matplotlib, imported when a picture is drawn."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(
-            "Pictures need matplotlib. Perhaps install it with `pip install flowvi[plot]`?"
-        ) from error
+        fix = "Perhaps install it with `pip install flowvi[plot]`?"
+        raise ImportError(f"Pictures need matplotlib. {fix}") from error
     return plt
+
+
+def panels(width: float, height: float, num_rows: int = 1, num_columns: int = 1) -> Any:
+    """(figure, array of axes), each of so many inches."""
+    size = (width * num_columns, height * num_rows)
+    return pyplot().subplots(
+        num_rows, num_columns, figsize=size, squeeze=False, layout="constrained"
+    )
 
 
 def curves(fit: HasHistory) -> "Figure":
@@ -47,24 +49,20 @@ def curves(fit: HasHistory) -> "Figure":
         fit: what `fit`, `fit_density`, `fit_posterior` or `fit_vae` returned. Curves of training
             are averaged to 200 points; metrics beyond the third are left out.
     """
-    plt = pyplot()
     history = {name: np.asarray(values) for name, values in fit.history.items()}
     steps = history.pop("validation_step", None)
     is_model = {"distortion", "validation_distortion"} & set(history)
     # (of training, of validation, title, sign)
-    panels = [("loss", "validation", "ELBO in nats" if is_model else "loss", -1 if is_model else 1)]
-    names = dict.fromkeys(name.removeprefix("validation_") for name in history)
-    for name in names:
+    shown = [("loss", "validation", "ELBO in nats" if is_model else "loss", -1 if is_model else 1)]
+    for name in dict.fromkeys(name.removeprefix("validation_") for name in history):
+        both = (history.get(part, np.zeros(1)) for part in (name, f"validation_{name}"))
         # Where draws are never skipped there is nothing to see.
-        shown = (history.get(part, np.zeros(1)) for part in (name, f"validation_{name}"))
-        if name not in ("loss", "validation", "log_likelihood") and any(map(np.any, shown)):
+        if name not in ("loss", "validation", "log_likelihood") and any(map(np.any, both)):
             unit = " in nats" if name in ("distortion", "rate") else ""
-            panels.append((name, f"validation_{name}", name + unit, 1))
-    panels = panels[:MOST_PANELS]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.4 * len(panels), 2.8), squeeze=False, layout="constrained"
-    )
-    for axis, (training, validation, title, sign) in zip(axes[0], panels, strict=True):
+            shown.append((name, f"validation_{name}", name + unit, 1))
+    shown = shown[:MOST_PANELS]
+    figure, axes = panels(3.4, 2.8, 1, len(shown))
+    for axis, (training, validation, title, sign) in zip(axes[0], shown, strict=True):
         if training in history:
             at, means = _averaged(history[training])
             axis.plot(at, sign * means, color=LIGHT, linewidth=1, label="training")
@@ -73,9 +71,14 @@ def curves(fit: HasHistory) -> "Figure":
             axis.plot(steps, values, color=DARK, linewidth=1.5, label="validation")
         if validation == "validation" and "validation_log_likelihood" in history:
             values = history["validation_log_likelihood"]
-            label = "validation, log p(x)"
-            axis.plot(steps, values, color=DARK, linestyle="dotted", label=label)
-        _limit_to_late(axis)
+            style = {"color": DARK, "linestyle": "dotted", "label": "validation, log p(x)"}
+            axis.plot(steps, values, **style)
+        # How bad it was at the very beginning would flatten all the rest.
+        lines = [np.asarray(line.get_ydata(), float) for line in axis.get_lines()]
+        late = np.concatenate([line[len(line) // 20 :] for line in lines] or [np.zeros(1)])
+        if len(late := late[np.isfinite(late)]):
+            margin = 0.06 * np.ptp(late) or 1.0
+            axis.set_ylim(late.min() - margin, late.max() + margin)
         axis.set_xlabel("steps")
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
@@ -87,21 +90,9 @@ def curves(fit: HasHistory) -> "Figure":
 def _averaged(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(steps, means) of equal parts."""
     width = max(len(values) // POINTS, 1)
-    whole = len(values) // width * width
-    parts = values[:whole].reshape(-1, width)
+    parts = values[: len(values) // width * width].reshape(-1, width)
     good = np.isfinite(parts)
     count = good.sum(1)
     total = np.where(good, parts, 0).sum(1)
     means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return (np.arange(len(means)) + 0.5) * width, means
-
-
-def _limit_to_late(axis: "Axes") -> None:
-    """Leaves out how bad it was at the very beginning, which would flatten all the rest."""
-    lines = [np.asarray(line.get_ydata(), float) for line in axis.get_lines()]
-    values = np.concatenate([line[len(line) // 20 :] for line in lines] or [np.zeros(1)])
-    values = values[np.isfinite(values)]
-    if len(values):
-        low, high = float(values.min()), float(values.max())
-        margin = 0.06 * (high - low) or 1.0
-        axis.set_ylim(low - margin, high + margin)

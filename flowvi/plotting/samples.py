@@ -7,13 +7,15 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from flowvi.plotting.curves import DARK, LIGHT, pyplot
+from flowvi.plotting.curves import DARK, LIGHT, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Array = jax.Array
+Span = tuple[float, float]
+Names = Sequence[str] | None
 
 #: Columns of marginals in one picture, and of pairs, unless asked for.
 MOST, MOST_PAIRS = 8, 4
@@ -29,17 +31,24 @@ class Density(Protocol):
     """A fitted density or posterior."""
 
     def sample(self, key: Array, num_samples: int, /) -> Array | Mapping[str, Array]: ...
-
     def log_prob(self, x: ArrayLike, /) -> Array: ...
 
 
-def _as_table(values: ArrayLike | Mapping[str, ArrayLike]) -> np.ndarray:
+def as_table(values: ArrayLike | Mapping[str, ArrayLike]) -> np.ndarray:
     """Numbers of shape [rows, columns]."""
     leaves = list(values.values()) if isinstance(values, Mapping) else [values]
     return np.concatenate([np.asarray(x, float).reshape(len(np.asarray(x)), -1) for x in leaves], 1)
 
 
-def _choose(labels: Sequence[str], names: Sequence[str] | None, most: int) -> list[int]:
+def _optional(name: str, values: ArrayLike | None, num_columns: int) -> np.ndarray:
+    """The table of what is given; one without rows where nothing is."""
+    table = np.empty((0, num_columns)) if values is None else as_table(values)
+    if table.shape[1] != num_columns:
+        raise ValueError(f"`{name}` must have {num_columns} columns; got {table.shape[1]}.")
+    return table
+
+
+def _choose(labels: Sequence[str], names: Names, most: int) -> list[int]:
     """The columns of some names: all that are called so, or are elements of what is."""
     if names is None:
         return list(range(min(most, len(labels))))
@@ -47,62 +56,58 @@ def _choose(labels: Sequence[str], names: Sequence[str] | None, most: int) -> li
     for name in names:
         found = [i for i, label in enumerate(labels) if f"{label}[".startswith(f"{name}[")]
         if not found:
-            raise ValueError(
-                f"`names` must be among {', '.join(labels[:MOST])}, ...; got {name!r}."
-            )
+            known = ", ".join(labels[:MOST])
+            raise ValueError(f"`names` must be among {known}, ...; got {name!r}.")
         chosen += found
     return chosen
 
 
-def _span(column: np.ndarray) -> tuple[float, float]:
+def _spans(*tables: np.ndarray) -> list[Span]:
     """Where nearly all values are: a heavy tail would squeeze the rest into one bin."""
-    low, high = np.quantile(column[np.isfinite(column)], [0.002, 0.998])
-    margin = 0.04 * (high - low) or 1.0
-    return float(low - margin), float(high + margin)
+    spans = []
+    for column in np.concatenate(tables).T:
+        low, high = map(float, np.quantile(column[np.isfinite(column)], [0.002, 0.998]))
+        margin = 0.04 * (high - low) or 1.0
+        spans.append((low - margin, high + margin))
+    return spans
 
 
-def _histograms(
-    axis: "Axes", span: tuple[float, float], values: np.ndarray, other: np.ndarray | None
-) -> None:
-    """A histogram, and the outline of another one."""
-    fewest = min(len(each) for each in (values, other) if each is not None)
+def _histograms(axis: "Axes", span: Span, values: np.ndarray, other: np.ndarray) -> None:
+    """A histogram, and the outline of another one, where they have values."""
+    fewest = min(len(each) for each in (values, other) if len(each))
     bins = int(np.clip(1.5 * np.sqrt(fewest), 10, BINS))
     options: dict[str, Any] = {"bins": bins, "range": span, "density": True}
     axis.hist(values, color=LIGHT, **options)
-    if other is not None:
+    if len(other):
         axis.hist(other, histtype="step", color="black", linewidth=0.8, **options)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.set(xlim=span, yticks=[])
 
 
-def _scatter(axis: "Axes", x: np.ndarray, y: np.ndarray, color: str) -> None:
-    size = float(np.clip(8e3 / len(x), 1.5, 4))
-    axis.scatter(x, y, s=size, linewidths=0, color=color, alpha=0.7, rasterized=True)
+def _scatter(axis: "Axes", points: np.ndarray, color: str) -> None:
+    if len(points):
+        size = float(np.clip(8e3 / len(points), 1.5, 4))
+        x, y = points.T
+        axis.scatter(x, y, s=size, linewidths=0, color=color, alpha=0.7, rasterized=True)
 
 
-def _grid(
-    labels: Sequence[str], table: np.ndarray, other: np.ndarray | None, *, over: bool
-) -> "Figure":
+def _grid(labels: Sequence[str], table: np.ndarray, other: np.ndarray, over: bool) -> "Figure":
     """Marginals on the diagonal, pairs below it, and other pairs over them or else above it."""
     size = len(labels)
-    inches = max(1.9 * size, 3.0)
-    figure, axes = pyplot().subplots(
-        size, size, figsize=(inches, inches), squeeze=False, layout="constrained"
-    )
-    both = table if other is None else np.concatenate([table, other])
-    spans = [_span(column) for column in both.T]
+    inches = max(1.9, 3.0 / size)
+    figure, axes = panels(inches, inches, size, size)
+    spans = _spans(table, other)
     for row, column in np.ndindex(size, size):
         axis = axes[row, column]
-        x, y = table[:, column], table[:, row]
         if row == column:
-            _histograms(axis, spans[row], y, None if other is None else other[:, row])
-        elif column > row and (over or other is None):
+            _histograms(axis, spans[row], table[:, row], other[:, row])
+        elif column > row and (over or not len(other)):
             axis.set_visible(False)
         else:
             if row > column:
-                _scatter(axis, x, y, LIGHT if over and other is not None else DARK)
-            if other is not None and (over or column > row):
-                _scatter(axis, other[:, column], other[:, row], "black")
+                _scatter(axis, table[:, [column, row]], LIGHT if over and len(other) else DARK)
+            if over or column > row:
+                _scatter(axis, other[:, [column, row]], "black")
             axis.set(xlim=spans[column], ylim=spans[row])
         axis.tick_params(labelsize=7)
         axis.label_outer()
@@ -113,12 +118,12 @@ def _grid(
     return figure
 
 
-def _posterior_columns(
-    posterior: Density, key: Array, num_samples: int, names: Sequence[str] | None, most: int
+def _columns(
+    posterior: Density, key: Array, num_samples: int, names: Names, most: int
 ) -> tuple[list[str], np.ndarray]:
     labels = posterior.target.labels()  # type: ignore[attr-defined]
     chosen = _choose(labels, names, most)
-    table = _as_table(posterior.sample(key, num_samples))
+    table = as_table(posterior.sample(key, num_samples))
     return [labels[index] for index in chosen], table[:, chosen]
 
 
@@ -126,7 +131,7 @@ def pairs(
     posterior: Density,
     key: Array,
     *,
-    names: Sequence[str] | None = None,
+    names: Names = None,
     num_samples: int = 4_000,
     reference: ArrayLike | None = None,
 ) -> "Figure":
@@ -137,14 +142,11 @@ def pairs(
         key: a random key.
         names: parameters to draw; by default the first 4 coordinates.
         num_samples: draws.
-        reference: an array [num_reference, number of labels drawn] of draws to compare with, or
-            None; they are drawn above the diagonal, and as outlines on it.
-
-    Raises:
-        ValueError: if a name is unknown.
+        reference: draws to compare with, [num_reference, number of labels drawn], or None; they
+            are drawn above the diagonal, and as outlines on it.
     """
-    labels, table = _posterior_columns(posterior, key, num_samples, names, MOST_PAIRS)
-    other = None if reference is None else _as_table(reference)[:num_samples]
+    labels, table = _columns(posterior, key, num_samples, names, MOST_PAIRS)
+    other = _optional("reference", reference, len(labels))[:num_samples]
     return _grid(labels, table, other, over=False)
 
 
@@ -152,7 +154,7 @@ def marginals(
     posterior: Density,
     key: Array,
     *,
-    names: Sequence[str] | None = None,
+    names: Names = None,
     num_samples: int = 10_000,
     reference: ArrayLike | None = None,
 ) -> "Figure":
@@ -160,19 +162,15 @@ def marginals(
 
     The arguments are those of `pairs`; the outlines of the reference are drawn on top.
     """
-    plt = pyplot()
-    labels, table = _posterior_columns(posterior, key, num_samples, names, MOST)
-    other = None if reference is None else _as_table(reference)
-    width = min(len(labels), 4)
-    height = -(-len(labels) // width)
-    figure, axes = plt.subplots(
-        height, width, figsize=(2.6 * width, 2.0 * height), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(labels) :]:
-        axis.set_visible(False)
-    for index, (axis, label) in enumerate(zip(axes.flat, labels, strict=False)):
-        values = table[:, index]
-        _histograms(axis, _span(values), values, None if other is None else other[:, index])
+    labels, table = _columns(posterior, key, num_samples, names, MOST)
+    other = _optional("reference", reference, len(labels))
+    num_columns = min(len(labels), 4)
+    figure, axes = panels(2.6, 2.0, -(-len(labels) // num_columns), num_columns)
+    for index, axis in enumerate(axes.flat):
+        axis.set_visible(index < len(labels))
+    columns = zip(labels, _spans(table), table.T, other.T, strict=True)
+    for axis, (label, span, values, others) in zip(axes.flat, columns, strict=False):
+        _histograms(axis, span, values, others)
         axis.set_xlabel(label)
     return figure
 
@@ -181,8 +179,8 @@ def density(
     density: Density,
     x: ArrayLike | None = None,
     *,
-    columns: Sequence[str] | None = None,
-    names: Sequence[str] | None = None,
+    columns: Names = None,
+    names: Names = None,
     key: Array | None = None,
     num_samples: int = 4_000,
     most: int = 6,
@@ -195,24 +193,20 @@ def density(
 
     Args:
         density: what has `sample(key, num_samples)` and `log_prob(x)`.
-        x: data of shape [n, D], or None; 4000 rows of them are drawn.
+        x: data of shape [n, D], or None.
         columns: the names of all columns; by default x0, x1, ...
         names: those to draw; by default the first ones.
         key: a random key; by default always the same one.
-        num_samples: draws.
+        num_samples: draws, and rows of the data at most.
         most: columns to draw at most; a line says how many are left out.
-
-    Raises:
-        ValueError: if a name is unknown, or `x` or `columns` have another number of columns.
     """
-    table = _as_table(density.sample(jax.random.key(0) if key is None else key, num_samples))
+    table = as_table(density.sample(jax.random.key(0) if key is None else key, num_samples))
     size = table.shape[1]
     columns = [f"x{index}" for index in range(size)] if columns is None else list(columns)
-    data = None if x is None else _as_table(x)
-    for name, count in (("columns", len(columns)), ("x", size if data is None else data.shape[1])):
-        if count != size:
-            raise ValueError(f"`{name}` must have {size} columns, as the density; got {count}.")
-    if data is not None and len(data) > num_samples:
+    if len(columns) != size:
+        raise ValueError(f"`columns` must have {size} columns; got {len(columns)}.")
+    data = _optional("x", x, size)
+    if len(data) > num_samples:
         data = data[np.random.default_rng(0).choice(len(data), num_samples, replace=False)]
     chosen = _choose(columns, names, most)[:most]
     if size == 1:
@@ -220,18 +214,17 @@ def density(
     if size == 2 and len(chosen) == 2:
         return _contours(density, columns, table, data)
     labels = [columns[index] for index in chosen]
-    other = None if data is None else data[:, chosen]
-    figure = _grid(labels, table[:, chosen], other, over=True)
+    figure = _grid(labels, table[:, chosen], data[:, chosen], over=True)
     if names is None and len(chosen) < size:
         figure.suptitle(f"{size - len(chosen)} more columns are left out", fontsize=9)
     return figure
 
 
-def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray | None) -> "Figure":
-    figure, axis = pyplot().subplots(figsize=(4.6, 3.0), layout="constrained")
-    span = _span(table if data is None else np.concatenate([table, data]))
-    if data is not None:
-        _histograms(axis, span, data[:, 0], None)
+def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray) -> "Figure":
+    figure, ((axis,),) = panels(4.6, 3.0)
+    (span,) = _spans(table, data)
+    if len(data):
+        _histograms(axis, span, data[:, 0], data[:0, 0])
     line = np.linspace(*span, CURVE)
     # Outside of the support of a density there is none.
     values = np.nan_to_num(np.exp(np.asarray(density.log_prob(line[:, None]), float)))
@@ -242,10 +235,10 @@ def _curve(density: Density, label: str, table: np.ndarray, data: np.ndarray | N
 
 
 def _contours(
-    density: Density, labels: Sequence[str], table: np.ndarray, data: np.ndarray | None
+    density: Density, labels: Sequence[str], table: np.ndarray, data: np.ndarray
 ) -> "Figure":
-    figure, axis = pyplot().subplots(figsize=(4.6, 4.2), layout="constrained")
-    spans = [_span(c) for c in (table if data is None else np.concatenate([table, data])).T]
+    figure, ((axis,),) = panels(4.6, 4.2)
+    spans = _spans(table, data)
     first, second = np.meshgrid(*(np.linspace(*span, GRID) for span in spans))
     points = np.stack([first, second], -1).reshape(-1, 2)
     values = np.asarray(density.log_prob(points), float).reshape(GRID, GRID)
@@ -253,11 +246,9 @@ def _contours(
     # The level above which a share of the probability lies, by the draws.
     at_draws = np.exp(np.asarray(density.log_prob(table), float))
     levels = np.unique(np.nanquantile(at_draws, [1 - share for share in SHARES]))
-    axis.contourf(
-        first, second, values, [*levels, max(values.max(), levels[-1]) * 1.01], cmap="Blues"
-    )
-    if data is not None:
-        _scatter(axis, data[:, 0], data[:, 1], "black")
+    highest = max(values.max(), levels[-1]) * 1.01
+    axis.contourf(first, second, values, [*levels, highest], cmap="Blues")
+    _scatter(axis, data, "black")
     axis.set(xlim=spans[0], ylim=spans[1], xlabel=labels[0], ylabel=labels[1])
     axis.spines[["top", "right"]].set_visible(False)
     return figure

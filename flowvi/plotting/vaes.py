@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi.params import PyTree
-from flowvi.plotting.curves import pyplot
+from flowvi.plotting.curves import panels, pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +32,9 @@ def _image_shape(vae: Model, image_shape: Sequence[int] | None) -> Shape:
         shape = shape[:2]
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
     if not is_image or math.prod(shape) != math.prod(vae.event_shape):
-        raise ValueError(
-            "`image_shape` must be (height, width) or (height, width, 3), with as many numbers as "
-            f"an event of shape {tuple(vae.event_shape)} has; got {image_shape!r}."
-        )
+        rule = "`image_shape` must be (height, width) or (height, width, 3), with as many numbers"
+        event = f"an event of shape {tuple(vae.event_shape)}"
+        raise ValueError(f"{rule} as {event} has; got {image_shape!r}.")
     return shape
 
 
@@ -59,23 +58,18 @@ def _span(images: ArrayLike) -> tuple[float, float]:
 
 def _show(canvas: np.ndarray, span: tuple[float, float], inches: float, title: str) -> "Figure":
     """A figure of nothing but the canvas, in which one pixel is as wide as it is high."""
-    plt = pyplot()
-    height = inches * canvas.shape[0] / canvas.shape[1]
-    figure, axis = plt.subplots(figsize=(inches, height + 0.3), layout="constrained")
+    figure, ((axis,),) = panels(inches, inches * canvas.shape[0] / canvas.shape[1] + 0.3)
     _draw(axis, canvas, span)
     axis.set_title(title, fontsize=9)
     return figure
 
 
 def _draw(axis: "Axes", canvas: np.ndarray, span: tuple[float, float], **options: Any) -> None:
-    plt = pyplot()
-    colours = plt.get_cmap("gray_r").with_extremes(bad="white")
+    low, high = span
     if canvas.ndim == 3:
-        low, high = span
         canvas = np.nan_to_num(np.clip((canvas - low) / (high - low), 0, 1), nan=1.0)
-    axis.imshow(
-        canvas, cmap=colours, vmin=span[0], vmax=span[1], interpolation="nearest", **options
-    )
+    options |= {"cmap": pyplot().get_cmap("gray_r").with_extremes(bad="white")}
+    axis.imshow(canvas, vmin=low, vmax=high, interpolation="nearest", **options)
     if "extent" not in options:
         axis.set_axis_off()
 
@@ -93,10 +87,9 @@ def prior_samples(
     """Images that a `VAE` makes up: z from the prior, and the mean of p(x | z), or a draw of it.
 
     `image_shape` is (height, width) or (height, width, 3): by default the event's own shape, and
-    that of a square for a vector. Another one is refused with a ValueError, here and below.
+    that of a square for a vector, here and below.
     """
-    shape = _image_shape(vae, image_shape)
-    count = num_rows * num_columns
+    shape, count = _image_shape(vae, image_shape), num_rows * num_columns
     if means:
         x = vae.decode(params, vae.prior.sample(params["prior"], key, count))
     else:
@@ -118,11 +111,10 @@ def reconstructions(
     shape = _image_shape(vae, image_shape)
     x = np.asarray(x, np.float32)
     columns = min(num_columns, len(x))
-    num_rows = -(-len(x) // columns)
-    both = np.full((2, num_rows * columns, *shape), np.nan)
-    both[0, : len(x)] = x.reshape(-1, *shape)
-    both[1, : len(x)] = np.reshape(vae.reconstruct(params, key, x), (-1, *shape))
-    rows = both.reshape(2, num_rows, columns, *shape).swapaxes(0, 1)
+    both = np.stack([each.reshape(-1, *shape) for each in (x, vae.reconstruct(params, key, x))])
+    missing = -len(x) % columns
+    both = np.pad(both, [(0, 0), (0, missing)] + [(0, 0)] * len(shape), constant_values=np.nan)
+    rows = both.reshape(2, -1, columns, *shape).swapaxes(0, 1)
     title = "observations, and their reconstructions below"
     return _show(_mosaic(rows, shape, columns), _span(x), 0.55 * columns, title)
 
@@ -130,19 +122,14 @@ def reconstructions(
 def latent_space(
     vae: Model, params: PyTree, key: jax.Array, x: ArrayLike, labels: ArrayLike | None = None
 ) -> "Figure":
-    """A draw of q(z | x) for each observation, in the plane, coloured by label.
-
-    Observations have shape [n, *event_shape] and labels [n]. A ValueError says where there are not
-    two latent coordinates.
-    """
+    """A draw of q(z | x) for each of n observations, in the plane, coloured by n labels."""
     _check_plane(vae)
-    plt = pyplot()
     z = np.asarray(vae.encode(params, key, x)).reshape(-1, 2)
-    figure, axis = plt.subplots(figsize=(5.6, 5), layout="constrained")
+    figure, ((axis,),) = panels(5.6, 5)
     size = float(np.clip(2e4 / len(z), 2, 14))
     labels = None if labels is None else np.asarray(labels)
     kinds = np.zeros(1) if labels is None else np.unique(labels)
-    colours = plt.get_cmap("tab10" if len(kinds) <= 10 else "tab20")
+    colours = pyplot().get_cmap("tab10" if len(kinds) <= 10 else "tab20")
     # Drawn one by one in a random order, or the last label would cover the others.
     index = np.searchsorted(kinds, np.zeros(len(z)) if labels is None else labels)
     order = np.random.default_rng(0).permutation(len(z))
@@ -161,8 +148,7 @@ def manifold(
     """The mean of p(x | z) over a grid of the latent plane, even in the prior's probability.
 
     The coordinates of the grid are the inverse normal CDF of (i + 1/2) / size, so that each image
-    stands for the same share of a standard normal prior. A ValueError says where there are not two
-    latent coordinates.
+    stands for the same share of a standard normal prior.
     """
     _check_plane(vae)
     shape = _image_shape(vae, image_shape)
@@ -171,8 +157,7 @@ def manifold(
     second, first = np.meshgrid(line[::-1], line, indexing="ij")
     z = np.stack([first, second], -1).reshape(size**2, *vae.latent_shape)
     x = vae.decode(params, z)
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6.4, 6.4 * shape[0] / shape[1]), layout="constrained")
+    figure, ((axis,),) = panels(6.4, 6.4 * shape[0] / shape[1])
     _draw(axis, _mosaic(x, shape, size), _span(x), extent=(0, 1, 0, 1))
     axis.set_aspect(shape[0] / shape[1])
     ticks = np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
@@ -181,14 +166,11 @@ def manifold(
     axis.set_yticks(places, [f"{tick:g}" for tick in ticks])
     axis.set(xlabel="$z_1$", ylabel="$z_2$")
     axis.tick_params(length=2)
-    for side in axis.spines.values():
-        side.set_visible(False)
+    axis.spines[:].set_visible(False)
     return figure
 
 
 def _check_plane(vae: Model) -> None:
     if math.prod(vae.latent_shape) != 2:
-        raise ValueError(
-            "`vae` must have two latent coordinates for a picture in the plane; got latent shape "
-            f"{tuple(vae.latent_shape)}."
-        )
+        rule = "`vae` must have two latent coordinates for a picture in the plane"
+        raise ValueError(f"{rule}; got latent shape {tuple(vae.latent_shape)}.")

@@ -20,11 +20,8 @@ MAX_KHAT, MIN_ESS, MAX_ERROR, MAX_GAP = 0.7, 0.2, 0.05, 1.0
 STILL_RISING = 0.5
 
 #: A mode is missing if weights around it are so many nats above the log evidence, and it has at
-#: least this part of the mass.
-LEFT_OUT, LEAST_MASS = 5.0, 3e-5
-
-#: Directions in which the density is followed outwards.
-MOST_DIRECTIONS = 32
+#: least this part of the mass. Directions in which the density is followed outwards.
+LEFT_OUT, LEAST_MASS, MOST_DIRECTIONS = 5.0, 3e-5, 32
 
 
 class PosteriorWarning(UserWarning):
@@ -34,9 +31,6 @@ class PosteriorWarning(UserWarning):
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """What importance weights say about a posterior, from fresh draws of it.
-
-    None of it sees a mode that the posterior misses altogether, and in high dimension tails are
-    lost slowly before any of it moves.
 
     Attributes:
         elbo: the evidence lower bound, in nats.
@@ -59,30 +53,21 @@ class Diagnosis:
             f"{name:<13} {each.value:12.4f} +- {each.standard_error:.4f}"
             for name, each in (("ELBO", self.elbo), ("log evidence", self.log_evidence))
         ]
-        rows += [
-            f"Pareto k-hat  {self.khat:12.3f}   (trust below {MAX_KHAT})",
-            f"IS-ESS        {self.ess:12.3f}   (trust above {MIN_ESS})",
-        ]
-        return "\n".join([*rows, *(f"! {message}" for message in self.messages)])
+        rows.append(f"Pareto k-hat  {self.khat:12.3f}   (trust below {MAX_KHAT})")
+        rows.append(f"IS-ESS        {self.ess:12.3f}   (trust above {MIN_ESS})")
+        return "\n".join(rows + [f"! {message}" for message in self.messages])
 
     def warn(self, more: Iterable[str], stacklevel: int) -> "Diagnosis":
         """The diagnosis with more messages first, and one `PosteriorWarning` if there are any."""
         messages = (*more, *self.messages)
         if messages:
-            warnings.warn(
-                f"This posterior should not be trusted as it is. {' '.join(messages)}",
-                PosteriorWarning,
-                stacklevel=stacklevel + 1,
-            )
+            text = f"This posterior should not be trusted as it is. {' '.join(messages)}"
+            warnings.warn(text, PosteriorWarning, stacklevel=stacklevel + 1)
         return dataclasses.replace(self, messages=messages)
 
 
 def diagnose(log_weights: ArrayLike) -> Diagnosis:
-    """The diagnosis of log weights, of shape [num_samples].
-
-    Args:
-        log_weights: log p(u) - log q(u) at draws u of q; where not finite the draw has no weight.
-    """
+    """The diagnosis of log weights, of shape [num_samples]; one not finite has no weight."""
     log_weights = np.asarray(log_weights, np.float64)
     good = np.isfinite(log_weights)
     lost = 1 - float(good.mean())
@@ -93,61 +78,51 @@ def diagnose(log_weights: ArrayLike) -> Diagnosis:
     elbo = diagnostics.elbo(log_weights[good])
     weights = np.where(good, log_weights, -np.inf)
     evidence, smoothed = diagnostics.log_evidence(weights), diagnostics.psis(weights)
-    gap = evidence.value - elbo.value
-    khat, ess, error = smoothed.khat, smoothed.ess, evidence.standard_error
-    messages = (
-        khat > MAX_KHAT
-        and f"Pareto k-hat is {khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails than "
-        "the approximation, and importance sampling does not mend it.",
-        ess < MIN_ESS and f"The effective sample size is {ess:.3f} of the draws, below {MIN_ESS}.",
-        not error <= MAX_ERROR
-        and f"The standard error of the log evidence is {error:.3f}, above {MAX_ERROR}.",
-        gap > MAX_GAP
-        and f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}.",
-        lost > 0
-        and f"The log density is not finite at {lost:.2%} of the draws, which were left out.",
-    )
-    return Diagnosis(elbo, evidence, khat, ess, lost, tuple(each for each in messages if each))
+    found = Diagnosis(elbo, evidence, smoothed.khat, smoothed.ess, lost, ())
+    return dataclasses.replace(found, messages=tuple(_warnings_of_weights(found)))
+
+
+def _warnings_of_weights(found: Diagnosis) -> Iterable[str]:
+    error, gap = found.log_evidence.standard_error, found.log_evidence.value - found.elbo.value
+    if found.khat > MAX_KHAT:
+        yield (
+            f"Pareto k-hat is {found.khat:.2f}, above {MAX_KHAT}: the posterior has heavier tails "
+            "than the approximation, and importance sampling does not mend it."
+        )
+    if found.ess < MIN_ESS:
+        yield f"The effective sample size is {found.ess:.3f} of the draws, below {MIN_ESS}."
+    if not error <= MAX_ERROR:
+        yield f"The standard error of the log evidence is {error:.3f}, above {MAX_ERROR}."
+    if gap > MAX_GAP:
+        yield f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}."
+    if found.lost > 0:
+        where = f"at {found.lost:.2%} of the draws, which were left out"
+        yield f"The log density is not finite {where}."
 
 
 def warnings_of_fit(target: Target, start: Start, result: FitResult) -> Iterable[str]:
     """What the density does far out, and how the steps ended: importance weights see none of it."""
-    rising = count_rising_directions(target, start)
-    if rising:
-        yield (
-            f"The log density does not fall off in {rising} of the directions that were tried: it "
-            "may not be normalisable."
-        )
+    if rising := count_rising_directions(target, start):
+        what = f"does not fall off in {rising} of the directions that were tried"
+        yield f"The log density {what}: it may not be normalisable."
     losses = result.history["loss"]
     part = len(losses) // 20
     late, before = losses[len(losses) - part :], losses[-2 * part : -part]
     late, before = late[np.isfinite(late)], before[np.isfinite(before)]
     if min(len(late), len(before)) > 1:
         gain = float(np.mean(before) - np.mean(late))
-        noise = float(np.std(late)) / np.sqrt(len(late))
-        if gain > max(STILL_RISING, 5 * noise):
-            yield (
-                f"The ELBO still rose by {gain:.2g} nats in the last twentieth of the steps. "
-                "Perhaps allow more with `num_steps`?"
-            )
+        if gain > max(STILL_RISING, 5 * float(np.std(late)) / np.sqrt(len(late))):
+            when = "in the last twentieth of the steps. Perhaps allow more with `num_steps`?"
+            yield f"The ELBO still rose by {gain:.2g} nats {when}"
     if result.num_bad_steps > 0.1 * result.num_steps:
-        yield (
-            f"{result.num_bad_steps} of {result.num_steps} steps were skipped, because the loss or "
-            "its gradient was not finite."
-        )
+        why = "because the loss or its gradient was not finite"
+        yield f"{result.num_bad_steps} of {result.num_steps} steps were skipped, {why}."
 
 
 def warnings_of_modes(
     log_p: np.ndarray, log_q: np.ndarray, start: Start, log_evidence: float
 ) -> Iterable[str]:
-    """Modes that runs of the optimiser ended in, and that the posterior leaves out.
-
-    Args:
-        log_p: the target's log density at `start.ends`, of shape [number, draws].
-        log_q: the posterior's there.
-        start: what the search for a start found.
-        log_evidence: by importance weights.
-    """
+    """Modes that runs ended in, by densities at `start.ends`, and that the posterior leaves out."""
     excess = log_p - log_q
     excess = np.where(np.isfinite(excess), excess, -np.inf).mean(-1) - log_evidence
     mass = start.end_elbos - log_evidence
@@ -161,23 +136,19 @@ def warnings_of_modes(
 
 
 def count_rising_directions(target: Target, start: Start) -> int:
-    """How many directions there are along which the density does not fall off as 1 / distance.
-
-    The widest directions of the start are tried, both ways, a hundred and ten thousand of its
-    standard deviations away. Where the density of a line falls more slowly than that, and has not
-    fallen to nothing before, it has no integral.
-    """
+    """How many directions there are along which the density does not fall off as 1 / distance."""
+    # The widest directions of the start, both ways, a hundred and ten thousand of its standard
+    # deviations away. Where the density of a line falls more slowly than that, and has not fallen
+    # to nothing before, it has no integral.
     whitening = start.whitening
     if "matrix" in whitening:
         columns = whitening["matrix"].T
     else:
-        gain = 1 + whitening["gain"][:, None]
-        columns = whitening["scale"] * whitening["basis"].T * gain
-    widest = np.argsort(-np.linalg.norm(columns, axis=-1))[:MOST_DIRECTIONS]
-    steps = np.concatenate([columns[widest], -columns[widest]])
+        columns = whitening["scale"] * whitening["basis"].T * (1 + whitening["gain"][:, None])
+    widest = columns[np.argsort(-np.linalg.norm(columns, axis=-1))[:MOST_DIRECTIONS]]
     near, far = 1e2, 1e4
-    points = whitening["loc"] + np.array([0, near, far])[:, None, None] * steps
-    values = np.asarray(target(points), np.float64)
+    points = np.array([0, near, far])[:, None, None] * np.concatenate([widest, -widest])
+    values = np.asarray(target(whitening["loc"] + points), np.float64)
     with np.errstate(invalid="ignore"):
         falls = values[1] - values[2] >= np.log(far / near)
         vanishes = values[0] - values[2] > 4 * np.log(far)

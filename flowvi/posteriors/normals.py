@@ -1,8 +1,13 @@
-"""Normal distributions as maps from standard normal draws, in double precision on the host."""
+"""Normal distributions as maps from standard normal draws, in double precision on the host.
+
+`draw` maps z of shape [n, D], and `whitening` gives the arguments of the bijectors of these names.
+"""
 
 import dataclasses
 
 import numpy as np
+
+Array = np.ndarray
 
 #: Bounds on the precision of a direction.
 PRECISIONS = (1e-12, 1e18)
@@ -12,21 +17,18 @@ PRECISIONS = (1e-12, 1e18)
 class Dense:
     """u = loc + matrix z, with the inverse of the matrix."""
 
-    loc: np.ndarray
-    matrix: np.ndarray
-    inverse: np.ndarray
+    loc: Array
+    matrix: Array
+    inverse: Array
 
     @property
     def log_det(self) -> float:
-        """The log-determinant of the map."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
-    def draw(self, z: np.ndarray) -> np.ndarray:
-        """The draws u at z of shape [n, D]."""
+    def draw(self, z: Array) -> Array:
         return self.loc + z @ self.matrix.T
 
-    def whitening(self) -> dict[str, np.ndarray]:
-        """The arguments of `flowvi.bijectors.Dense`."""
+    def whitening(self) -> dict[str, Array]:
         return {**vars(self), "log_det": np.asarray(self.log_det)}
 
     def dense(self) -> "Dense":
@@ -35,27 +37,21 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """u = loc + scale * (z + basis (gain * (basis^T z))).
+    """u = loc + scale * (z + basis (gain * (basis^T z))), the columns of the basis orthonormal."""
 
-    The columns of the basis, of shape [D, R], are orthonormal.
-    """
-
-    loc: np.ndarray
-    scale: np.ndarray
-    basis: np.ndarray
-    gain: np.ndarray
+    loc: Array
+    scale: Array
+    basis: Array
+    gain: Array
 
     @property
     def log_det(self) -> float:
-        """The log-determinant of the map."""
         return float(np.log(self.scale).sum() + np.log1p(self.gain).sum())
 
-    def draw(self, z: np.ndarray) -> np.ndarray:
-        """The draws u at z of shape [n, D]."""
+    def draw(self, z: Array) -> Array:
         return self.loc + self.scale * (z + (z @ self.basis * self.gain) @ self.basis.T)
 
-    def whitening(self) -> dict[str, np.ndarray]:
-        """The arguments of `flowvi.bijectors.LowRank`."""
+    def whitening(self) -> dict[str, Array]:
         return dict(vars(self))
 
     def padded(self, rank: int) -> "LowRank":
@@ -65,7 +61,6 @@ class LowRank:
         return LowRank(self.loc, self.scale, basis, np.pad(self.gain, (0, missing)))
 
     def dense(self) -> Dense:
-        """The same as a matrix."""
         eye = np.eye(len(self.loc))
         matrix = self.scale[:, None] * (eye + (self.basis * self.gain) @ self.basis.T)
         shrink = self.gain / (1 + self.gain)
@@ -76,37 +71,25 @@ class LowRank:
 Normal = Dense | LowRank
 
 
-def laplace(loc: np.ndarray, precision: np.ndarray, resolution: float) -> Dense | None:
-    """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be.
-
-    Eigenvalues below `resolution` times the largest are rounding, and are set to it.
-    """
+def laplace(loc: Array, precision: Array, resolution: float) -> Dense | None:
+    """N(loc, |precision|^-1), with each eigenvalue made positive; None if that cannot be."""
     if not np.isfinite(precision).all():
         return None
     try:
         values, vectors = np.linalg.eigh(0.5 * (precision + precision.T))
     except np.linalg.LinAlgError:
         return None
-    low = max(PRECISIONS[0], resolution * np.abs(values).max())
+    low = max(PRECISIONS[0], resolution * np.abs(values).max())  # less is rounding
     root = np.sqrt(np.clip(np.abs(values), low, PRECISIONS[1]))
     return Dense(loc, vectors / root, root[:, None] * vectors.T)
 
 
 def newton(
-    normal: Dense, gradient: np.ndarray, hessian: np.ndarray, weight: float, bound: float
+    normal: Dense, gradient: Array, hessian: Array, weight: float, bound: float
 ) -> Dense | None:
-    """A part of a variational Newton step; None where that is not finite.
-
-    In the coordinates in which q is standard normal, the best q near it has the precision
-    -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
-
-    Args:
-        normal: q.
-        gradient: its mean under q.
-        hessian: its mean under q.
-        weight: the part of the step.
-        bound: on the change of a precision.
-    """
+    """A part `weight` of a variational Newton step from q; None where that is not finite."""
+    # In the coordinates in which q is standard normal, the best q near it has the precision
+    # -E_q Hessian and the mean shifted by precision^-1 E_q gradient.
     inner = -normal.matrix.T @ hessian @ normal.matrix
     if not np.isfinite(inner).all():
         return None
@@ -115,22 +98,15 @@ def newton(
     shift = weight * vectors @ (vectors.T @ (normal.matrix.T @ gradient) / values)
     shift *= min(1.0, 2 * np.sqrt(len(shift)) / max(float(np.linalg.norm(shift)), 1e-300))
     root = values ** (0.5 * weight)
-    new = Dense(
-        normal.loc + normal.matrix @ shift,
-        (normal.matrix @ vectors) / root,
-        root[:, None] * (vectors.T @ normal.inverse),
-    )
-    return new if np.isfinite(new.matrix).all() and np.isfinite(new.loc).all() else None
+    loc, matrix = normal.loc + normal.matrix @ shift, (normal.matrix @ vectors) / root
+    finite = np.isfinite(matrix).all() and np.isfinite(loc).all()
+    return Dense(loc, matrix, root[:, None] * (vectors.T @ normal.inverse)) if finite else None
 
 
 # What overflows, on a path through a steep place, is no candidate: both check what they return.
 @np.errstate(over="ignore", invalid="ignore")
 def pathfinder(
-    x: np.ndarray,
-    gradient: np.ndarray,
-    steps: np.ndarray,
-    changes: np.ndarray,
-    diagonal: np.ndarray,
+    x: Array, gradient: Array, steps: Array, changes: Array, diagonal: Array
 ) -> LowRank | None:
     """The normal distribution that L-BFGS sees at a point x; None if it sees none.
 
@@ -138,15 +114,8 @@ def pathfinder(
 
         diag + [diag Y, S] [[0, -R^-1], [-R^-T, R^-T (E + Y^T diag Y) R^-1]] [diag Y, S]^T
 
-    with R the upper triangle of S^T Y and E its diagonal, and its mean a Newton step from the
-    point.
-
-    Args:
-        x: the point, of shape [D].
-        gradient: of the function minimised.
-        steps: the latest steps S^T, of shape [J, D]; J may be 0.
-        changes: the changes Y^T of the gradient.
-        diagonal: an estimate of the inverse Hessian's diagonal, of shape [D].
+    for the latest steps S^T and changes Y^T of the gradient, of shape [J, D], with R the upper
+    triangle of S^T Y and E its diagonal; its mean is a Newton step from x.
 
     Source: Byrd, Nocedal, Schnabel, "Representations of Quasi-Newton Matrices", 1994.
     """
@@ -166,14 +135,12 @@ def pathfinder(
     descent = scale * gradient
     step = descent + basis @ (((1 + gain) ** 2 - 1) * (basis.T @ descent))
     normal = LowRank(x - scale * step, scale, basis, gain)
-    return normal if all(np.isfinite(leaf).all() for leaf in normal.whitening().values()) else None
+    return normal if all(np.isfinite(leaf).all() for leaf in vars(normal).values()) else None
 
 
 @np.errstate(all="ignore")
-def diagonals(steps: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates of the inverse Hessian's diagonal along a path, and which steps were of use.
-
-    Of T steps and changes of the gradient, of shape [T, D], they have the shapes [T, D] and [T].
+def diagonals(steps: Array, changes: Array) -> tuple[Array, Array]:
+    """Estimates [T, D] of the inverse Hessian's diagonal, and which of T steps were of use.
 
     Source: Gilbert, Lemarechal, "Some Numerical Experiments with Variable-Storage Quasi-Newton
     Algorithms", 1989.

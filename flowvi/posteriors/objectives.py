@@ -8,7 +8,14 @@ import jax.numpy as jnp
 from flowvi import checks
 from flowvi.distributions import FlowDistribution, along
 from flowvi.objectives.forward import cross_entropy
-from flowvi.objectives.variational import Variational, evaluate, finish, with_gradient
+from flowvi.objectives.variational import (
+    Output,
+    Params,
+    Variational,
+    density_and_state,
+    finish,
+    with_gradient,
+)
 from flowvi.params import Fixed, PyTree
 
 Array = jax.Array
@@ -20,33 +27,34 @@ COOLING = 0.3
 FORWARD = 10.0
 
 
+class _Reparameterized(Variational):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_reparameterized("fv.objectives.ScoreFunction")
+
+    def _path(self, z: Array, log_q: Array, score: Array) -> Array:
+        """log q at draws z, with the gradient that flows through z alone."""
+        return jax.lax.stop_gradient(log_q) + along(z, score, len(self.family.event_shape))
+
+
 @dataclasses.dataclass(frozen=True)
-class WideELBO(Variational):
+class WideELBO(_Reparameterized):
     """Minus the evidence lower bound of a flow, whose gradient is taken at wider draws.
 
-    The path gradient vanishes draw by draw where q equals the posterior, of whatever distribution
-    the draws are. Those of q itself are hardly ever in its tails. Here x is drawn from the base and
-    y = f(width x), and the gradient is the mean of
-
-        d/dy [log q(y) - log p(y)] dy
-
-    so the tails are fitted with the rest. The value is that of the ELBO: at the same draws, with
-    the self-normalised weights base(width x) / base(x).
-
-    Attributes:
-        width: how many times as wide as its base the draws are; of `ELBO` with `path` it is 1.
+    The path gradient vanishes draw by draw where q is the posterior, of whatever distribution the
+    draws are, and those of q are hardly ever in its tails. For x of the base and y = f(width x) it
+    is the mean of d/dy [log q(y) - log p(y)] dy. The value is that of the ELBO: at the same draws,
+    with the self-normalised weights base(width x) / base(x).
     """
 
     width: float = dataclasses.field(default=1.3, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_reparameterized("fv.objectives.ScoreFunction")
         if not self.width >= 1:
             raise ValueError(f"`width` must be at least 1; got {self.width!r}.")
 
-    def __call__(self, params: PyTree, key: Array, batch: PyTree) -> PyTree:
-        """The loss, with metrics where there are any."""
+    def __call__(self, params: Params, key: Array, batch: PyTree) -> Output:
         train_key, draw_key, model_key = jax.random.split(key, 3)
         approximation = self._approximation(params, train_key, batch)
         q = approximation.distribution
@@ -55,9 +63,8 @@ class WideELBO(Variational):
         x = q.sample_root(draw_key, (self.num_samples,))
         z, log_q, score = q.push_with_score(self.width * x)
         z = self._guarded(z)
-        log_joint, new = evaluate(self.log_joint, params, model_key, z, batch)
-        path = jax.lax.stop_gradient(log_q) + along(z, score, len(self.family.event_shape))
-        losses = path - log_joint
+        log_joint, new = density_and_state(self.log_joint, params, model_key, z, batch)
+        losses = self._path(z, log_q, score) - log_joint
         good, metrics = self._good(losses)
         tilt = q.root.log_prob(self.width * x) - q.root.log_prob(x)
         if good is not None:
@@ -69,25 +76,14 @@ class WideELBO(Variational):
 
 
 @dataclasses.dataclass(frozen=True)
-class Tempered(Variational):
-    """A loss that starts from a flattened density, so that no mode is left out.
+class Tempered(_Reparameterized):
+    """KL(q || p^b) + 10 e KL(p || q), for e the effective sample size as a part of the draws.
 
-    With e the effective sample size of the importance weights, as a part of the draws, it is
-
-        KL(q || p^b) + 10 e KL(p || q)
-
-    with path gradients of the first and self-normalised weights for the second. The power b rises
-    from `power` to 1 in the first 0.3 of `num_steps` steps: while it is small the modes are
-    bridged, and q covers all that its start covers. The gradient of the first divergence hardly
-    sees the weights of modes that no draw connects; that of the second does. While its weights are
-    a few draws' alone, it would undo what is found, and has next to no part; both of their
-    gradients lose their noise at q = p.
-
-    Both divergences come from the same draws of a flow: see `FlowDistribution.sample_with_score`.
-
-    Attributes:
-        power: the inverse temperature at the start, between 0 and 1.
-        num_steps: the steps of the fit.
+    The power b rises from `power` to 1 in the first 0.3 of the steps: while it is small the modes
+    are bridged, and q covers all that its start covers. The gradient of the first divergence hardly
+    sees the weights of modes that no draw connects; that of the second does, by self-normalised
+    weights. While those are a few draws' alone it would undo what is found, and has next to no
+    part. Both gradients come from the same draws, and lose their noise at q = p.
     """
 
     power: float = dataclasses.field(default=0.1, kw_only=True)
@@ -95,28 +91,25 @@ class Tempered(Variational):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_reparameterized("fv.objectives.ScoreFunction")
         if not 0 < self.power <= 1:
             raise ValueError(f"`power` must be above 0 and at most 1; got {self.power!r}.")
         checks.positive_int("num_steps", self.num_steps)
 
-    def init(self, key: Array) -> PyTree:
+    def init(self, key: Array) -> Params:
         """{"posterior": ..., "control": Fixed(steps done)}."""
         return {**super().init(key), "control": Fixed(jnp.zeros((), jnp.int32))}
 
-    def __call__(self, params: PyTree, key: Array, batch: PyTree) -> PyTree:
-        """The loss, metrics, and parameters with one more step done."""
+    def __call__(self, params: Params, key: Array, batch: PyTree) -> Output:
         step = params["control"].value
         power = self.power ** (1 - jnp.minimum(step / self.num_steps / COOLING, 1))
         train_key, draw_key, model_key = jax.random.split(key, 3)
         q = self._approximation(params, train_key, batch).distribution
         z, log_q, score = q.sample_with_score(draw_key, (self.num_samples,))
         z = self._guarded(z)
-        log_joint, _ = evaluate(self.log_joint, params, model_key, z, batch)
+        log_joint, _ = density_and_state(self.log_joint, params, model_key, z, batch)
         log_weights = jax.lax.stop_gradient(log_joint - log_q)
         good, metrics = self._good(log_weights)
-        path = jax.lax.stop_gradient(log_q) + along(z, score, len(self.family.event_shape))
-        elbo = self._mean(power * log_joint - path, good, batch)
+        elbo = self._mean(power * log_joint - self._path(z, log_q, score), good, batch)
         if good is not None:
             log_weights = jnp.where(good, log_weights, -jnp.inf)
         effective = 1 / (self.num_samples * jnp.sum(jnp.square(jax.nn.softmax(log_weights))))

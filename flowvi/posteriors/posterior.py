@@ -14,22 +14,20 @@ from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
 from flowvi.params import PyTree
+from flowvi.plotting.samples import as_table
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
-from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.start import Start
-from flowvi.posteriors.target import Target, Theta
+from flowvi.posteriors.target import Target, Theta, as_float
 from flowvi.training import Fitted
 
 if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
 
 Array = jax.Array
+Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-#: Draws of a diagnosis.
-NUM_DIAGNOSIS = 10_000
-
-#: Draws that are evaluated together.
-CHUNK = 1000
+#: Draws of a diagnosis, and how many of them are evaluated together.
+NUM_DIAGNOSIS, CHUNK = 10_000, 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -49,21 +47,15 @@ class Posterior(Fitted):
     diagnosis: Diagnosis
 
     def __repr__(self) -> str:
+        found = self.diagnosis
         return (
-            f"Posterior(event_size={self.target.event_size}, "
-            f"elbo={self.diagnosis.elbo.value:.4f}, "
-            f"log_evidence={self.diagnosis.log_evidence.value:.4f}, "
-            f"khat={self.diagnosis.khat:.3f}, ess={self.diagnosis.ess:.3f}, "
-            f"num_warnings={len(self.diagnosis.messages)})"
+            f"Posterior(event_size={self.target.event_size}, elbo={found.elbo.value:.4f}, "
+            f"log_evidence={found.log_evidence.value:.4f}, khat={found.khat:.3f}, "
+            f"ess={found.ess:.3f}, num_warnings={len(found.messages)})"
         )
 
     def sample(self, key: Array, num_samples: int) -> Theta:
-        """Draws in the user's own space and names.
-
-        Returns:
-            {name: array of shape [num_samples, *shape]}, or an array [num_samples, D] where the
-            target is over a vector.
-        """
+        """Draws: {name: array of shape [num_samples, *shape]}, or an array [num_samples, D]."""
         return self.constrain(self._draws(key, num_samples)[0])
 
     def sample_and_log_prob(self, key: Array, num_samples: int) -> tuple[Array, Array]:
@@ -84,41 +76,29 @@ class Posterior(Fitted):
         return self._draws(key, num_samples)[2]
 
     def elbo(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
-        """The evidence lower bound E_q [log p(u) - log q(u)], in nats.
-
-        Raises:
-            ValueError: if the target's log density is NaN at a draw.
-        """
+        """The evidence lower bound E_q [log p(u) - log q(u)], in nats; no draw may be NaN."""
         return diagnostics.elbo(self.log_weights(key, num_samples))
 
     def log_evidence(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
         """The log of the normalising constant, in nats, by importance sampling from q."""
-        return diagnostics.log_evidence(_no_weight(self.log_weights(key, num_samples)))
+        return diagnostics.log_evidence(_or_none(self.log_weights(key, num_samples)))
 
     def psis(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> PSIS:
-        """Pareto-smoothed importance weights of draws of q: k-hat, ESS, log weights.
-
-        `sample_and_log_prob` and `sample` with the same key and number give the draws they belong
-        to.
-        """
-        return diagnostics.psis(_no_weight(self.log_weights(key, num_samples)))
+        """Pareto-smoothed importance weights of the draws that `sample` gives at the same key."""
+        return _smoothed(self.log_weights(key, num_samples))
 
     def resample(self, key: Array, num_samples: int, *, num_proposals: int | None = None) -> Theta:
-        """Draws corrected by importance resampling, in the user's own space and names.
+        """Draws as `sample` gives them, corrected by importance resampling.
 
-        Draws of q are drawn again, with replacement, by their smoothed weights. That mends what
-        k-hat below 0.7 leaves to be mended; it cannot find a missing mode.
-
-        Args:
-            key: a random key.
-            num_samples: how many draws to return.
-            num_proposals: how many draws of q to choose from; 10 times as many by default.
+        Draws of q, by default 10 times as many, are drawn again, with replacement, by their
+        smoothed weights. That mends what k-hat below 0.7 leaves to be mended; it cannot find a
+        missing mode.
         """
         num_samples = checks.positive_int("num_samples", num_samples)
         count = 10 * num_samples if num_proposals is None else num_proposals
         draw_key, choice_key = jax.random.split(key)
         u, _, weights = self._draws(draw_key, checks.positive_int("num_proposals", count))
-        smoothed = diagnostics.psis(_no_weight(weights)).log_weights
+        smoothed = _smoothed(weights).log_weights
         # One stratum for each draw: less noise than independent choices.
         rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
         places = (np.arange(num_samples) + rng.random(num_samples)) / num_samples
@@ -131,13 +111,12 @@ class Posterior(Fitted):
 
     def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
-        u, _, weights = self._draws(key, num_samples)
-        theta = self.constrain(u)
-        # In the order of the labels; trees have the order of the alphabet.
-        leaves = theta.values() if isinstance(theta, dict) else [theta]
-        flat = np.concatenate([np.asarray(leaf, float).reshape(len(u), -1) for leaf in leaves], 1)
-        smoothed = diagnostics.psis(_no_weight(weights))
-        return Summary.of(self.target.labels(), flat, np.exp(smoothed.log_weights))
+        u, _, log_weights = self._draws(key, num_samples)
+        x, weights = as_table(self.constrain(u)), np.exp(_smoothed(log_weights).log_weights)
+        q05, median, q95 = np.quantile(x, [0.05, 0.5, 0.95], axis=0)
+        mean = weights @ x
+        sd = np.sqrt(weights @ (x - mean) ** 2)
+        return Summary(self.target.labels(), x.mean(0), x.std(0), q05, median, q95, mean, sd)
 
     def plot(
         self,
@@ -147,11 +126,11 @@ class Posterior(Fitted):
         num_samples: int = 4_000,
         reference: ArrayLike | None = None,
     ) -> "Figure":
-        """Marginals and pairs of parameters; see `flowvi.plotting.pairs`."""
+        """A picture of marginals and pairs; see `flowvi.plotting.pairs`."""
         key = jax.random.key(0) if key is None else key
         return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
 
-    def _draws(self, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draws(self, key: Array, num_samples: int) -> Draws:
         num_samples = checks.positive_int("num_samples", num_samples)
         return draws(self.family, self.target, self.params, key, num_samples)
 
@@ -175,15 +154,6 @@ class Summary:
     weighted_mean: np.ndarray
     weighted_sd: np.ndarray
 
-    @classmethod
-    def of(cls, labels: list[str], values: np.ndarray, weights: np.ndarray) -> "Summary":
-        """The table of values of shape [num_samples, number of labels]."""
-        q05, median, q95 = np.quantile(values, [0.05, 0.5, 0.95], axis=0)
-        weights = weights / weights.sum()
-        mean = weights @ values
-        sd = np.sqrt(weights @ (values - mean) ** 2)
-        return cls(labels, values.mean(0), values.std(0), q05, median, q95, mean, sd)
-
     def __str__(self) -> str:
         names = [field.name for field in dataclasses.fields(self)[1:]]
         width = max(10, *(len(label) for label in self.labels))
@@ -194,29 +164,26 @@ class Summary:
         return "\n".join(rows)
 
 
-def _no_weight(log_weights: np.ndarray) -> np.ndarray:
-    """A draw without a density has no weight."""
+def _or_none(log_weights: np.ndarray) -> np.ndarray:
+    """Log weights, in which a draw without a density has no weight."""
     return np.where(np.isnan(log_weights), -np.inf, log_weights)
+
+
+def _smoothed(log_weights: np.ndarray) -> PSIS:
+    return diagnostics.psis(_or_none(log_weights))
 
 
 def draws(
     family: Family, target: Target, params: PyTree, key: Array, num_samples: int = NUM_DIAGNOSIS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(u, log q, log p - log q) of draws of q, in double precision where JAX has it.
-
-    One program for any number of draws: they come in chunks.
-    """
-    parts = []
-    for index in range(-(-num_samples // CHUNK)):
-        chunk = _chunk(family, target, params, jax.random.fold_in(key, index), target.data)
-        parts.append(jax.device_get(chunk))
+) -> Draws:
+    """(u, log q, log p - log q) of draws of q, by one program for any number of them."""
+    keys = (jax.random.fold_in(key, index) for index in range(-(-num_samples // CHUNK)))
+    parts = [jax.device_get(_chunk(family, target, params, k, target.data)) for k in keys]
     u, log_q, log_p = (np.concatenate(column)[:num_samples] for column in zip(*parts, strict=True))
     return u, log_q, log_p.astype(np.float64) - log_q
 
 
 @compiled(2)
-def _chunk(
-    family: Family, target: Target, params: PyTree, key: Array, data: PyTree
-) -> tuple[Array, Array, Array]:
+def _chunk(family: Family, target: Target, params: PyTree, key: Array, data: PyTree) -> PyTree:
     u, log_q = family.distribution(params).sample_and_log_prob(seed=key, sample_shape=CHUNK)
     return u, log_q, target.log_joint({}, key, u, data)

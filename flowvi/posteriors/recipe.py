@@ -27,20 +27,13 @@ from flowvi.transformers import Transformer
 
 Array = jax.Array
 
-#: Up to this size there are autoregressive layers; beyond, marginal maps.
-MODERATE = 200
-
-#: Directions of the low-rank start.
-RANK = 20
+#: Up to the first size there are autoregressive layers; beyond, marginal maps, and directions of a
+#: low-rank start.
+MODERATE, RANK = 200, 20
 
 
 class Budget(NamedTuple):
-    """What a fit of up to so many coordinates does by default.
-
-    The careful learning rate is that of a family of the user's, whose networks may be of any kind,
-    of a tempered fit, which loses modes and tails at higher ones, and of a fit with little to gain.
-    The width is that of the draws of the default flow; see `WideELBO`.
-    """
+    """What a fit of up to so many coordinates does by default; for the width, see `WideELBO`."""
 
     most_coordinates: float
     num_steps: int
@@ -50,9 +43,10 @@ class Budget(NamedTuple):
     width: float
 
 
-#: Few coordinates leave time for long fits. With more of them networks are wider and a step takes
-#: long; beyond `MODERATE` there is no network at all. Wide draws leave the bulk of the density
-#: where there are many coordinates.
+#: The careful rate is that of a family of the user's, whose networks may be of any kind, of a
+#: tempered fit, which loses modes and tails at higher ones, and of a fit with little to gain.
+#: Few coordinates leave time for long fits; beyond `MODERATE` there is no network at all. Wide
+#: draws leave the bulk of the density where there are many coordinates.
 BUDGETS = (
     Budget(10, 4_000, 256, 2e-2, 5e-3, 1.3),
     Budget(50, 2_500, 128, 5e-2, 1e-2, 1.0),
@@ -60,22 +54,18 @@ BUDGETS = (
     Budget(np.inf, 2_000, 64, 5e-3, 5e-3, 1.0),
 )
 
-#: Draws of a step of a tempered fit, at least: the weights of its modes are as exact as theirs are.
+#: Draws of a step of a tempered fit: the weights of its modes are as exact as theirs are.
 TEMPERED_SAMPLES = 512
 
-#: The start of the default flow is easy if its importance weights put the log evidence within so
-#: many nats of its ELBO. What is left to gain takes so few steps, at the end of which the step size
-#: is small: a long fit would end on its plateau, where the step size is large still.
+#: The start of the default flow is easy if the log evidence is within so many nats of its ELBO.
+#: What is left to gain takes so few steps; a long fit would end while its step size is large still.
 EASY, EASY_STEPS = 0.05, 1_000
-
-#: The bound on the norm of every gradient.
-MAX_NORM = 10.0
 
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
-#: A base is made wider where k-hat, which has noise of 0.1 and more, is above this, by one of these
-#: factors, for so many nats at most. A k-hat is smaller than another one if it is by so much.
+#: A base is made wider where k-hat is above this, by one of these factors, for so many nats at most
+#: and only if k-hat falls by more than its noise.
 HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.03, 1.04), 5e-3, 0.05
 
 Objective = Callable[[Family, Callable[..., PyTree]], Callable[..., PyTree]]
@@ -84,20 +74,8 @@ Objective = Callable[[Family, Callable[..., PyTree]], Callable[..., PyTree]]
 def default_family(event_size: int, *, transformer: str | Transformer = "affine") -> Flow:
     """The flow that is fitted by default, in the units of the start.
 
-    Four autoregressive layers that sample in one pass, and a triangular map after them. Beyond 200
-    coordinates nothing but a shift and a scale of each: there the marginal maps do the work, which
-    `fit_posterior` puts after the affine map of the start.
-
-    Args:
-        event_size: D.
-        transformer: as in `iaf`.
-
-    Raises:
-        ValueError, TypeError: if an argument is not of this kind.
-
-    Example:
-        >>> default_family(3).event_shape
-        (3,)
+    Four autoregressive layers that sample in one pass, and a triangular map after them; beyond 200
+    coordinates a shift and a scale of each, after which `fit_posterior` puts marginal maps.
     """
     size = checks.positive_int("event_size", event_size)
     if size > MODERATE:
@@ -111,7 +89,7 @@ def default_family(event_size: int, *, transformer: str | Transformer = "affine"
 def default_optimizer(num_steps: int, learning_rate: float) -> optax.GradientTransformation:
     """Adam with clipped gradients and a cosine decay."""
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps, 0.01)
-    return optax.chain(optax.clip_by_global_norm(MAX_NORM), optax.adam(schedule))
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
 
 
 def fit_posterior(
@@ -127,81 +105,67 @@ def fit_posterior(
 ) -> Posterior:
     """Fits a posterior to a log density, with no settings needed.
 
-    1. L-BFGS runs from several points. Normal distributions along its paths are compared by ELBO,
-       and where the target can be differentiated twice the best one is improved by variational
-       Newton steps: the start.
+    1. The start is the best, by ELBO, of many normal distributions along paths of L-BFGS, improved
+       by variational Newton steps where the target can be differentiated twice.
     2. A flow that begins as the identity, before that normal distribution's affine map, is fitted
-       by path gradients of the ELBO, with many draws a step and a step size that decays, until the
-       ELBO stops improving. Up to 10 coordinates the draws come from a base 1.3 times as wide, so
-       the tails are fitted with the rest. Where JAX is in double precision, so is all of this but
-       the flow's networks while they are fitted. Beyond 200 coordinates the flow is a map of each
-       marginal after the affine map.
-    3. The better one of start and fit, by ELBO on the same draws, is taken. If its k-hat is above
-       0.3, its base is made wider by up to 4 % where that makes k-hat smaller for at most 0.005
-       nats: importance weights grow without bound where q is too narrow.
+       by path gradients of the ELBO until that stops improving. Up to 10 coordinates the draws come
+       from a base 1.3 times as wide, so the tails are fitted with the rest. Beyond 200 the flow is
+       a map of each marginal after the affine map. Where JAX is in double precision, so is all of
+       this but the flow's networks while they are fitted.
+    3. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
+       above 0.3, a base up to 4 % wider is tried, for at most 0.005 nats.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
 
-    Importance weights of the approximation's own draws cannot see a mode that it misses altogether:
-    they look fine, and the log evidence is too small by the log of the mass that was found. Up to
-    200 coordinates runs of L-BFGS, from near zero and from up to 40 standard deviations around the
-    start, search for such modes; a warning says so where one ends in a mode of mass that is left
-    out. Of a curved ridge hundreds of times as long as it is thick a fit may follow the middle
-    only: again the weights look fine, and the log evidence rises with more steps. In high dimension
-    tails are lost slowly before any of these numbers moves. If there may be several modes, fit
-    again with `tempering=0.1`, and compare the log evidence.
+    Importance weights cannot see a mode that the approximation misses altogether: they look fine,
+    and the log evidence is too small by the log of the mass that was found. Up to 200 coordinates
+    runs of L-BFGS, from near zero and from up to 40 standard deviations around the start, search
+    for such modes, and a warning names what they find. If there may be several modes, fit again
+    with `tempering=0.1`, and compare the log evidence. Of a curved ridge hundreds of times as long
+    as it is thick a fit may follow the middle only; then the log evidence rises with more steps. In
+    high dimension tails are lost slowly before any of these numbers moves.
 
     Args:
         target: the target.
         key: a random key.
-        family: the flow, or any other reparameterised family, in the units of the start; by default
-            that of `default_family`.
+        family: any reparameterised family, in the units of the start; by default a flow of four
+            autoregressive layers and a triangular map.
         objective: (family, log joint) -> a loss for `fit`, such as
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
         num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
             coordinates, 128 for up to 200, and 64 beyond; 512 with `tempering`.
-        start: points to start from, in the user's space, with a leading axis if there are several.
-            By default they are drawn around zero.
+        start: points to start from, in the user's space, with a leading axis if there are several;
+            drawn around zero by default.
         tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
             at which the fit starts. It rises to 1 in the first 0.3 of the steps; the forward KL
             divergence, beside the ELBO, sets the modes' weights right.
-        options: those of `fit`, checkpoints among them. By default `num_steps` is 4000 for up to 10
-            coordinates, 2500 for up to 50, 1800 for up to 200 and 2000 beyond, and `optimizer` is
-            Adam, with a learning rate that decays from 0.02 for up to 10 coordinates, from 0.05 for
-            up to 200, and from 0.005 beyond. With `tempering` or a `family` it is 0.005, or 0.01
-            between 10 and 50; so it is, with 1000 steps, where the ELBO of the default flow's start
-            lies within 0.05 nats of the log evidence. `batch_size` rows are a subsample, where the
-            target has a likelihood over rows.
+        options: those of `fit`. By default `num_steps` is 4000 for up to 10 coordinates, 2500 for
+            up to 50, 1800 for up to 200 and 2000 beyond, and `optimizer` is Adam, with a learning
+            rate that decays from 0.02 for up to 10 coordinates, from 0.05 for up to 200, and from
+            0.005 beyond. With `tempering` or a `family` it is 0.005, or 0.01 between 10 and 50; so
+            it is, with 1000 steps, where the ELBO of the default flow's start lies within 0.05 nats
+            of the log evidence. `batch_size` rows are a subsample, where the target has a
+            likelihood over rows.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, or the log density is not floating.
-        ValueError: if the log density is no scalar, constant, not finite at any starting point, or
-            rises without end; or arguments do not go together.
+        ValueError: if the log density is constant, nowhere finite, or rises without end.
 
-    Source: the start, Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton
-    Variational Inference", 2022; the gradient, Roeder, Wu, Duvenaud, "Sticking the Landing", 2017;
-    the diagnosis, Yao, Vehtari, Simpson, Gelman, "Yes, but Did It Work?: Evaluating Variational
-    Inference", 2018.
+    Source: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton Variational
+    Inference", 2022; Roeder, Wu, Duvenaud, "Sticking the Landing", 2017; Yao, Vehtari, Simpson,
+    Gelman, "Yes, but Did It Work?: Evaluating Variational Inference", 2018.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv
-        >>> target = fv.Target.from_named(
-        ...     lambda p: -0.5 * jnp.sum(jnp.square((p["x"] - 3.0) / 2.0)), {"x": ((2,), "real")}
-        ... )
+        >>> target = fv.Target(lambda u: -0.5 * jnp.sum((u - 3.0) ** 2), 1)
         >>> posterior = fv.fit_posterior(
-        ...     target, key=jax.random.key(0), num_steps=100, progress=False
+        ...     target, key=jax.random.key(0), family=fv.mean_field(1), num_steps=10, progress=False
         ... )
-        >>> x = posterior.sample(jax.random.key(1), 10_000)["x"]
-        >>> bool(jnp.all(abs(x.mean(0) - 3.0) < 0.1))
+        >>> bool(abs(posterior.sample(jax.random.key(1), 10_000).mean() - 3.0) < 0.1)
         True
     """
-    if not isinstance(target, Target):
-        raise TypeError(
-            f"`target` must be a target, such as `fv.Target(log_density, 2)`; got {target!r}."
-        )
     check_key(key)
     _check_options(target, family, objective, tempering, options)
     target.check()
@@ -212,17 +176,24 @@ def fit_posterior(
     if num_samples is None:
         num_samples = budget.num_samples if tempering is None else TEMPERED_SAMPLES
     placed = _placed(size, family, tempering)
-    width = budget.width if family is None else 1.0
-    make = objective or _default_objective(steps, num_samples, tempering, width)
-    loss_fn = make(placed, target.log_joint)
+    every: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
+    loss_fn: Callable[..., PyTree]
+    if objective is not None:
+        loss_fn = objective(placed, target.log_joint)
+    elif tempering is not None:
+        every |= {"power": float(tempering), "num_steps": steps}
+        loss_fn = Tempered(placed, target.log_joint, **every)
+    elif family is None and budget.width > 1:
+        loss_fn = WideELBO(placed, target.log_joint, width=budget.width, **every)
+    else:
+        loss_fn = ELBO(placed, target.log_joint, path=True, **every)
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, tempering or 1.0, placed.rank)
     params = _fresh(loss_fn, placed, init_key)
     fresh = params["posterior"]
 
-    # All candidates are judged from the same draws.
-    def judged(params: PyTree) -> _Judged:
+    def judged(params: PyTree) -> _Judged:  # all candidates from the same draws
         return _Judged(params, diagnose(draws(placed, target, params, choice_key)[2]))
 
     params["posterior"] = placed.place(fresh, found.whitening)
@@ -236,17 +207,13 @@ def fit_posterior(
     if optimizer is None:
         rate = budget.careful_rate if careful else budget.learning_rate
         optimizer = default_optimizer(steps, rate)
-    defaults = {
-        "max_bad_steps": steps,
-        "plateau": PLATEAU if tempering is None else None,
-        "data": target.data,
-    }
+    plateau = PLATEAU if tempering is None else None
+    defaults = {"max_bad_steps": steps, "plateau": plateau, "data": target.data}
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,
         key=fit_key,
-        # The default schedule depends on the number of steps.
-        configuration={"num_steps": str(steps)},
+        configuration={"num_steps": str(steps)},  # on which the default schedule depends
         **{**defaults, **options, "num_steps": steps, "optimizer": optimizer},
     )
     if single:
@@ -282,77 +249,55 @@ class _Judged(NamedTuple):
     @property
     def easy(self) -> bool:
         """Whether little is left to gain."""
-        elbo, log_evidence = self.diagnosis.elbo.value, self.diagnosis.log_evidence.value
-        return self.diagnosis.lost == 0 and log_evidence - elbo < EASY
+        gap = self.diagnosis.log_evidence.value - self.diagnosis.elbo.value
+        return self.diagnosis.lost == 0 and gap < EASY
 
 
 def _check_options(
-    target: Target, family: object, objective: object, tempering: object, options: TrainingOptions
+    target: object, family: object, objective: object, tempering: object, options: TrainingOptions
 ) -> None:
-    size = target.event_size
+    if not isinstance(target, Target):
+        rule = "`target` must be a target, such as `fv.Target(log_density, 2)`"
+        raise TypeError(f"{rule}; got {target!r}.")
     check_names(options)
     if family is not None:
         if not isinstance(family, Family):
-            raise TypeError(f"`family` must be a family, such as `fv.iaf({size})`; got {family!r}.")
-        if family.event_shape != (size,):
-            raise ValueError(
-                f"`family` must have event shape {(size,)}, that of the target's vector; got "
-                f"{family.event_shape}."
-            )
-        if family.context_shape is not None:
-            raise ValueError(
-                f"`family` must take no context; got context shape {family.context_shape}."
-            )
+            raise TypeError(f"`family` must be a family, such as `fv.iaf(2)`; got {family!r}.")
+        shape = (target.event_size,)
+        if family.event_shape != shape:
+            rule = f"`family` must have event shape {shape}, that of the target's vector"
+            raise ValueError(f"{rule}; got {family.event_shape}.")
+        if (got := family.context_shape) is not None:
+            raise ValueError(f"`family` must take no context; got context shape {got}.")
     if not (objective is None or callable(objective)):
-        raise TypeError(
-            "`objective` must be a function (family, log_joint) -> loss, such as "
-            f"`fv.objectives.IWELBO`; got {objective!r}."
-        )
+        rule = "`objective` must be a function (family, log_joint) -> loss"
+        raise TypeError(f"{rule}, such as `fv.objectives.IWELBO`; got {objective!r}.")
     batch_size = options.get("batch_size")
     if batch_size is not None and target.data is None:
-        raise ValueError(
-            f"`batch_size` must be None for a target without rows of data; got {batch_size!r}. "
-            "Perhaps make it with `fv.Target.from_likelihood`?"
-        )
-    if tempering is not None:
-        if not isinstance(tempering, int | float) or not 0 < tempering < 1:
-            raise ValueError(
-                f"`tempering` must be None or a number between 0 and 1; got {tempering!r}."
-            )
-        if objective is not None:
-            raise ValueError("`tempering` must be None where `objective` is given; got both.")
+        rule = "`batch_size` must be None for a target without rows of data"
+        fix = "Perhaps make it with `fv.Target.from_likelihood`?"
+        raise ValueError(f"{rule}; got {batch_size!r}. {fix}")
+    if not (tempering is None or (isinstance(tempering, int | float) and 0 < tempering < 1)):
+        raise ValueError(f"`tempering` must be None or between 0 and 1; got {tempering!r}.")
+    if tempering is not None and objective is not None:
+        raise ValueError("`tempering` must be None where `objective` is given; got both.")
 
 
 def _placed(size: int, family: Family | None, tempering: float | None) -> Whitened:
     """A family, the default one by default, in the units of a start."""
     if isinstance(family, Whitened):
         return family
-    rank = None if size <= ANY_HESSIAN else RANK
-    if family is not None:
-        return whitened(family, rank=rank)
-    family = default_family(size, transformer="affine" if tempering is None else "spline")
-    return whitened(family, rank=rank, marginal="spline" if size > MODERATE else None)
-
-
-def _default_objective(
-    num_steps: int, num_samples: int, tempering: float | None, width: float
-) -> Objective:
-    options: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
-    if tempering is not None:
-        return functools.partial(Tempered, power=float(tempering), num_steps=num_steps, **options)
-    if width > 1:
-        return functools.partial(WideELBO, width=width, **options)
-    return functools.partial(ELBO, path=True, **options)
+    marginal = "spline" if family is None and size > MODERATE else None
+    if family is None:
+        family = default_family(size, transformer="affine" if tempering is None else "spline")
+    return whitened(family, rank=None if size <= ANY_HESSIAN else RANK, marginal=marginal)
 
 
 def _widened(family: Whitened, judged: Callable[[PyTree], _Judged], fitted: _Judged) -> _Judged:
-    """What was fitted, spread a little where the largest importance weights have a heavy tail.
-
-    The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
-    without bound where it is too narrow. With a base 1 + e times as wide, at the price of about
-    D e^2 nats, the largest weights move to the middle. The first factor that brings k-hat below its
-    bound is taken. Where none does, the one that makes it smallest is, if by more than its noise.
-    """
+    """What was fitted, spread a little where the largest importance weights have a heavy tail."""
+    # The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
+    # without bound where it is too narrow. With a base 1 + e times as wide, at the price of about
+    # D e^2 nats, the largest weights move to the middle.
     if fitted.diagnosis.lost > 0:
         return fitted
     tried, elbo = [fitted], fitted.diagnosis.elbo.value

@@ -1,6 +1,5 @@
 """Optimisation paths, normal distributions along them, and what those are worth."""
 
-import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -13,23 +12,17 @@ import optax
 from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
-from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.normals import Normal
-from flowvi.posteriors.target import Target
+from flowvi.posteriors.target import Target, as_float
 
 Array = jax.Array
+Places = list[tuple[int, int]]
 
 #: Up to this size a Hessian is taken at every candidate, and up to the second one at all.
 EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
 
-#: Runs of L-BFGS, and their steps.
-NUM_PATHS, NUM_STEPS = 6, 300
-
-#: Pairs of differences that L-BFGS remembers.
-MEMORY = 10
-
-#: Trials of one line search.
-TRIALS = 30
+#: Runs of L-BFGS, their steps, pairs of differences that they remember, trials of a line search.
+NUM_PATHS, NUM_STEPS, MEMORY, TRIALS = 6, 300, 10, 30
 
 #: Draws that judge a candidate, at least, and the part of them that may lie outside the support.
 NUM_DRAWS, MAX_LOST = 128, 0.1
@@ -48,13 +41,9 @@ SAME_MODE = 0.1
 
 
 class Path(NamedTuple):
-    """What a run visited.
+    """What a run visited: points, of shape [num_steps + 1, D], the function's gradients and values.
 
-    Attributes:
-        x: points, of shape [num_steps + 1, D]; beyond `length` the last one is repeated.
-        gradient: of the function there.
-        value: of the function there, of shape [num_steps + 1].
-        length: steps done.
+    Beyond `length`, the steps done, the last point is repeated.
     """
 
     x: Array
@@ -64,11 +53,7 @@ class Path(NamedTuple):
 
 
 def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> Path:
-    """Minimises a function from one start, and keeps the path.
-
-    The line search takes points where the function is not finite as too far. A run ends where it
-    finds no step, or next to nothing is gained.
-    """
+    """Minimises a function from one start, where it is finite, and keeps the path."""
     search = optax.scale_by_zoom_linesearch(TRIALS, initial_guess_strategy="one")
     solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
     value, gradient = jax.value_and_grad(function)(start)
@@ -78,20 +63,16 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
     def advance(carry: tuple[Path, optax.OptState, Array]) -> tuple[Path, optax.OptState, Array]:
         path, state, _ = carry
         x, gradient, value, done = path.x[-1], path.gradient[-1], path.value[-1], path.length + 1
-        update, state = solver.update(
-            gradient, state, x, value=value, grad=gradient, value_fn=function
-        )
+        given = {"value": value, "grad": gradient, "value_fn": function}
+        update, state = solver.update(gradient, state, x, **given)
         new_gradient, new_value = optax.tree.get(state, "grad"), optax.tree.get(state, "value")
         found = jnp.any(update != 0) & _finite(new_gradient, new_value)
         tiny = 10 * jnp.finfo(value.dtype).eps
         stuck = jnp.abs(value - new_value) <= tiny * (1 + jnp.abs(new_value))
         later = found & (jnp.arange(num_steps + 1) >= done)
-        path = Path(
-            x=jnp.where(later[:, None], (x + update)[None], path.x),
-            gradient=jnp.where(later[:, None], new_gradient[None], path.gradient),
-            value=jnp.where(later, new_value, path.value),
-            length=done,
-        )
+        points = jnp.where(later[:, None], (x + update)[None], path.x)
+        gradients = jnp.where(later[:, None], new_gradient[None], path.gradient)
+        path = Path(points, gradients, jnp.where(later, new_value, path.value), done)
         return path, state, found & ~(stuck & (done > 3))
 
     def unfinished(carry: tuple[Path, optax.OptState, Array]) -> Array:
@@ -105,17 +86,6 @@ def _finite(gradient: Array, value: Array) -> Array:
     return jnp.isfinite(value) & jnp.isfinite(jnp.sum(jnp.abs(gradient)))
 
 
-@dataclasses.dataclass(frozen=True)
-class TemperedDensity:
-    """The log density of a target at one vector, times the inverse temperature."""
-
-    target: Target
-    power: float = 1.0
-
-    def __call__(self, u: Array, data: PyTree) -> Array:
-        return self.power * self.target.at(u, data)
-
-
 class Candidate(NamedTuple):
     """A normal distribution, its ELBO, how it was found, and at which path and point."""
 
@@ -125,54 +95,61 @@ class Candidate(NamedTuple):
     place: tuple[int, int]
 
 
+Candidates = list[Candidate]
 elbo_of = operator.attrgetter("elbo")
 
 
 class Search:
-    """Candidates of one density, all judged from the same draws.
-
-    Those are standard normal ones in pairs of opposites, and to moderate size of unit covariance.
-    So the ELBO of a normal distribution is exact where the target is normal too, and noise does not
-    choose between candidates there.
-    """
+    """Candidates of one density, to an inverse temperature, all judged from the same draws."""
 
     def __init__(self, target: Target, power: float, rng: np.random.Generator):
-        self.density, self.data, self.rng = TemperedDensity(target, power), target.data, rng
+        self.target, self.power, self.rng = target, power, rng
         size = target.event_size
         self.cheap = size <= EVERY_HESSIAN
         num_draws = max(NUM_DRAWS, 3 * size) if self.cheap else NUM_DRAWS
         z = rng.standard_normal((num_draws // 2, size))
         if len(z) > size:
+            # Of unit covariance: so ELBOs of normal distributions are exact for normal targets.
             z = np.linalg.solve(np.linalg.cholesky(z.T @ z / len(z)), z.T).T
         self.z = np.concatenate([z, -z])
         self._entropy = 0.5 * (self.z**2).sum(-1) + 0.5 * size * np.log(2 * np.pi)
 
     def paths(self, points: Array) -> Path:
-        return jax.device_get(_paths(self.density, points, self.data))
+        """The runs of L-BFGS from some points."""
+        return jax.device_get(_paths(self.target, self.power, points, self.target.data))
 
     def elbo(self, normal: Normal) -> float:
         """The ELBO, or -inf where too many draws have no density."""
-        values = _values(self.density, as_float(normal.draw(self.z)), self.data)
+        u = as_float(normal.draw(self.z))
+        values = _values(self.target, self.power, u, self.target.data)
         terms = np.asarray(values, np.float64) + self._entropy + normal.log_det
         good = np.isfinite(terms)
         return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
 
-    def judge(
-        self, found: Iterable[Normal | None], places: list[tuple[int, int]], origin: str
-    ) -> list[Candidate]:
+    def judge(self, found: Iterable[Normal | None], places: Places, origin: str) -> Candidates:
         """The candidates that have an ELBO; None among them are passed over."""
-        scored = [
-            Candidate(normal, self.elbo(normal), origin, place)
-            for normal, place in zip(found, places, strict=True)
-            if normal is not None
-        ]
+        pairs = [(n, place) for n, place in zip(found, places, strict=True) if n is not None]
+        scored = [Candidate(normal, self.elbo(normal), origin, place) for normal, place in pairs]
         return [each for each in scored if np.isfinite(each.elbo)]
 
-    def pathfinders(
-        self, paths: Path, indices: list[list[int]], places: list[tuple[int, int]]
-    ) -> list[Candidate]:
+    def pathfinders(self, paths: Path, indices: list[list[int]]) -> Candidates:
         """The candidates of what each run itself saw at its chosen points."""
-        return self.judge(_pathfinders(paths, indices), places, "pathfinder")
+        candidates = []
+        for path, chosen in enumerate(indices):
+            length = int(paths.length[path])
+            x = np.asarray(paths.x[path, : length + 1], np.float64)
+            gradient = np.asarray(paths.gradient[path, : length + 1], np.float64)
+            steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
+            diagonal, useful = normals.diagonals(steps, changes)
+            found = []
+            for index in chosen:
+                recent = np.arange(max(index - MEMORY, 0), index)
+                recent = recent[useful[recent]]
+                last = diagonal[index - 1] if index else np.ones(x.shape[-1])
+                pairs = steps[recent], changes[recent]
+                found.append(normals.pathfinder(x[index], gradient[index], *pairs, last))
+            candidates += self.judge(found, [(path, index) for index in chosen], "pathfinder")
+        return candidates
 
     def derivatives(self, u: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The gradient and the Hessian at each row of u; one program for all calls."""
@@ -180,14 +157,15 @@ class Search:
         for first in range(0, len(u), batch):
             rows = u[first : first + batch]
             padded = as_float(np.resize(rows, (batch, u.shape[-1])))
-            gradients, hessians = jax.device_get(_derivatives(self.density, padded, self.data))
+            both = _derivatives(self.target, self.power, padded, self.target.data)
+            gradients, hessians = jax.device_get(both)
             yield from zip(gradients[: len(rows)], hessians[: len(rows)], strict=True)
 
-    def laplaces(self, x: np.ndarray, places: list[tuple[int, int]]) -> list[Candidate]:
+    def laplaces(self, x: np.ndarray, places: Places) -> Candidates:
         """The candidates of the Hessian at each row of x."""
         resolution = 10 * float(jnp.finfo(jnp.result_type(float)).eps)
         found = (
-            normals.laplace(point.astype(np.float64), -hessian.astype(np.float64), resolution)
+            normals.laplace(point.astype(float), -hessian.astype(float), resolution)
             for point, (_, hessian) in zip(x, self.derivatives(x), strict=True)
         )
         return self.judge(found, places, "laplace")
@@ -199,13 +177,13 @@ class Search:
         for index in range(rounds):
             # Full steps first; then ever shorter ones, which average the noise.
             weight = 1.0 if index < rounds // 2 else 2.0 / (2 + index - rounds // 2)
-            z = self.rng.standard_normal((pairs, len(candidate.normal.loc)))
+            z = self.rng.standard_normal((pairs, len(normal.loc)))
             u = normal.draw(np.concatenate([z, -z]))
             both = [d for d in self.derivatives(u) if all(np.isfinite(each).all() for each in d)]
             if not both:
                 break
-            gradients, hessians = (np.asarray(each, float) for each in zip(*both, strict=True))
-            new = normals.newton(normal, gradients.mean(0), hessians.mean(0), weight, CHANGE)
+            gradient, hessian = (np.asarray(d, float).mean(0) for d in zip(*both, strict=True))
+            new = normals.newton(normal, gradient, hessian, weight, CHANGE)
             if new is None:
                 break
             normal = new
@@ -213,60 +191,42 @@ class Search:
             candidate = max(candidate, found, key=elbo_of)
         return candidate
 
-    def more_ends(self, ends: list[Candidate], normal: Normal) -> list[Candidate]:
-        """Candidates at the ends of more runs, which search for modes the first ones missed.
-
-        The first runs begin near zero and may all end in one mode: some begin many standard
-        deviations away from it. Where ends differ, others begin between them and the start. Where
-        coordinates have modes of their own there are very many together, and one that a run ends in
-        by chance may have next to no mass: a point that takes half of its coordinates from the
-        start leads to one of more.
-        """
+    def more_ends(self, ends: Candidates, normal: Normal) -> Candidates:
+        """Candidates at the ends of more runs, which search for modes the first ones missed."""
+        # The first runs begin near zero and may all end in one mode: some begin far away from it.
         z = self.rng.standard_normal((len(WIDTHS), len(normal.loc))) * np.array(WIDTHS)[:, None]
         points = [normal.draw(z), normal.draw(-z)]
         if np.ptp([each.elbo for each in ends]) > SAME_MODE:
+            # Where coordinates have modes of their own, one that a run ends in by chance may have
+            # next to no mass: a point with half of the start's coordinates leads to one of more.
             others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(normal.loc)))
             points.append(np.where(self.rng.random(others.shape) < 0.5, others, normal.loc))
         found = []
-        for each in points:
-            # As many at once as before: the program is there.
+        for each in points:  # as many at once as before: the program is there
             x = np.asarray(self.paths(as_float(each)).x[:, -1])
             found += self.laplaces(x, [(0, 0)] * len(x))
         return found
 
 
-@compiled()
-def _paths(density: TemperedDensity, points: Array, data: PyTree) -> Path:
-    def path(u: Array, data: PyTree) -> Path:
-        return lbfgs(lambda u: -density(u, data), u, NUM_STEPS)
-
-    return vectorise.over(path, points, data)
+def _density(target: Target, power: float) -> Callable[[Array, PyTree], Array]:
+    return lambda u, data: power * target.at(u, data)
 
 
-@compiled()
-def _values(density: TemperedDensity, u: Array, data: PyTree) -> Array:
-    return vectorise.over(density, u, data)
+@compiled(2)
+def _paths(target: Target, power: float, points: Array, data: PyTree) -> Path:
+    density = _density(target, power)
+    return vectorise.over(
+        lambda u, data: lbfgs(lambda v: -density(v, data), u, NUM_STEPS), points, data
+    )
 
 
-@compiled()
-def _derivatives(density: TemperedDensity, u: Array, data: PyTree) -> tuple[Array, Array]:
-    def both(u: Array, data: PyTree) -> tuple[Array, Array]:
-        return jax.grad(density)(u, data), jax.hessian(density)(u, data)
-
-    return vectorise.over(both, u, data)
+@compiled(2)
+def _values(target: Target, power: float, u: Array, data: PyTree) -> Array:
+    return vectorise.over(_density(target, power), u, data)
 
 
-def _pathfinders(paths: Path, indices: list[list[int]]) -> Iterator[Normal | None]:
-    for path, chosen in enumerate(indices):
-        length = int(paths.length[path])
-        x = np.asarray(paths.x[path, : length + 1], np.float64)
-        gradient = np.asarray(paths.gradient[path, : length + 1], np.float64)
-        steps, changes = np.diff(x, axis=0), np.diff(gradient, axis=0)
-        diagonal, useful = normals.diagonals(steps, changes)
-        for index in chosen:
-            recent = np.arange(max(index - MEMORY, 0), index)
-            recent = recent[useful[recent]]
-            last = diagonal[index - 1] if index else np.ones(x.shape[-1])
-            yield normals.pathfinder(
-                x[index], gradient[index], steps[recent], changes[recent], last
-            )
+@compiled(2)
+def _derivatives(target: Target, power: float, u: Array, data: PyTree) -> tuple[Array, Array]:
+    density = _density(target, power)
+    gradient, hessian = jax.grad(density), jax.hessian(density)
+    return vectorise.over(lambda u, data: (gradient(u, data), hessian(u, data)), u, data)

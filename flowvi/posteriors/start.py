@@ -5,23 +5,18 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import normals, vectorise
-from flowvi.posteriors.layout import as_float
 from flowvi.posteriors.normals import Normal
-from flowvi.posteriors.search import NUM_PATHS, Candidate, Path, Search, elbo_of
-from flowvi.posteriors.target import Target, Theta
+from flowvi.posteriors.search import NUM_PATHS, Candidate, Candidates, Path, Search, elbo_of
+from flowvi.posteriors.target import Target, Theta, as_float
 
 Array = jax.Array
 
-#: Points of each run that become candidates.
-NUM_POINTS = 10
-
-#: Draws around the end of a run, to see whether a posterior has anything there.
-NUM_END_DRAWS = 32
+#: Points of each run that become candidates, and draws around its end.
+NUM_POINTS, NUM_END_DRAWS = 10, 32
 
 #: Nats of the ELBO within which the narrowest candidate is taken. A flow that has to widen finds
 #: narrow places that one which has to shrink leaves out.
@@ -40,16 +35,12 @@ class Start:
 
     Attributes:
         whitening: the arguments of `flowvi.bijectors.Dense`, or of `LowRank`.
-        best: those of the normal distribution of highest ELBO; the start is narrower where the two
-            are nearly as good.
+        best: those of the normal distribution of highest ELBO, which may be a little wider.
         elbo: the ELBO of the start, in nats, from a few hundred draws.
         origin: how it was found: "pathfinder", "laplace" or "variational".
         mode: the point of highest density that was seen.
-        mode_value: the log density there.
-        num_finite: how many of the first points had a density.
-        ends: for each run that led to one, draws of the normal distribution around its end, of
-            shape [number, draws, D]; empty where Hessians are dear or the density was tempered.
-            Runs that search for further modes are among them.
+        ends: draws of normal distributions around the ends of runs, of shape [number, draws, D];
+            empty where Hessians are dear or the density was tempered.
         end_elbos: the ELBOs of those, in nats: each a lower bound on the mass around that end.
     """
 
@@ -58,70 +49,49 @@ class Start:
     elbo: float
     origin: str
     mode: np.ndarray
-    mode_value: float
-    num_finite: int
     ends: np.ndarray
     end_elbos: np.ndarray
 
 
 def find(
-    target: Target,
-    key: Array,
-    start: Theta | None = None,
-    power: float = 1.0,
-    rank: int | None = None,
+    target: Target, key: Array, start: Theta = None, power: float = 1.0, rank: int | None = None
 ) -> Start:
     """The best normal distribution that optimisation paths lead to, by ELBO.
 
-    L-BFGS runs from several points. Along each, two kinds of candidates are taken: the inverse
-    Hessian that the run itself estimates (Pathfinder), and the Hessian at the point, made positive
-    (Laplace). Where Hessians are at hand, variational Newton steps start from the best one of each
-    run. The start is the narrowest of those whose ELBO is nearly the best.
-
-    Args:
-        target: the target.
-        key: a random key.
-        start: points to start from, in the user's space, or None.
-        power: the inverse temperature.
-        rank: where not None, the result is a diagonal with so many directions.
-
-    Raises:
-        ValueError: if the target has no density anywhere, is constant or rises without end, or no
-            candidate has an ELBO.
+    Of each path two kinds of candidates are taken: the inverse Hessian that L-BFGS estimates itself
+    (Pathfinder), and the Hessian at the point, made positive (Laplace). Where Hessians are at hand,
+    variational Newton steps start from the best one of each path.
 
     Source: Zhang, Carpenter, Gelman, Vehtari, "Pathfinder: Parallel Quasi-Newton Variational
-    Inference", 2022; the variational Newton steps are those of Opper, Archambeau, "The Variational
-    Gaussian Approximation Revisited", 2009.
+    Inference", 2022; for the Newton steps, Opper, Archambeau, "The Variational Gaussian
+    Approximation Revisited", 2009.
     """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    points, num_finite = starting_points(target, rng, start)
+    points = starting_points(target, rng, start)
     search = Search(target, power, rng)
     paths = search.paths(points)
     _check_bounded(paths)
+    values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     indices = [_indices(int(length)) for length in paths.length]
-    places = [(path, index) for path, chosen in enumerate(indices) for index in chosen]
-    candidates = search.pathfinders(paths, indices, places)
-    ends: list[Candidate] = []
+    candidates = search.pathfinders(paths, indices)
+    ends: Candidates = []
     if rank is None and has_hessian(target):
+        places = [(path, index) for path, chosen in enumerate(indices) for index in chosen]
         if not search.cheap:
-            top = int(np.argmin(_finite_or_infinity(paths.value[:, -1])))
+            top = int(np.argmin(values[:, -1]))
             places = [(top, int(paths.length[top]))]
         around = search.laplaces(np.stack([paths.x[place] for place in places]), places)
         if search.cheap and power == 1:
             ends = [each for each in around if each.place[1] == indices[each.place[0]][-1]]
-        candidates += around
         # The best candidate of all may lead to a lesser optimum.
-        first = _best_of_paths(candidates)[: NUM_PATHS if search.cheap else 1]
+        first = _best_of_paths(candidates + around)[: NUM_PATHS if search.cheap else 1]
         candidates = [search.refine(each) for each in first]
     if not candidates:
         raise ValueError(
             "`target` must have a density around the points that optimisation leads to; got none "
-            f"where draws around {sum(map(len, indices))} of them fell. The density may be "
-            "unbounded, or its support full of holes. Perhaps give supports with "
-            "`fv.Target.from_named`?"
+            f"at draws around {sum(map(len, indices))} of them. It may be unbounded, or have holes "
+            "in its support. Perhaps give supports with `fv.Target.from_named`?"
         )
-    values = _finite_or_infinity(paths.value)
-    place = np.unravel_index(np.argmin(values), values.shape)
     best = max(candidates, key=elbo_of)
     # A flattened density is to be covered, and only refined candidates are near an optimum each.
     chosen = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
@@ -129,51 +99,39 @@ def find(
         ends += search.more_ends(ends, chosen.normal)
     draws = [end.normal.draw(search.z[:NUM_END_DRAWS]) for end in ends]
     whitening = _whitening(chosen.normal, rank)
+    place = np.unravel_index(np.argmin(values), values.shape)
     return Start(
         whitening=whitening,
         best=whitening if best is chosen else _whitening(best.normal, rank),
         elbo=chosen.elbo,
         origin=chosen.origin,
         mode=np.asarray(paths.x)[place],
-        mode_value=-float(values[place]) / power,
-        num_finite=num_finite,
         ends=np.array(draws, jnp.result_type(float)),
         end_elbos=np.array([end.elbo for end in ends]),
     )
 
 
-def starting_points(
-    target: Target, rng: np.random.Generator, start: Theta | None, num_paths: int = NUM_PATHS
-) -> tuple[Array, int]:
-    """(points with a density and a gradient, how many of those tried had both).
-
-    Raises:
-        ValueError: if none has, or the density is the same at all of them.
-    """
+def starting_points(target: Target, rng: np.random.Generator, start: Theta) -> Array:
+    """Points with a density and a gradient."""
     if start is None:
         scales = np.r_[0.0, np.tile(SCALES, 9)]
-        noise = rng.standard_normal((len(scales), target.event_size))
-        points = as_float(noise * scales[:, None])
+        points = as_float(rng.standard_normal((len(scales), target.event_size)) * scales[:, None])
     else:
         points = target.unconstrain(start).reshape(-1, target.event_size)
     values, norms = map(np.asarray, _probe(target, points, target.data))
     finite = np.isfinite(values) & np.isfinite(norms)
     if not finite.any():
-        got = values[~np.isfinite(values)]
-        value = str(got[0]) if len(got) else "a gradient that is not finite"
+        bad = values[~np.isfinite(values)]
+        got = str(bad[0]) if len(bad) else "a gradient that is not finite"
         raise ValueError(
             "`target` must have a finite log density and gradient at one starting point at least; "
-            f"got {value} at the first of {len(values)}, and nothing better at the others. Perhaps "
-            "give the parameters' supports with `fv.Target.from_named`, or points inside with "
-            "`start`?"
+            f"got {got} at the first of {len(values)}. Perhaps give the parameters' supports with "
+            "`fv.Target.from_named`, or points inside with `start`?"
         )
     if (norms[finite] == 0).all() and np.ptp(values[finite]) == 0:
-        raise ValueError(
-            f"`target` must depend on its vector; got the constant log density {values[finite][0]} "
-            f"at {finite.sum()} points. A constant density over all vectors cannot be normalised."
-        )
-    chosen = np.resize(np.flatnonzero(finite), num_paths)
-    return points[chosen], int(finite.sum())
+        got = f"the constant log density {values[finite][0]} at {finite.sum()} points"
+        raise ValueError(f"`target` must depend on its vector; got {got}.")
+    return points[np.resize(np.flatnonzero(finite), NUM_PATHS)]
 
 
 def has_hessian(target: Target) -> bool:
@@ -202,9 +160,8 @@ def _check_bounded(paths: Path) -> None:
     if diverged.any():
         index = int(np.argmax(diverged))
         raise ValueError(
-            "`target` must be bounded above and fall off; got a log density of "
-            f"{-paths.value[index, -1]:.3g} at a point {distance[index]:.1g} away from zero, where "
-            "it still rises. It cannot be normalised."
+            f"`target` must be bounded above and fall off; got {-paths.value[index, -1]:.3g} at a "
+            f"point {distance[index]:.1g} away from zero, where its log density still rises."
         )
 
 
@@ -214,18 +171,13 @@ def _indices(length: int) -> list[int]:
     return sorted(set(np.ceil(length * share**2).astype(int).tolist())) if length else [0]
 
 
-def _finite_or_infinity(values: ArrayLike) -> np.ndarray:
-    return np.where(np.isfinite(values), values, np.inf)
-
-
-def _narrowest_of_good(candidates: list[Candidate]) -> Candidate:
+def _narrowest_of_good(candidates: Candidates) -> Candidate:
     """The narrowest of the candidates whose ELBO is nearly the best."""
     least = max(map(elbo_of, candidates)) - SAME_ELBO
-    good = [each for each in candidates if each.elbo >= least]
-    return min(good, key=lambda each: each.normal.log_det)
+    return min((c for c in candidates if c.elbo >= least), key=lambda c: c.normal.log_det)
 
 
-def _best_of_paths(candidates: list[Candidate]) -> list[Candidate]:
+def _best_of_paths(candidates: Candidates) -> Candidates:
     """The best candidate of each path, the best of all first."""
     best: dict[int, Candidate] = {}
     for each in sorted(candidates, key=elbo_of, reverse=True):

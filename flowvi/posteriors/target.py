@@ -1,7 +1,9 @@
-"""What a posterior is fitted to: a log density of an unconstrained vector."""
+"""What a posterior is fitted to: a log density, and parameters laid out in one vector."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,98 @@ from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.params import PyTree
 from flowvi.posteriors import vectorise
-from flowvi.posteriors.layout import Layout, Parameters, as_float, as_layout
+from flowvi.supports import Interval, SupportLike, as_support, concatenated
 
 Array = jax.Array
+Shape = tuple[int, ...]
+
+#: {name: (shape, support)}, as users write it.
+Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]
 
 #: Parameters in the user's space: an array, or {name: array}.
 Theta = PyTree
+
+_FORM = '{"tau": ((), "positive"), "theta": ((8,), "real"), "p": ((3,), (0, 1))}'
+
+
+def as_float(value: ArrayLike) -> Array:
+    """An array, or what numpy can make one of, in JAX's floating precision."""
+    is_array = isinstance(value, jax.Array)
+    return jnp.asarray(value if is_array else np.asarray(value), jnp.result_type(float))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The names and shapes of parameters, in the order of the vector, and their joint support."""
+
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    support: Interval
+
+    @property
+    def event_size(self) -> int:
+        """The length of the vector."""
+        return self.support.event_shape[0]
+
+    def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
+        """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
+        theta, log_det = u, jnp.zeros(u.shape[:-1], u.dtype)
+        bijector = self.support.bijector()
+        if bijector is not None:
+            theta, log_det = bijector.forward_and_log_det(u)
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = zip(self.names, self.shapes, jnp.split(theta, ends[:-1], axis=-1), strict=True)
+        return {n: part.reshape(*u.shape[:-1], *shape) for n, shape, part in parts}, log_det
+
+    def unconstrain(self, parameters: Mapping[str, ArrayLike]) -> Array:
+        """The vectors, of shape [..., D], at parameters of shapes [..., *shape]."""
+        if not isinstance(parameters, Mapping) or set(parameters) != set(self.names):
+            got = parameters if isinstance(parameters, Mapping) else [type(parameters).__name__]
+            rule = f"`parameters` must have the names {', '.join(self.names)}"
+            raise ValueError(f"{rule}; got {', '.join(map(str, got))}.")
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            value = as_float(parameters[name])
+            checks.trailing_shape(name, value, shape, "this target")
+            parts.append(value.reshape(*value.shape[: value.ndim - len(shape)], -1))
+        theta = jnp.concatenate(parts, -1)
+        bijector = self.support.bijector()
+        return theta if bijector is None else bijector.inverse(theta)
+
+    def labels(self) -> list[str]:
+        """One label for each coordinate: "tau", "theta[0]", "theta[1]", "m[0,1]"."""
+        return [
+            f"{name}[{','.join(map(str, index))}]" if shape else name
+            for name, shape in zip(self.names, self.shapes, strict=True)
+            for index in np.ndindex(*shape)
+        ]
+
+
+def as_layout(parameters: Parameters) -> Layout:
+    """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
+    kind = type(parameters).__name__
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"`parameters` must be a dict such as {_FORM}; got {kind}.")
+    if not parameters:
+        raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
+    shapes, supports = [], []
+    for name, pair in parameters.items():
+        if not isinstance(name, str):
+            raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
+        place = f"parameters[{name!r}]"
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise TypeError(
+                f"`{place}` must be a pair (shape, support), as in {_FORM}; got {pair!r}."
+            )
+        shapes.append(checks.shape(f"{place}[0]", pair[0]))
+        try:
+            supports.append(as_support(pair[1], shapes[-1]))
+            supports[-1].bijector()
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"In `{place}`: {error}") from None
+    # All of them have a bijector, so they are intervals, and so is what they are together.
+    joint = cast(Interval, concatenated(supports))
+    return Layout(tuple(parameters), tuple(shapes), joint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,9 +116,8 @@ class Target:
     Its precision is that of JAX: double where `jax_enable_x64` is set.
 
     Args:
-        log_density: parameters -> scalar. They are u of shape [event_size], or where there is a
-            layout {name: array}, inside their supports. It is differentiated and vectorised. Where
-            there is a likelihood over rows, it is the log prior.
+        log_density: u of shape [event_size], or {name: array} where there is a layout -> scalar.
+            It is differentiated and vectorised. Beside a likelihood over rows it is the log prior.
         event_size: D, the length of u.
 
     Attributes:
@@ -38,15 +125,14 @@ class Target:
         log_likelihood: (parameters, rows) -> the log density of each row.
         data: the rows: a pytree of arrays with a common leading axis.
 
-    Raises:
-        TypeError: if `log_density` is no function, or `layout` no layout.
-        ValueError: if `event_size` is not a positive integer, or not that of the layout.
-
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
         >>> target = fv.Target(lambda u: -0.5 * jnp.sum(u**2), 2)
         >>> float(target(jnp.ones(2)))
+        -1.0
+        >>> target = fv.Target.from_named(lambda p: -p["rate"], {"rate": ((), "positive")})
+        >>> float(target(jnp.zeros(1)))  # the logarithm of an exponential variable, at 0
         -1.0
     """
 
@@ -59,27 +145,20 @@ class Target:
 
     def __post_init__(self) -> None:
         size = checks.positive_int("event_size", self.event_size)
-        name = "log_density" if self.log_likelihood is None else "log_prior"
-        _check_function(name, self.log_density)
-        if self.log_likelihood is not None:
-            _check_function("log_likelihood", self.log_likelihood)
-        if self.layout is not None:
-            if not isinstance(self.layout, Layout):
-                raise TypeError(
-                    f"`layout` must be None or a layout; got {self.layout!r}. Perhaps make the "
-                    "target with `fv.Target.from_named`?"
-                )
-            if self.layout.event_size != size:
-                raise ValueError(
-                    f"`event_size` must be that of the layout, {self.layout.event_size}; got "
-                    f"{size}."
-                )
         object.__setattr__(self, "event_size", size)
+        functions: dict[str, object] = {self._density_name: self.log_density}
+        if self.log_likelihood is not None:
+            functions["log_likelihood"] = self.log_likelihood
+        for name, function in functions.items():
+            if not callable(function):
+                raise TypeError(f"`{name}` must be a function; got {function!r}.")
+        layout: object = self.layout
+        if not (layout is None or (isinstance(layout, Layout) and layout.event_size == size)):
+            rule = f"`layout` must be None or a layout of event size {size}"
+            raise ValueError(f"{rule}, as `fv.Target.from_named` makes it; got {layout!r}.")
         if (self.data is None) != (self.log_likelihood is None):
-            raise ValueError(
-                "`data` must be given together with `log_likelihood`; got one of them. Perhaps "
-                "make the target with `fv.Target.from_likelihood`?"
-            )
+            rule = "`data` must be given together with `log_likelihood`; got one of them"
+            raise ValueError(f"{rule}. Perhaps make it with `fv.Target.from_likelihood`?")
         if self.data is not None:
             object.__setattr__(self, "data", _as_rows(self.data))
 
@@ -88,18 +167,10 @@ class Target:
         """A target over named parameters with supports.
 
         Args:
-            log_density: a dict {name: array} of parameters, inside their supports -> scalar: the
-                log density with respect to those parameters. The Jacobian of the map from the
-                vector is added here, once.
+            log_density: {name: array}, inside the supports -> scalar, the log density with respect
+                to these parameters. The Jacobian of the map from the vector is added here, once.
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
                 of which either may be None or infinite.
-
-        Example:
-            >>> import jax.numpy as jnp
-            >>> import flowvi as fv
-            >>> target = fv.Target.from_named(lambda p: -p["rate"], {"rate": ((), "positive")})
-            >>> float(target(jnp.zeros(1)))  # the logarithm of an exponential variable, at 0
-            -1.0
         """
         layout = as_layout(parameters)
         return cls(log_density, layout.event_size, layout=layout)
@@ -118,40 +189,24 @@ class Target:
 
             log p(u) = log prior(theta) + sum_i log likelihood(theta; row i) + log |d theta / du|
 
-        With B rows out of N the sum is estimated, without bias, by N / B times the sum over them:
-        see `batch_size` of `fit_posterior`.
+        With B rows out of N, as `batch_size` of `fit_posterior` says, the sum is estimated, without
+        bias, by N / B times the sum over them.
 
         Args:
             log_prior: parameters -> scalar.
-            log_likelihood: (parameters, rows) -> array of shape [number of rows], the log density
-                of each.
+            log_likelihood: (parameters, rows) -> the log densities, of shape [number of rows].
             data: an array, or a pytree of arrays with a common leading axis: the rows.
             event_size: the length of the parameters' vector; or
             parameters: the named parameters, as in `from_named`.
-
-        Example:
-            >>> import jax.numpy as jnp
-            >>> import flowvi as fv
-            >>> target = fv.Target.from_likelihood(
-            ...     lambda mean: -0.5 * jnp.sum(mean**2),
-            ...     lambda mean, x: -0.5 * jnp.sum((x - mean) ** 2, -1),
-            ...     jnp.ones((100, 2)),
-            ...     event_size=2,
-            ... )
-            >>> float(target(jnp.zeros(2))), target.num_rows
-            (-100.0, 100)
         """
         if (event_size is None) == (parameters is None):
-            raise ValueError(
-                "`event_size` must be given, or else `parameters`; got "
-                f"{'neither' if event_size is None else 'both'}. Perhaps `event_size=2` for a "
-                "vector of two?"
-            )
-        _check_function("log_likelihood", log_likelihood)
+            got = "neither" if event_size is None else "both"
+            raise ValueError(f"`event_size` must be given, or else `parameters`; got {got}.")
         layout = None if parameters is None else as_layout(parameters)
-        size = event_size if layout is None else layout.event_size
-        data = _as_rows(data)
-        return cls(log_prior, size, layout=layout, log_likelihood=log_likelihood, data=data)  # type: ignore[arg-type]
+        size = cast(int, event_size if layout is None else layout.event_size)
+        return cls(
+            log_prior, size, layout=layout, log_likelihood=log_likelihood, data=_as_rows(data)
+        )
 
     @property
     def num_rows(self) -> int | None:
@@ -166,27 +221,21 @@ class Target:
         """The log density at one vector, its likelihood estimated from some of the rows."""
         theta, log_det = self._constrain(u)
         value = self.log_density(theta)
+        _check_scalar(self._density_name, value)
         if self.log_likelihood is None:
-            _check_scalar("log_density", value)
             return value + log_det
-        _check_scalar("log_prior", value)
         terms = self.log_likelihood(theta, rows)
         num_rows = jax.tree.leaves(rows)[0].shape[0]
         if jnp.shape(terms) != (num_rows,):
-            raise ValueError(
-                f"`log_likelihood` must return one log density for each row, of shape "
-                f"{(num_rows,)}; got shape {jnp.shape(terms)}. Perhaps sum over the last axis of "
-                "the data alone?"
-            )
+            rule = "`log_likelihood` must return one log density for each row, of shape"
+            fix = "Perhaps sum over the last axis of the data alone?"
+            raise ValueError(f"{rule} {(num_rows,)}; got shape {jnp.shape(terms)}. {fix}")
         return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
 
-    def log_joint(self, params: PyTree, key: Array, z: Array, batch: PyTree) -> Array:
-        """What objectives call: the log density at z of shape [..., D], of shape [...].
-
-        A target has no parameters of its own; `batch` are rows of the data, or None.
-        """
+    def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
+        """What objectives call: the log density at z of shape [..., D] and rows of the data."""
         del params, key
-        return _vectorised(self, z, batch)
+        return vectorise.over(self.at, z.reshape(-1, self.event_size), batch).reshape(z.shape[:-1])
 
     def constrain(self, u: ArrayLike) -> Theta:
         """The user's parameters at u of shape [..., D]: {name: array}, or u itself."""
@@ -209,6 +258,10 @@ class Target:
         u = jax.ShapeDtypeStruct((self.event_size,), jnp.result_type(float))
         jax.eval_shape(self.at, u, self.data)
 
+    @property
+    def _density_name(self) -> str:
+        return "log_density" if self.log_likelihood is None else "log_prior"
+
     def _vectors(self, name: str, u: ArrayLike) -> Array:
         u = as_float(u)
         checks.trailing_shape(name, u, (self.event_size,), "this target")
@@ -218,38 +271,24 @@ class Target:
         return (u, 0.0) if self.layout is None else self.layout.constrain_and_log_det(u)
 
 
-def _vectorised(target: Target, u: Array, rows: PyTree) -> Array:
-    flat = u.reshape(-1, target.event_size)
-    return vectorise.over(target.at, flat, rows).reshape(u.shape[:-1])
-
-
 @compiled()
 def _evaluate(target: Target, u: Array, rows: PyTree) -> Array:
-    return _vectorised(target, u, rows)
-
-
-def _check_function(name: str, function: object) -> None:
-    if not callable(function):
-        raise TypeError(f"`{name}` must be a function; got {function!r}.")
+    return target.log_joint({}, None, u, rows)
 
 
 def _as_rows(data: PyTree) -> PyTree:
     """Data as JAX's arrays. A list of numbers, or of lists of them, is one array."""
     if isinstance(data, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
         data = np.asarray(data)
-    data = jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), data
-    )
+    data = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), data)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(data)]
     got = ", ".join(map(str, shapes)) or "none"
     if not shapes or () in shapes:
         raise ValueError(f"`data` must be arrays whose leading axis is the row; got shapes {got}.")
     counts = {shape[0] for shape in shapes}
     if len(counts) > 1 or 0 in counts:
-        raise ValueError(
-            "`data` must have the same number of rows, at least one, in all arrays; got shapes "
-            f"{got}."
-        )
+        rule = "`data` must have the same number of rows, at least one, in all arrays"
+        raise ValueError(f"{rule}; got shapes {got}.")
     return jax.tree.map(jnp.asarray, data)
 
 
@@ -257,10 +296,8 @@ def _check_scalar(name: str, value: object) -> None:
     shape = getattr(value, "shape", () if isinstance(value, int | float) else None)
     if shape != ():
         got = type(value).__name__ if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"`{name}` must return a scalar for one vector of parameters; got {got}. Perhaps sum "
-            "the terms?"
-        )
+        rule = f"`{name}` must return a scalar for one vector of parameters"
+        raise ValueError(f"{rule}; got {got}. Perhaps sum the terms?")
     dtype = jnp.result_type(value)  # type: ignore[arg-type]
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`{name}` must return a floating number; got dtype {dtype}.")

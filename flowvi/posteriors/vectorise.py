@@ -3,13 +3,12 @@
 On processors, JAX 0.10 and 0.11 cut a batched call of LAPACK into tasks for the thread pool and
 wait for them in a thread of that pool. Where as many such calls meet as there are threads, two on a
 machine of two cores, each waits for tasks that no thread is left to do, and the program never ends.
-A call of less than 200,000 multiplications is not cut, so batches stay below that. Later versions
-do not cut at all.
+A call of less than 200,000 multiplications is not cut, so batches stay below that.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
@@ -21,19 +20,17 @@ T = TypeVar("T")
 #: Versions of JAX that cut, and the multiplications from which on they do.
 CUTS, MOST_WORK = ((0, 10), (0, 12)), 200_000
 
+_NAMES = """cholesky eig eigh geqp3 geqrf hessenberg householder_product lu ormqr schur svd
+triangular_solve tridiagonal tridiagonal_solve"""
 #: Primitives that LAPACK computes.
-LAPACK = frozenset(
-    (
-        *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu"),
-        *("ormqr", "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve"),
-    )
-)
+LAPACK = frozenset(_NAMES.split())
 
 
 def over(function: Callable[[Array, PyTree], T], u: Array, rows: PyTree) -> T:
     """function(u_i, rows) for each u_i along the leading axis of u, stacked."""
     one = jax.ShapeDtypeStruct(u.shape[1:], u.dtype)
-    work = largest_call(function, one, rows) if _cuts() else 0
+    cuts = CUTS[0] <= jax.__version_info__[:2] < CUTS[1] and jax.default_backend() == "cpu"
+    work = largest_call(function, one, rows) if cuts else 0
     if work * len(u) < MOST_WORK:
         return jax.vmap(function, in_axes=(0, None))(u, rows)
     num_batches = math.ceil(len(u) / max((MOST_WORK - 1) // work, 1))
@@ -42,12 +39,7 @@ def over(function: Callable[[Array, PyTree], T], u: Array, rows: PyTree) -> T:
 
 
 def largest_call(function: Callable[..., PyTree], *args: PyTree) -> int:
-    """Multiplications of the largest call of LAPACK in a function; 0 if it makes none.
-
-    Args:
-        function: what is traced.
-        *args: its arguments, or their shapes.
-    """
+    """Multiplications of the largest call of LAPACK in a function; 0 if it makes none."""
     sizes = [0]
     for equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
         if equation.primitive.name in LAPACK:
@@ -56,14 +48,9 @@ def largest_call(function: Callable[..., PyTree], *args: PyTree) -> int:
     return max(sizes)
 
 
-def _cuts() -> bool:
-    first, end = CUTS
-    return first <= jax.__version_info__[:2] < end and jax.default_backend() == "cpu"
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations, those of programs inside of programs included."""
-    for equation in jaxpr.eqns:
+def _equations(program: PyTree) -> Iterator[PyTree]:
+    """All equations of a program, those of programs inside of it included."""
+    for equation in program.eqns:
         yield equation
         for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_program):
             if _is_program(inner):

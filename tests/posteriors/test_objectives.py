@@ -128,7 +128,7 @@ class TestWideELBO:
     def test_bad_arguments(self):
         with pytest.raises(ValueError, match=r"`width` must be at least 1; got 0\.5\."):
             WideELBO(MEAN_FIELD, normal, width=0.5)
-        with pytest.raises(ValueError, match=r"`family` must be a flow; got StandardNormal"):
+        with pytest.raises(ValueError, match=r"`family` must be a flow; got standard_normal"):
             WideELBO(fv.standard_normal(2), normal)({"posterior": {}}, KEY, None)
 
 

@@ -83,12 +83,14 @@ def test_a_reference_is_drawn_above_the_diagonal():
 
 
 def test_what_cannot_be_drawn():
-    with pytest.raises(ValueError, match=r"`columns` must have 2 columns, as the density; got 1"):
+    with pytest.raises(ValueError, match=r"`columns` must have 2 columns; got 1"):
         plotting.density(Normal(2), columns=["left"])
-    with pytest.raises(ValueError, match=r"`x` must have 2 columns, as the density; got 3"):
+    with pytest.raises(ValueError, match=r"`x` must have 2 columns; got 3"):
         plotting.density(Normal(2), np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"`names` must be among x0, x1, ...; got 'u'"):
         plotting.density(Normal(2), names=["u"])
+    with pytest.raises(ValueError, match=r"`reference` must have 3 columns; got 2"):
+        plotting.pairs(Normal(3), None, reference=np.zeros((4, 2)))
 
 
 def test_curves_of_any_fit():
@@ -107,12 +109,12 @@ def test_curves_of_any_fit():
 
 def test_matplotlib_is_imported_when_a_picture_is_drawn():
     program = """
-import sys
+import sys, types
 import flowvi
 assert "matplotlib" not in sys.modules
 sys.modules["matplotlib"] = sys.modules["matplotlib.pyplot"] = None
 try:
-    flowvi.plotting.curves(None)
+    flowvi.plotting.curves(types.SimpleNamespace(history={"loss": [1.0]}))
 except ImportError as error:
     assert "`pip install flowvi[plot]`" in str(error)
 else:

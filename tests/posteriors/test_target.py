@@ -8,7 +8,7 @@ import pytest
 from tensorflow_probability.substrates import jax as tfp
 
 import flowvi as fv
-from flowvi.posteriors.layout import as_layout
+from flowvi.posteriors.target import as_layout
 from tests.tolerances import FLOAT32, FLOAT64
 
 PARAMETERS = {
@@ -143,11 +143,15 @@ def test_a_target_of_module_functions_is_pickled():
     ("make", "error", "message"),
     [
         (lambda: fv.Target(3, 2), TypeError, "`log_density` must be a function; got 3"),
-        (lambda: fv.Target(jnp.sum, 2, layout=1.5), TypeError, "`layout` must be None or a layout"),
+        (
+            lambda: fv.Target(jnp.sum, 2, layout=1.5),
+            ValueError,
+            "`layout` must be None or a layout of event size 2, .*; got 1.5",
+        ),
         (
             lambda: fv.Target(jnp.sum, 2, layout=as_layout(PARAMETERS)),
             ValueError,
-            "`event_size` must be that of the layout, 9; got 2",
+            "`layout` must be None or a layout of event size 2, .*; got Layout",
         ),
         (
             lambda: fv.Target(jnp.sum, 2, data=np.ones(3)),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.distributions import FlowDistribution, along
-from flowvi.objectives.forward import cross_entropy
+from flowvi.objectives.likelihood import cross_entropy
 from flowvi.objectives.variational import (
     Output,
     Params,

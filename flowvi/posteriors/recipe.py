@@ -12,8 +12,7 @@ import optax
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Family, Flow, Whitened, check_key, iaf, mean_field, whitened
-from flowvi.families.normal import LocationTriangular
+from flowvi.families import Family, Flow, Whitened, check_key, full_rank, iaf, mean_field, whitened
 from flowvi.objectives import ELBO
 from flowvi.params import PyTree, cast
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose, warnings_of_fit, warnings_of_modes
@@ -82,7 +81,7 @@ def default_family(event_size: int, *, transformer: str | Transformer = "affine"
         return mean_field(size)
     hidden_sizes = (max(64, 2 * size),) * 2  # two units of each degree
     layers = iaf(size, num_layers=4, hidden_sizes=hidden_sizes, transformer=transformer)
-    return Flow(layers, LocationTriangular(size))
+    return Flow(layers, full_rank(size).transform)
 
 
 @functools.lru_cache(maxsize=64)

@@ -395,7 +395,7 @@ CASES = {
         "`x` must be an array of numbers; got a list": {"x": [["a", "b"]]},
         "`support` must be None, .* of these.*got 3": {"support": 3},
         "`support` must be .*; got 3": {"support": ["positive", 3]},
-        "`context` must be an array of numbers; got a ndarray": {
+        "`context` must be an array of numbers; got dtype <U1": {
             "family": CONDITIONAL,
             "context": np.full((50, 2), "a"),
         },

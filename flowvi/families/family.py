@@ -247,12 +247,15 @@ def as_array(name: str, value: ArrayLike) -> Array | np.ndarray:
         except (TypeError, ValueError):
             array = np.asarray(None)
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise TypeError(f"`{name}` must be an array of numbers; got a {type(value).__name__}.")
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        row = np.argwhere(np.ma.getmaskarray(value))[0][0]
+        got = f"dtype {array.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
+        raise TypeError(f"`{name}` must be an array of numbers; got {got}.")
+    if not isinstance(array, np.ma.MaskedArray):
+        return array
+    if np.ma.is_masked(array):
+        row = np.argwhere(np.ma.getmaskarray(array))[0][0]
         rule = f"`{name}` must have no masked entries"
         raise ValueError(f"{rule}; got one in row {row}. Perhaps drop those rows?")
-    return array
+    return np.ma.getdata(array)
 
 
 def _as_context(context: Context) -> Context:

@@ -104,9 +104,6 @@ def density_and_state(
     return output if isinstance(output, tuple) else (output, {})
 
 
-evaluate = density_and_state  # TODO(merge): the name that `posteriors` knows
-
-
 @dataclasses.dataclass(frozen=True)
 class Variational:
     """The fields of every variational objective.

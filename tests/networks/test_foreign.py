@@ -165,7 +165,7 @@ def test_files_tell_networks_apart(tmp_path):
         first, second = (fv.conditional(fv.gaussian(2), n, context_shape=3) for n in (saved, here))
         fv.save(tmp_path / name, jax.jit(first.init)(KEY))
         with pytest.raises(
-            ValueError, match=rf"`like` must be configured.*network.name is.*{name}"
+            ValueError, match=rf"`like` must be configured.*network.(name|source).*{name}"
         ):
             fv.load(tmp_path / name, like=second)
 

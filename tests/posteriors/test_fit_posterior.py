@@ -13,7 +13,6 @@ import pytest
 import flowvi as fv
 from flowvi import objectives
 from flowvi.families import Flow
-from flowvi.families.normal import LocationTriangular
 from flowvi.params import partition
 from flowvi.posteriors import default_family, recipe
 from flowvi.posteriors.diagnosis import (
@@ -54,7 +53,7 @@ def small_flows():
 
     def flow(size, transformer):
         layers = fv.iaf(size, num_layers=2, hidden_sizes=[32, 32], transformer=transformer)
-        return Flow(layers, LocationTriangular(size))
+        return Flow(layers, fv.full_rank(size).transform)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "default_family", flow)

@@ -60,6 +60,7 @@ def test_the_last_objects_are_kept(power, traced):
     assert len(traced) == KEPT + 2
 
 
+@pytest.mark.slow
 def test_programs_and_objects_are_freed(power):
     def live():
         gc.collect()

@@ -39,6 +39,7 @@ FITS = {
 }
 
 
+@pytest.mark.slow  # all of it is tested elsewhere too
 @pytest.mark.compilations(150)
 @pytest.mark.filterwarnings("ignore::flowvi.PosteriorWarning")
 @pytest.mark.parametrize("name", FITS)

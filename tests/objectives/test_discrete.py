@@ -349,7 +349,9 @@ def mixed_objective(kind, family):
     return ob.ScoreFunction(family, smooth_joint, path=path, **options)
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] * ("flow" in each)) for each in MIXED]
+)
 def test_choices_and_points_together(name):
     spread = {}
     family, count = MIXED[name]

@@ -18,12 +18,15 @@ import optax
 from flowvi.compiling import KEPT
 from flowvi.optimizers import averaged, learned, rowwise
 from flowvi.params import PyTree, partition
-from flowvi.training.step import LossFn, Metrics, train_step, unpack
+from flowvi.training.step import LossFn, Metrics, is_finite, train_step, unpack
 
 Array = jax.Array
 
 #: Steps in a chunk at most, where the data set no limit.
 CAPACITY = 4096
+
+#: Steps at most that are done again where one of them is bad.
+SEGMENT = 64
 
 
 class State(NamedTuple):
@@ -42,6 +45,14 @@ class State(NamedTuple):
     step: Array
     num_bad: Array
     bad_in_row: Array
+
+
+class Walk(NamedTuple):
+    """What changes from step to step: the state, the history, and whether all steps were good."""
+
+    state: State
+    history: Metrics
+    good: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +153,14 @@ def _run(
             return jax.lax.optimization_barrier(batch)
         return jax.tree.map(lambda leaf: leaf[step - first], data) if program.batched else data
 
-    def one_step(carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
-        state, history = carry
+    # Steps take back themselves what they did to parameters per row: a copy of all rows is dear.
+    guards = bool(rowwise.tables(state.params))
+
+    def one_step(carry: Walk) -> Walk:
+        state, history, _ = carry
         own_key, batch = jax.random.fold_in(key, state.step), batch_at(state.step)
         out = train_step(
-            program.loss_fn, program.stepper, state.params, state.opt_state, own_key, batch
+            program.loss_fn, program.stepper, state.params, state.opt_state, own_key, batch, guards
         )
         place = state.step - begin
         history = {
@@ -155,11 +169,41 @@ def _run(
             )
             for name, value in {"loss": out.loss, **out.metrics}.items()
         }
-        bad = jnp.where(out.good, 0, 1).astype(jnp.int32)
-        num_bad, in_row = state.num_bad + bad, (state.bad_in_row + 1) * bad
-        return State(out.params, out.opt_state, state.step + 1, num_bad, in_row), history
+        bad = jnp.where(out.good, 0, 1) if guards else 0
+        state = State(
+            out.params,
+            out.opt_state,
+            state.step + 1,
+            state.num_bad + bad,
+            (state.bad_in_row + bad) * bad,
+        )
+        return Walk(state, history, out.good | guards)
 
-    def goes_on(carry: tuple[State, Metrics]) -> Array:
+    def segment(carry: tuple[State, Metrics, Array]) -> tuple[State, Metrics, Array]:
+        state, history, limit = carry
+        walk = jax.lax.while_loop(
+            lambda w: (w.state.step < limit) & w.good & (w.state.bad_in_row < max_bad),
+            one_step,
+            Walk(state, history, jnp.bool_(True)),
+        )
+        after = walk.state
+        if guards:
+            return after, walk.history, jnp.minimum(after.step + SEGMENT, end)
+        # One bad step alone is skipped; behind others it is taken back with them, and they are done
+        # again up to it. That costs good steps nothing, where a choice in each would cost a third.
+        good, count = walk.good & is_finite(partition(after.params)[0]), after.step - state.step
+        params, opt_state = jax.lax.cond(good, lambda a, b: a, lambda a, b: b, after[:2], state[:2])
+        skips = ~good & (count == 1)
+        back = ~good & ~skips
+        step = jnp.where(back, state.step, after.step)
+        in_row = jnp.where(good, 0, state.bad_in_row + skips)
+        moved = State(params, opt_state, step, state.num_bad + skips, in_row.astype(jnp.int32))
+        # What an optimizer made of good gradients is looked at behind a segment, and searched for.
+        retry = jnp.where(walk.good, count // 2, count - 1)
+        limit = step + jnp.where(back, retry, SEGMENT)
+        return moved, walk.history, jnp.minimum(limit, end)
+
+    def goes_on(carry: tuple[State, Metrics, Array]) -> Array:
         return (carry[0].step < end) & (carry[0].bad_in_row < max_bad)
 
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, key, batch_at(begin)))
@@ -171,7 +215,9 @@ def _run(
     history = {
         name: jnp.zeros(capacity, each.dtype) for name, each in {"loss": loss, **metrics}.items()
     }
-    return jax.lax.while_loop(goes_on, one_step, (state, history))
+    limit = jnp.minimum(begin + SEGMENT, end)
+    state, history, _ = jax.lax.while_loop(goes_on, segment, (state, history, limit))
+    return state, history
 
 
 def _judge(

@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
     """What one step brought.
 
     Attributes:
-        params: parameters after the step; where it was a bad one, those before it.
+        params: parameters after the step; of a bad one that guards, those before it.
         opt_state: the optimizer's state, likewise.
         loss: scalar.
         metrics: a dict of scalars.
@@ -74,12 +74,14 @@ def train_step(
     opt_state: PyTree,
     key: Array,
     batch: PyTree,
+    guards: bool = True,
 ) -> Outcome:
     """Moves the trainable leaves down the gradient and takes over new `Fixed` leaves.
 
-    A step whose loss, gradient or new parameters are not finite changes nothing. The optimizer, a
-    `rowwise` one, sees None in the place of `Fixed` subtrees, and is told `value`, `grad` and
-    `value_fn`, which line searches and plateau rules ask for.
+    A step whose loss or gradient is not finite is a bad one. Where it guards, so is one whose new
+    parameters are not, and a bad one changes nothing. The optimizer, a `rowwise` one, sees None in
+    the place of `Fixed` subtrees, and is told `value`, `grad` and `value_fn`, which line searches
+    and plateau rules ask for.
     """
     whole = params, opt_state
     params, opt_state = rowwise.picked(whole, batch)
@@ -94,16 +96,18 @@ def train_step(
         value_fn=lambda other: unpack(loss_fn(combine(other, fixed), key, batch))[0],
     )
     moved = optax.apply_updates(trainable, updates)
-    good = jnp.isfinite(loss) & _finite(gradient) & _finite(moved)
+    good = jnp.isfinite(loss) & is_finite(gradient)
     if new_fixed is not None:
         good &= ~_any_nan(new_fixed)
     new = combine(moved, fixed if new_fixed is None else new_fixed), new_opt_state
     new_params, new_opt_state = jax.tree.map(_like, new, (params, opt_state))
-    new_params, new_opt_state = rowwise.put_back(whole, (new_params, new_opt_state), good)
+    if guards:
+        good &= is_finite(moved)
+        new_params, new_opt_state = rowwise.put_back(whole, (new_params, new_opt_state), good)
     return Outcome(new_params, new_opt_state, loss, metrics, good)
 
 
-def _finite(tree: PyTree) -> Array:
+def is_finite(tree: PyTree) -> Array:
     """Whether sums of squares are finite: one that is not would silence Adam for good."""
     # One product costs less than to look at each number.
     flat = [jnp.ravel(leaf.astype(_wide(leaf.dtype))) for leaf in jax.tree.leaves(tree)]
@@ -140,7 +144,7 @@ def culprit(loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> str:
     if not jnp.isfinite(loss):
         return f"the loss was {loss}"
     for what, tree, broken in (
-        ("the gradient of", gradient, lambda leaf: ~_finite(leaf)),
+        ("the gradient of", gradient, lambda leaf: ~is_finite(leaf)),
         ("the new value of the Fixed leaf", new_fixed, _any_nan),
     ):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

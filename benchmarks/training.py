@@ -116,7 +116,7 @@ def ratio(make, quick):
     import flowvi as fv
 
     loss_fn, validate, params, shape, batch, num_steps = make()
-    num_steps = max(num_steps // 20, 20) if quick else num_steps
+    num_steps = max(num_steps // 20, 100) if quick else num_steps
     rng, rows = np.random.default_rng(0), shape[0]
     numbers = rng.normal(size=shape) if shape[1] == 2 else rng.integers(0, 2, shape)
     x = jax.numpy.asarray(numbers, np.float32)
@@ -153,7 +153,7 @@ def ratio(make, quick):
             batch_size=batch,
             validate=validate,
             validation_data={"x": x[: rows // 10]},
-            validate_every=max(num_steps // 50, 1),
+            validate_every=100,
         )
 
     calls = {"bare loop": lambda: jax.block_until_ready(bare(params)), "fit": fit}

@@ -216,4 +216,6 @@ def unconditional(family: Family, *, learned: bool = True) -> Unconditional:
         family: a family with a context.
         learned: whether an optimizer moves the context; if not it stays as it starts.
     """
-    return Unconditional(_with_context(family), bool(learned))
+    if not isinstance(learned, bool):
+        raise TypeError(f"`learned` must be True or False; got {learned!r}.")
+    return Unconditional(_with_context(family), learned)

@@ -121,7 +121,9 @@ def psis(log_weights: ArrayLike) -> PSIS:
     tail = tail[shifted[tail] > cutoff]
     khat = np.inf
     if len(tail) > 4:
-        khat, sigma = _fit_pareto(np.exp(shifted[tail]) - np.exp(cutoff))
+        khat, sigma = fit_pareto(np.exp(shifted[tail]) - np.exp(cutoff))
+        # A weak prior, worth ten weights, draws the shape to 0.5.
+        khat = (len(tail) * khat + 10 * 0.5) / (len(tail) + 10)
         if np.isfinite(khat):
             # The logarithms of 1 minus the probabilities at which quantiles are taken.
             tails = np.log1p(-(np.arange(len(tail)) + 0.5) / len(tail))
@@ -131,8 +133,12 @@ def psis(log_weights: ArrayLike) -> PSIS:
     return PSIS(khat, effective_sample_size(shifted), shifted)
 
 
-def _fit_pareto(excess: np.ndarray) -> tuple[float, float]:
-    """(k, sigma) of a generalised Pareto distribution, k drawn to 0.5 by a weak prior."""
+def fit_pareto(excess: np.ndarray) -> tuple[float, float]:
+    """(k, sigma) of a generalised Pareto distribution, from draws of it.
+
+    Source: Zhang, Stephens, "A New and Efficient Estimation Method for the Generalized Pareto
+    Distribution", 2009.
+    """
     # The posterior mean under a prior that depends on the data, on a grid of k / sigma.
     count, excess = excess.size, np.sort(excess)
     num_grid = 30 + int(np.sqrt(count))
@@ -145,6 +151,4 @@ def _fit_pareto(excess: np.ndarray) -> tuple[float, float]:
     share /= share.sum()
     ratio = (grid * share).sum()
     shape = np.log1p(-ratio * excess).mean()
-    sigma = -shape / ratio
-    shape = (count * shape + 10 * 0.5) / (count + 10)
-    return float(shape), float(sigma)
+    return float(shape), float(-shape / ratio)

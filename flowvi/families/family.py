@@ -119,6 +119,13 @@ class Family(abc.ABC):
         """Samples and their log densities, for the price of the samples. Compiled."""
         return self._draw("sample_and_log_prob", params, key, sample_shape, context)
 
+    def sample_exactly(
+        self, params: Params, key: Array, sample_shape: SampleShape = (), context: Context = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Samples and their log densities on the host, in the precision of the data's units."""
+        draws = self.sample_and_log_prob(params, key, sample_shape, context)
+        return np.asarray(draws[0]), np.asarray(draws[1])
+
     def _draw(
         self, method: str, params: Params, key: Array, sample_shape: SampleShape, context: Context
     ) -> PyTree:
@@ -126,7 +133,7 @@ class Family(abc.ABC):
         check_key(key, " Perhaps `sample(params, key, sample_shape)`?")
         context = _as_context(context)
         self.check_context(context)
-        return _draw(self, method, params, key, _as_shape(sample_shape), context)
+        return _draw(self, method, params, key, as_shape(sample_shape), context)
 
     def check_context(self, context: Context) -> Shape:
         """The batch shape that `context` stands for; a ValueError if it cannot be one."""
@@ -264,7 +271,7 @@ def _as_context(context: Context) -> Context:
     return None if context is None else as_array("context", context)
 
 
-def _as_shape(sample_shape: SampleShape) -> Shape:
+def as_shape(sample_shape: SampleShape) -> Shape:
     try:
         sizes = tuple(sample_shape) if isinstance(sample_shape, Iterable) else (sample_shape,)
         shape = tuple(map(operator.index, sizes))

@@ -2,25 +2,40 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from distrax import Bijector, Block, Chain, Distribution, ScalarAffine
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from flowvi import checks
 from flowvi.bijectors import Dense, LowRank, Units
+from flowvi.bijectors.marginal import Marginal
 from flowvi.compiling import compiled
 from flowvi.distributions import FlowDistribution
+from flowvi.families import marginals
 from flowvi.families.contexts import Local
-from flowvi.families.family import Composed, Family, Params, as_array, as_family, bare_init, shown
+from flowvi.families.family import (
+    Composed,
+    Family,
+    Params,
+    SampleShape,
+    as_array,
+    as_family,
+    bare_init,
+    shown,
+)
 from flowvi.params import Fixed, PyTree
 from flowvi.supports import Interval, Support, SupportLike, as_support, chunks, on_host
 from flowvi.transformers import Transformer, as_transformer
 
 Numbers = dict[str, jax.Array]
+
+#: Bins of the maps of a context.
+CONTEXT_BINS = 8
 
 
 def _pushed(inner: Distribution, bijectors: list[Bijector], dtype: jnp.dtype) -> FlowDistribution:
@@ -74,6 +89,20 @@ class Standardized(Composed):
         y, log_det, context = self.standardize(params, x, context)
         return self.family.log_prob(params["family"], y, context) + log_det.astype(np.float32)
 
+    def sample_exactly(
+        self, params: Params, key: jax.Array, sample_shape: SampleShape = (), context: PyTree = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        context = None if context is None else as_array("context", context)
+        self.check_context(context)
+        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
+            features = self.features(params, context)
+        features = None if features is None else np.asarray(features)
+        y, log_prob = self.family.sample_and_log_prob(params["family"], key, sample_shape, features)
+        # Units are put on in double precision, as they were taken off.
+        x = self.unstandardize(params, y)
+        log_det = self.standardize(params, x)[1]
+        return x, np.asarray(log_prob + log_det.astype(log_prob.dtype))
+
     def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
         """Parameters in the units of data: the mean and the standard deviation of each column.
 
@@ -85,11 +114,7 @@ class Standardized(Composed):
         """
         array = on_host(x)
         shift, scale, constant = _moments(array, self.support)
-        if constant.any():
-            place = tuple(map(int, np.argwhere(constant)[0]))
-            got = f"{array[0][place]!s} in column {place[0] if len(place) == 1 else place}"
-            rule = "`x` must vary in every column"
-            raise ValueError(f"{rule}; got the constant {got}. Perhaps drop that column?")
+        _check_varies(array, constant)
         placed = {"units": _units(shift, scale, params["units"])}
         seen = None if context is None or "context_units" not in params else on_host(context)
         if seen is not None and jnp.issubdtype(seen.dtype, jnp.floating):
@@ -128,6 +153,171 @@ class Standardized(Composed):
             return np.asarray(_forward(self.support, jnp.asarray(values)))
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class Gaussianized(Standardized):
+    """A family under the marginals and the correlations of data; see `gaussianized`.
+
+    Its parameters are {"family", "whitening"}, "marginals" where columns have maps of their own,
+    and "context_marginals" where a context is of real numbers.
+    """
+
+    num_bins: int | None = None
+
+    def __repr__(self) -> str:
+        support = None if self.support.is_real else self.support
+        return shown("gaussianized", self.family, support=support, num_bins=self.num_bins)
+
+    def own(self, key: jax.Array) -> dict[str, Params]:
+        size = self.event_shape[0]
+        own = super().own(key)
+        own["whitening"] = _dense(np.zeros(size), np.eye(size))
+        if self.num_bins is not None:
+            own["marginals"] = _tables([marginals.identity(self.num_bins)] * size)
+        if "context_units" in own:
+            columns = [marginals.identity(CONTEXT_BINS)] * math.prod(self.context_shape or ())
+            own["context_marginals"] = _tables(columns)
+        return own
+
+    def _bijectors(self, params: Params, dtype: DTypeLike) -> list[Bijector]:
+        """The maps from the inner family to the data, the last one first."""
+        dense = Dense(**_cast(params["whitening"].value, dtype))
+        bijectors: list[Bijector] = [Units(**_cast(params["units"].value, dtype)), dense]
+        if self.num_bins is not None:
+            bijectors.insert(1, Marginal(**_cast(params["marginals"].value, dtype)))
+        return bijectors
+
+    def features(self, params: Params, context: PyTree) -> PyTree:
+        features = super().features(params, context)
+        if features is None or "context_marginals" not in params:
+            return features
+        flat = features.reshape(*features.shape[: features.ndim - len(self.context_shape)], -1)
+        marginal = Marginal(**_cast(params["context_marginals"].value, features.dtype))
+        return marginal.inverse(flat).reshape(features.shape)
+
+    def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
+        dtype = params["units"].value["shift"].dtype
+        return _pushed(inner, self._bijectors(params, dtype), dtype)
+
+    def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
+        """Parameters with the marginals and the covariance of data, in double precision.
+
+        Raises:
+            ValueError: if a column of x is constant.
+        """
+        array = np.asarray(on_host(x), np.float64)
+        _check_varies(array, array.min(0) == array.max(0))
+        lower, upper = self.support.bounds()
+        units = [marginals.units(*each) for each in zip(array.T, lower, upper, strict=True)]
+        shift, scale = np.array(units).T
+        params = {**params, "units": _units(shift, scale, params["units"])}
+        shift, scale = _host_units(params["units"])
+        z = (array - shift) / scale
+        if self.num_bins is not None:
+            ends = zip((lower - shift) / scale, (upper - shift) / scale, strict=True)
+            columns = zip(z.T, ends, strict=True)
+            tables = [marginals.fitted(column, self.num_bins, *end) for column, end in columns]
+            params["marginals"] = _tables(tables)
+            with jax.enable_x64(True):
+                z = np.asarray(_gaussianize(_double(params["marginals"].value), jnp.asarray(z)))
+        params["whitening"] = _dense(z.mean(0), marginals.covariance(z))
+        if context is None or "context_marginals" not in params:
+            return params
+        seen = np.asarray(on_host(context))
+        if jnp.issubdtype(seen.dtype, jnp.floating):
+            seen = seen.astype(np.float64).reshape(len(seen), -1)
+            shift, scale = np.array([marginals.units(column) for column in seen.T]).T
+            place = {"shift": shift, "scale": scale}
+            shaped = {name: each.reshape(self.context_shape) for name, each in place.items()}
+            params["context_units"] = _units(**shaped, old=params["context_units"])
+            columns = ((seen - shift) / scale).T
+            params["context_marginals"] = _tables(
+                [marginals.fitted(column, CONTEXT_BINS) for column in columns]
+            )
+        return params
+
+    def standardize(
+        self, params: Params, x: ArrayLike, context: ArrayLike | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        own = _own(params)
+        array = np.asarray(as_array("x", x), np.float64)
+        with jax.enable_x64(True):
+            y, log_det = _to_inner(self, own, jnp.asarray(array))
+            if context is not None and "context_marginals" in params:
+                context = self.features(_double(own), jnp.asarray(np.float64(context)))
+            return (
+                np.asarray(y),
+                np.asarray(log_det),
+                None if context is None else np.asarray(context),
+            )
+
+    def unstandardize(self, params: Params, y: ArrayLike) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(_from_inner(self, _own(params), jnp.asarray(np.float64(y))))
+
+
+def _own(params: Params) -> Params:
+    return {name: params[name] for name in params if name not in ("family", "origin")}
+
+
+def _double(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), tree)
+
+
+def _cast(arrays: Mapping[str, ArrayLike], dtype: DTypeLike) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+
+
+def _tables(columns: Sequence[marginals.Tables]) -> Fixed:
+    tables = {name: np.stack([each[name] for each in columns]) for name in columns[0]}
+    return Fixed(_cast(tables, jnp.result_type(float)))
+
+
+def _dense(loc: np.ndarray, covariance: np.ndarray) -> Fixed:
+    factor = np.linalg.cholesky(covariance)
+    inverse, log_det = np.linalg.inv(factor), np.log(np.diag(factor)).sum()
+    arrays = {"loc": loc, "matrix": factor, "inverse": inverse, "log_det": log_det}
+    return Fixed(_cast(arrays, jnp.result_type(float)))
+
+
+@compiled(0)
+def _gaussianize(tables: Numbers, x: jax.Array) -> jax.Array:
+    return Marginal(**tables).inverse(x)
+
+
+@compiled()
+def _to_inner(family: Gaussianized, own: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return Chain(family._bijectors(own, x.dtype)).inverse_and_log_det(x)
+
+
+@compiled()
+def _from_inner(family: Gaussianized, own: Params, y: jax.Array) -> jax.Array:
+    return Chain(family._bijectors(own, y.dtype)).forward(y)
+
+
+def gaussianized(
+    family: Family, support: SupportLike = None, *, num_bins: int | None = 16
+) -> Gaussianized:
+    """A family under the marginals and the correlations of data.
+
+        x_i = Q_i(z_i),   z = loc + L y,   y from the family
+
+    Q_i is a monotone spline with a Pareto, a normal or a bounded tail on each side, loc and L the
+    mean and the Cholesky factor of the covariance. All are `Fixed` parameters that `place` takes
+    from data; of a new family they are the identity.
+
+    Args:
+        family: a family over real vectors.
+        support: as in `standardized`.
+        num_bins: bins of each spline; None for no marginal maps, where the support is real.
+    """
+    inner = standardized(family, support)
+    if len(inner.event_shape) != 1:
+        raise ValueError(f"`family` must be over vectors; got event shape {inner.event_shape}.")
+    if num_bins is None and not inner.support.is_real:
+        raise ValueError(f"`num_bins` must be a number for a support {inner.support!r}; got None.")
+    return Gaussianized(inner.family, inner.support, num_bins)
+
+
 def _takes_rows(family: Family) -> bool:
     """Whether the context of a family is the number of a row."""
     while isinstance(family, Composed) and not isinstance(family, Local):
@@ -135,6 +325,14 @@ def _takes_rows(family: Family) -> bool:
             return False
         family = family.family
     return isinstance(family, Local)
+
+
+def _check_varies(array: np.ndarray, constant: np.ndarray) -> None:
+    if constant.any():
+        place = tuple(map(int, np.argwhere(constant)[0]))
+        got = f"{array[0][place]!s} in column {place[0] if len(place) == 1 else place}"
+        rule = "`x` must vary in every column"
+        raise ValueError(f"{rule}; got the constant {got}. Perhaps drop that column?")
 
 
 def _units(shift: np.ndarray, scale: np.ndarray | float, old: Fixed | None = None) -> Fixed:

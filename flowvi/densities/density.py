@@ -1,0 +1,147 @@
+"""A density that was fitted to data."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowvi import checks, plotting
+from flowvi.densities.diagnosis import Calibration, calibration
+from flowvi.densities.recipe import Score
+from flowvi.families import Family
+from flowvi.training import Fitted
+
+if TYPE_CHECKING:
+    from flowvi.plotting.curves import Figure
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Density(Fitted):
+    """A density that was fitted to data: it scores, samples and draws pictures, in their units.
+
+    Attributes:
+        family: the family, in the units of the data; with `params` it is all that a jitted function
+            of one's own needs, as in `family.log_prob(params, x)`.
+        dtype: the type of numbers that the data had, which draws have too.
+        num_rows: how many rows it was fitted to.
+        scores: how the flow, textbook estimates and the whole describe held-out rows, in nats a
+            row; empty where nothing was compared.
+        messages: what is doubtful about the data or the fit; empty where nothing is.
+    """
+
+    family: Family
+    dtype: str
+    num_rows: int
+    scores: tuple[Score, ...] = ()
+    messages: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Density({self.family!r}, num_rows={self.num_rows}, {self.result.summary()})"
+
+    def summary(self) -> str:
+        """What was compared and chosen, and what is doubtful, in a few lines."""
+        head = f"{'':<10}{'held-out nats':>15}{'error':>9}{'weight':>9}"
+        rows = [
+            f"{each.name:<10}{each.log_prob.value:>15.4f}{each.log_prob.standard_error:>9.4f}"
+            f"{each.weight:>9.3f}  {each.estimate}".rstrip()
+            for each in self.scores
+        ]
+        return "\n".join([head, *rows, *(f"! {message}" for message in self.messages)])
+
+    def calibration(
+        self, x: ArrayLike, context: ArrayLike | None = None, *, key: Array, num_draws: int = 4000
+    ) -> Calibration:
+        """How the marginals of the density meet rows that it was not fitted to.
+
+        Args:
+            x: rows of shape [n, D].
+            context: of shape [n, *context_shape], where the family takes one.
+            key: a random key.
+            num_draws: draws to compare with; of each row's own at its context.
+
+        Example:
+            >>> import jax, flowvi as fv
+            >>> x = jax.random.normal(jax.random.key(0), (300, 1))
+            >>> family = fv.mean_field(1)
+            >>> key = jax.random.key(1)
+            >>> density = fv.fit_density(family, x[:200], key=key, num_steps=200, progress=False)
+            >>> density.calibration(x[200:], key=key).pit.shape
+            (100, 1)
+        """
+        rows = np.asarray(x, np.float64)
+        checks.trailing_shape("x", rows, self.family.event_shape, repr(self.family))
+        draws = self.sample(key, checks.positive_int("num_draws", num_draws), context)
+        seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+        return calibration(rows, np.float64(draws), seed)
+
+    def distribution(self, context: ArrayLike | None = None) -> distrax.Distribution:
+        """The Distrax distribution, with the batch shape of the context."""
+        return self.family.distribution(self.params, context)
+
+    def log_prob(self, x: ArrayLike, context: ArrayLike | None = None) -> Array:
+        """Log density in nats, of shape [...] for x of shape [..., *event_shape].
+
+        Raises:
+            ValueError: if `x` or `context` has the wrong shape.
+        """
+        return self.family.log_prob(self.params, x, context)
+
+    def sample(
+        self,
+        key: Array,
+        sample_shape: int | tuple[int, ...] = (),
+        context: ArrayLike | None = None,
+    ) -> np.ndarray:
+        """Draws [*sample_shape, *batch, *event_shape], a numpy array of the type of the data."""
+        return self.sample_and_log_prob(key, sample_shape, context)[0]
+
+    def sample_and_log_prob(
+        self,
+        key: Array,
+        sample_shape: int | tuple[int, ...] = (),
+        context: ArrayLike | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws as `sample` gives them, and their log densities, for the price of the draws."""
+        draws, log_prob = self.family.sample_exactly(self.params, key, sample_shape, context)
+        return draws.astype(self.dtype), log_prob
+
+    def plot(
+        self,
+        x: ArrayLike | None = None,
+        *,
+        context: ArrayLike | None = None,
+        names: Sequence[str] | None = None,
+        key: Array | None = None,
+    ) -> "Figure":
+        """A picture of the density, or at one context of p(x | context), over data where given.
+
+        Args:
+            x: data of shape [n, D], or None.
+            context: of shape [*context_shape], where the family takes one.
+            names: names of the columns.
+            key: a random key for the draws.
+
+        See `flowvi.plotting.density`.
+        """
+        return plotting.density(_At(self, context), x, columns=names, key=key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _At:
+    """A density at one context."""
+
+    density: Density
+    context: ArrayLike | None
+
+    def sample(self, key: Array, num_samples: int) -> Array:
+        return jnp.asarray(self.density.sample(key, num_samples, self.context))
+
+    def log_prob(self, x: ArrayLike) -> Array:
+        return self.density.log_prob(x, self.context)

@@ -1,0 +1,203 @@
+"""Fitting a density to data, with no settings needed."""
+
+import warnings
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowvi import checks
+from flowvi.compiling import compiled
+from flowvi.densities import diagnosis, recipe
+from flowvi.densities.data import Split, check_context, check_x, num_held_out, shuffled
+from flowvi.densities.density import Density
+from flowvi.densities.diagnosis import DensityWarning
+from flowvi.densities.recipe import default_flow
+from flowvi.densities.training import PATIENCE, Training
+from flowvi.families import (
+    Family,
+    Flow,
+    Standardized,
+    check_key,
+    check_params,
+    standard_normal,
+    standardized,
+)
+from flowvi.params import Origin, PyTree
+from flowvi.supports import Interval, SupportLike
+from flowvi.training import TrainingOptions, check_names
+
+Array = jax.Array
+
+#: Fewer rows are warned of, and no estimates of theirs are compared.
+FEW_ROWS = 20
+
+#: Rows that are looked at for what makes a density doubtful.
+LOOKED_AT = 100_000
+
+
+def fit_density(
+    family: Family | ArrayLike | None = None,
+    x: ArrayLike | None = None,
+    *,
+    key: Array,
+    context: ArrayLike | None = None,
+    support: SupportLike = None,
+    params: PyTree = None,
+    validation_fraction: float = 0.1,
+    patience: int | None = PATIENCE,
+    combine: bool | None = None,
+    **options: Unpack[TrainingOptions],
+) -> Density:
+    """Fits a density to data: `fit_density(x, key=key)`, or `fit_density(family, x, key=key)`.
+
+    A family is trained by maximum likelihood: to the least -1/n sum_i log p(x_i | context_i) of
+    the training rows. A random tenth of the rows, at most 20,000, is held out: the result holds the
+    parameters that score best on it, and training ends early when it stops improving.
+
+    A flow, which is also what is trained where no family is given, is fitted beside textbook
+    estimates: a normal, mixtures of normals and a kernel estimate. All stand in whitened units of
+    the data or under marginal maps with tails of their own, as in `flowvi.families.gaussianized`,
+    and are judged on held-out rows: of fewer than 1,500 rows each is held out once, in one of five
+    parts, and the flow is trained again on all of them. The result is the simplest estimate that is
+    not plainly worse than the best mixture of all, or else that mixture; its `summary()` says which
+    and why. So it is never much worse than the best of them.
+
+    Any other family over the reals is fitted as it is, in the data's own units, as by
+    `fv.standardized`: in their support, with mean and standard deviation of the training rows, and
+    a floating context likewise. Data are standardised in double precision, before JAX sees them.
+
+    Args:
+        family: any family, or None for a flow that suits x. Of a conditional one the fit is
+            p(x | context). May be left out.
+        x: array-like of shape [num_rows, *event_shape] of finite numbers. An `np.memmap` may be
+            larger than memory: its rows are read as they are needed.
+        key: a random key.
+        context: array-like of shape [num_rows, *context_shape], where the family takes one.
+        support: where draws may lie: None or "real"; "positive"; (low, high), of which either may
+            be None or infinite; or a sequence of these, one for each column. Short for
+            `fv.standardized(family, support)`.
+        params: parameters to start from, such as an earlier density's, which keep their units.
+        validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
+            Without it the result holds the last parameters.
+        patience: end training when so many validations in a row brought no new best; None for
+            never. There are 50 over the length of a fit.
+        combine: whether to compare and combine with textbook estimates; by default for flows from
+            a standard normal, if no `params` are given, some rows are held out, and there are 20
+            rows or more.
+        **options: see `TrainingOptions`. By default 80 epochs, but at least 1000 steps and at most
+            20,000; batches of 256 rows; Adam with a learning rate that rises over the first steps
+            to 0.01 and falls to zero with the last, and gradients clipped to norm 10; averaging
+            with decay 0.995.
+
+    Returns:
+        A `Density`, whose losses are in nats a row, in the units of `x`.
+
+    Raises:
+        TypeError: if data are not floating numbers, or an argument is of the wrong kind.
+        ValueError: if data have the wrong shape, hold NaN or infinity, are constant in a column or
+            lie outside the support; or sizes do not go together.
+        TrainingDiverged: as in `fit`.
+
+    Warns:
+        DensityWarning: where columns hold repeated numbers or pile up at a bound, a few rows carry
+            the score, or training and held-out rows part ways.
+
+    Example:
+        >>> import jax
+        >>> import flowvi as fv
+        >>> x = 5.0 + jax.random.normal(jax.random.key(0), (500, 2))
+        >>> family = fv.mean_field(2)
+        >>> density = fv.fit_density(family, x, key=jax.random.key(1), num_steps=50, progress=False)
+        >>> density.log_prob(x).shape, density.sample(jax.random.key(2), 3).shape
+        ((500,), (3, 2))
+    """
+    if x is None and not isinstance(family, Family):
+        family, x = None, family
+    if not isinstance(family, Family | None):
+        raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
+    check_key(key)
+    check_names(options)
+    if family is None:
+        family = default_flow(x, context)
+    own = _placed_family(family, support)
+    rows = check_x(family, x)
+    context_rows = check_context(family, context, rows)
+    own.check_support(rows)
+    num_held = num_held_out(validation_fraction, len(rows))
+    if patience is not None:
+        checks.positive_int("patience", patience)
+    if len(rows) < FEW_ROWS:
+        warnings.warn(
+            f"`x` has {len(rows)} rows, which are too few to fit a density to and to know how good "
+            "it is.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    init_key, split_key, fit_key = jax.random.split(key, 3)
+    training = Training(patience, dict(options))
+    order = shuffled(split_key, len(rows))
+    plain = isinstance(family, Flow) and family.base == standard_normal(family.event_shape)
+    can = plain and num_held > 1 and params is None and len(rows) >= FEW_ROWS
+    if combine is None:
+        combine = can
+    if combine and not can:
+        raise ValueError(
+            "`combine` must be False unless `family` is a flow from a standard normal or None, "
+            f"without `params`, and at least {FEW_ROWS} rows are given of which some are held out; "
+            f"got {family!r} and {len(rows)} rows."
+        )
+    messages = []
+    if isinstance(own.support, Interval) and len(own.event_shape) == 1:
+        some = Split(rows, None, order[:0]).some(split_key, LOOKED_AT)[0]
+        messages = diagnosis.about_columns(some, own.support)
+    fitted: dict[str, Any]
+    if combine and isinstance(own, Standardized):
+        fitted = recipe.combined(own, rows, context_rows, fit_key, order, num_held, training)
+    else:
+        split = Split(rows, context_rows, order[:num_held])
+        params = _start(own, family, params, init_key, split)
+        result = training.run(own, params, split, fit_key)
+        fitted = {"result": result, "family": own, "messages": (), "num_rows": split.num_rows}
+    messages += fitted.pop("messages")
+    if messages:
+        warnings.warn(" ".join(messages), DensityWarning, stacklevel=2)
+    dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else np.dtype(np.float32)
+    return Density(**fitted, dtype=dtype.name, messages=tuple(messages))
+
+
+def _placed_family(family: Family, support: SupportLike) -> Family:
+    """The family in units of its own, where it can have them."""
+    if isinstance(family, Standardized) or not family.support.is_real:
+        if support is not None:
+            raise ValueError(
+                f"`support` must be None for a family that has one of its own; got {support!r} for "
+                f"{family!r}."
+            )
+        return family
+    return standardized(family, support)
+
+
+def _start(own: Family, family: Family, params: PyTree, key: Array, split: "Split") -> PyTree:
+    """The parameters to begin with, in the units of the training rows."""
+    if params is None:
+        params = _init(own, key)
+    elif _origin(params) == family != own:
+        inner = {name: params[name] for name in params if name != "origin"}
+        params = {**_init(own, key), "family": inner}
+    else:
+        check_params(own, params)
+        return params  # with units of their own
+    return own.place(params, *split.whole_training()) if isinstance(own, Standardized) else params
+
+
+def _origin(params: PyTree) -> Family | None:
+    origin = params.get("origin") if isinstance(params, dict) else None
+    return origin.family if isinstance(origin, Origin) else None
+
+
+@compiled()
+def _init(family: Family, key: Array) -> PyTree:
+    return family.init(key)

@@ -1,0 +1,225 @@
+"""The recipe behind a fit with no settings: a flow and textbook estimates, combined.
+
+Everything is judged on rows that it was not made of: one part of many rows, or every part of few
+rows in turn.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowvi.compiling import compiled
+from flowvi.densities import diagnosis, textbook
+from flowvi.densities.data import Split
+from flowvi.densities.textbook import Setting
+from flowvi.densities.training import Training
+from flowvi.diagnostics import Estimate
+from flowvi.families import Family, Standardized, as_array, gaussianized, maf
+from flowvi.families.known import Stacked
+from flowvi.params import Fixed, Origin, PyTree
+from flowvi.training import StopReason
+
+Array = jax.Array
+
+#: With fewer rows each is held out once, in one of so many parts.
+FEW_ROWS, PARTS = 1_500, 5
+
+#: An estimate of less weight is left out; a mixture of them must gain so many standard errors.
+LEAST_WEIGHT, LEAST_ERRORS = 0.01, 2.0
+
+#: Rows that marginal maps are taken from at most.
+MAX_ROWS = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How one estimate describes held-out rows.
+
+    Attributes:
+        name: "normal", "mixture", "kernel", "flow", or "all" for their mixture.
+        log_prob: the mean log density of a held-out row, in nats, with its standard error.
+        weight: the part of it in the fitted density.
+        estimate: what it is.
+    """
+
+    name: str
+    log_prob: Estimate
+    weight: float
+    estimate: str
+
+
+def default_flow(x: ArrayLike | None, context: ArrayLike | None) -> Family:
+    """The flow for rows of data, where the user names none."""
+    array = as_array("x", x)
+    if array.ndim != 2 or not array.size:
+        rule = "`x` must have shape [num_rows, D], where no family is given"
+        raise ValueError(f"{rule}; got shape {array.shape}.")
+    size = None
+    if context is not None:
+        shape = as_array("context", context).shape
+        if len(shape) != 2:
+            rule = "`context` must have shape [num_rows, C], where no family is given"
+            raise ValueError(f"{rule}; got shape {shape}.")
+        size = shape[1]
+    return maf(array.shape[1], context_size=size)
+
+
+def combined(
+    own: Standardized,
+    x: np.ndarray,
+    context: np.ndarray | None,
+    key: Array,
+    order: np.ndarray,
+    num_held_out: int,
+    training: Training,
+) -> dict[str, Any]:
+    """The fields of a density: the flow and textbook estimates with weights by held-out scores."""
+    flow, support = own.family, own.support
+    some_key, fit_key = jax.random.split(key)
+    seed = int(jax.random.randint(some_key, (), 0, 2**31 - 1))
+    few = len(x) < FEW_ROWS
+    parts = np.split(order[: len(x) // PARTS * PARTS], PARTS) if few else [order[:num_held_out]]
+    splits = [Split(x, context, part) for part in parts]
+
+    tried: list[dict[Setting, np.ndarray]] = []
+    for split in splits:
+        rows = np.float64(split.some(some_key, textbook.MAX_ROWS)[0])
+        held_out = np.float64(split.held_out()["x"])
+        tried.append(textbook.scores(rows, held_out, support, seed))
+    chosen = _best(tried)
+    bins = max(chosen.values(), key=lambda pair: pair[1].mean())[0].num_bins
+    placed = gaussianized(flow, support, num_bins=bins)
+
+    columns = {} if context is not None else {name: each for name, (_, each) in chosen.items()}
+    results, flow_scores = [], []
+    for split in splits:
+        result = training.run(placed, _placed(placed, fit_key, split), split, fit_key)
+        score = functools.partial(_scores, placed, result.params)
+        held_out = split.held_out()
+        flow_scores.append(score(held_out["x"], held_out.get("context")))
+        results.append(result)
+        if result.stop_reason == StopReason.INTERRUPTED:
+            break
+    seen = score(*split.some(some_key, len(split.rows_out)))
+    result = results[-1]
+    columns["flow"] = np.concatenate(flow_scores)
+    if few and result.stop_reason != StopReason.INTERRUPTED:
+        whole = Split(x, context, order[:0])
+        stop = round(np.mean([each.best_step for each in results]))
+        result = training.run(placed, _placed(placed, fit_key, whole), whole, fit_key, stop=stop)
+
+    length = min(map(len, columns.values()))
+    columns = {name: each[:length] for name, each in columns.items()}
+    weights = _weights(columns)
+    rows = np.float64(Split(x, context, order[:0]).some(some_key, textbook.MAX_ROWS)[0])
+    members: dict[str, tuple[Family, PyTree]] = {}
+    for name in weights:
+        if name == "flow":
+            members[name] = placed, _bare(result.params)
+        else:
+            members[name] = textbook.build(chosen[name][0], rows, support, seed)
+    every = np.log(list(weights.values())) + np.stack([columns[n] for n in weights], 1)
+    columns["all"] = np.logaddexp.reduce(every, axis=1)
+    described = {name: repr(setting) for name, (setting, _) in chosen.items()}
+    scores = tuple(
+        Score(name, _mean(each), weights.get(name, 0.0), described.get(name, repr(placed)))
+        for name, each in columns.items()
+    )
+    family = Stacked(tuple(family for family, _ in members.values()))
+    log_weights = Fixed(jnp.log(jnp.asarray(list(weights.values()))))
+    params = {
+        "origin": Origin(family),
+        "families": [each for _, each in members.values()],
+        "log_weights": log_weights,
+    }
+    numbers = np.concatenate([split.rows_out for split in splits])
+    messages = diagnosis.about_scores(columns["all"], numbers, seen if "flow" in weights else None)
+    result = dataclasses.replace(result, params=params)
+    return {
+        "family": family,
+        "result": result,
+        "scores": scores,
+        "messages": messages,
+        "num_rows": len(x),
+    }
+
+
+def _scores(
+    family: Family, params: PyTree, x: np.ndarray, context: np.ndarray | None
+) -> np.ndarray:
+    return np.float64(family.log_prob(_bare(params), x, context))
+
+
+def _bare(params: PyTree) -> PyTree:
+    return {name: each for name, each in params.items() if name != "origin"}
+
+
+def _mean(scores: np.ndarray) -> Estimate:
+    return Estimate(float(scores.mean()), float(scores.std() / np.sqrt(len(scores))))
+
+
+def _best(tried: list[dict[Setting, np.ndarray]]) -> dict[str, tuple[Setting, np.ndarray]]:
+    """Of each kind the setting that scores best on all parts, and its scores."""
+    best: dict[str, tuple[Setting, np.ndarray]] = {}
+    for kind in ("normal", "mixture", "kernel"):
+        if kind == "kernel":
+            # A bandwidth of its own for each part.
+            for bins in {s.num_bins for s in tried[0] if s.kind == kind}:
+                each = [
+                    next(s for s in part if s.kind == kind and s.num_bins == bins) for part in tried
+                ]
+                found = np.concatenate([part[s] for part, s in zip(tried, each, strict=True)])
+                setting = Setting(kind, bins, float(np.median([s.size for s in each])))
+                if kind not in best or found.mean() > best[kind][1].mean():
+                    best[kind] = setting, found
+            continue
+        for setting in tried[0]:
+            if setting.kind == kind and all(setting in part for part in tried):
+                found = np.concatenate([part[setting] for part in tried])
+                if kind not in best or found.mean() > best[kind][1].mean():
+                    best[kind] = setting, found
+    return best
+
+
+def _placed(family: Standardized, key: Array, split: Split) -> PyTree:
+    return family.place(_init(family, key), *split.some(key, MAX_ROWS))
+
+
+@compiled()
+def _init(family: Family, key: Array) -> PyTree:
+    return family.init(key)
+
+
+def _weights(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Weights of estimates by their scores of the same rows.
+
+    The first of them that is not plainly worse than their best mixture has it all: what a few
+    held-out rows seem to gain by more is chance.
+    """
+    table = np.stack(list(columns.values()), 1)
+    best = stacking_weights(table)
+    mixture = np.logaddexp.reduce(np.log(np.maximum(best, 1e-300)) + table, axis=1)
+    for name, each in columns.items():
+        loss = _mean(mixture - each)
+        if loss.value < LEAST_ERRORS * loss.standard_error:
+            return {name: 1.0}
+    kept = {n: w for n, w in zip(columns, best, strict=True) if w >= LEAST_WEIGHT}
+    return {name: float(weight / sum(kept.values())) for name, weight in kept.items()}
+
+
+def stacking_weights(log_probs: np.ndarray) -> np.ndarray:
+    """Weights [M] of a mixture that score rows [n, M] best, by expectation maximisation.
+
+    Source: Smyth, Wolpert, "Linearly Combining Density Estimators via Stacking", 1999.
+    """
+    weights = np.full(log_probs.shape[1], 1 / log_probs.shape[1])
+    relative = np.exp(log_probs - log_probs.max(1, keepdims=True))
+    for _ in range(1000):
+        share = weights * relative
+        weights = np.mean(share / share.sum(1, keepdims=True), 0)
+    return weights

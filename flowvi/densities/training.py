@@ -1,0 +1,135 @@
+"""Training of one family on rows that are standardised on the way."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flowvi import checks, files
+from flowvi.densities.data import Data, Split
+from flowvi.families import Family, Standardized
+from flowvi.objectives import NegativeLogLikelihood
+from flowvi.params import PyTree
+from flowvi.training import FitResult, fit
+from flowvi.training.sources import check_batch_size
+
+Array = jax.Array
+
+#: Rows of a batch, where there are as many.
+BATCH_SIZE = 256
+
+#: Steps: so many epochs, but within these bounds.
+EPOCHS, MIN_STEPS, MAX_STEPS = 80, 1_000, 20_000
+
+#: The decay of the parameters' average, whose memory is some hundred steps.
+AVERAGING = 0.995
+
+#: Validations over the length of a fit, and how many without a new best end it.
+VALIDATIONS, PATIENCE = 50, 15
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """The negative log likelihood in the units of the data, of rows that are standardised."""
+
+    likelihood: NegativeLogLikelihood
+
+    def __call__(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Array | tuple:
+        rows = {name: batch[name] for name in batch if name != "log_det"}
+        output = self.likelihood(params, key, rows)
+        shift = jnp.mean(batch["log_det"])
+        return (output[0] - shift, *output[1:]) if isinstance(output, tuple) else output - shift
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How families are trained: what the user asked for, and defaults by the number of rows."""
+
+    patience: int | None
+    options: dict[str, Any]
+
+    def run(
+        self, own: Family, params: PyTree, split: Split, key: Array, stop: int | None = None
+    ) -> FitResult:
+        """Trains on a split of the data; `stop` ends it so early, on the way of the full length."""
+        batch_size = self.options.get("batch_size")
+        if batch_size is None:
+            batch_size = min(BATCH_SIZE, split.num_rows)
+        batch_size = check_batch_size(batch_size, split.num_rows) or split.num_rows
+        steps = self.options.get("num_steps")
+        if steps is None:
+            steps = int(np.clip(EPOCHS * split.num_rows // batch_size, MIN_STEPS, MAX_STEPS))
+        steps = checks.positive_int("num_steps", steps)
+        standardize = functools.partial(_standardize, own, params)
+        inner, inner_params = own, params
+        if isinstance(own, Standardized):
+            inner, inner_params = own.family, params["family"]
+        validation: dict[str, Any] = {}
+        if len(split.rows_out):
+            validation = {
+                "validate": _Loss(NegativeLogLikelihood(inner, training=False)),
+                "validation_data": standardize(split.held_out()),
+                "validate_every": max(steps // VALIDATIONS, 1),
+                "patience": self.patience,
+            }
+        given = {name: value for name, value in self.options.items() if value is not None}
+        settings: dict[str, Any] = {
+            "optimizer": default_optimizer(steps),
+            "averaging": self.options.get("averaging", AVERAGING),
+            **given,
+            "num_steps": stop or steps,
+            "batch_size": batch_size,
+        }
+        # The default schedule and the moments of validations depend on the number of steps.
+        schedule = {"num_steps": str(steps)}
+        if not len(split.rows_out) and "optimizer" in given:
+            schedule = {}
+        result = fit(
+            _Loss(NegativeLogLikelihood(inner)),
+            inner_params,
+            settings.pop("optimizer"),
+            key=key,
+            data=split.training(standardize),
+            check_finite=False,  # they have been looked at
+            configuration={**schedule, **files.describe("family", own)},
+            **settings,
+            **validation,
+        )
+        if isinstance(own, Standardized):
+            whole = [{**params, "family": each} for each in (result.params, result.last_params)]
+            result = dataclasses.replace(result, params=whole[0], last_params=whole[1])
+        return result
+
+
+def _standardize(family: Family, params: PyTree, rows: Data) -> Data:
+    """Rows as the inner family sees them, with the log-determinant of the way there."""
+    x, context = rows["x"], rows.get("context")
+    if isinstance(family, Standardized):
+        x, log_det, context = family.standardize(params, x, context)
+    else:
+        log_det = np.zeros(len(x))
+    dtype = jnp.result_type(float)
+    result = {"x": x, "log_det": log_det} | ({} if context is None else {"context": context})
+    return {
+        name: each.astype(dtype) if jnp.issubdtype(each.dtype, jnp.floating) else each
+        for name, each in result.items()
+    }
+
+
+# The same object for the same length, so that a second fit compiles nothing.
+@functools.lru_cache(maxsize=64)
+def default_optimizer(
+    num_steps: int, learning_rate: float = 1e-2, max_norm: float = 10.0
+) -> optax.GradientTransformation:
+    """Adam with clipped gradients, a short warm-up and a cosine decay to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=learning_rate / 10,
+        peak_value=learning_rate,
+        warmup_steps=min(num_steps // 10, 100),
+        decay_steps=num_steps,
+    )
+    return optax.chain(optax.clip_by_global_norm(max_norm), optax.adam(schedule))

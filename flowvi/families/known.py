@@ -1,0 +1,175 @@
+"""Mixtures that no optimizer moves, and mixtures of families."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from distrax import Distribution
+from jax.typing import ArrayLike
+
+from flowvi.compiling import compiled
+from flowvi.distributions.normals import NormalMixture
+from flowvi.families.family import (
+    Array,
+    Context,
+    Family,
+    Params,
+    SampleShape,
+    Shape,
+    as_shape,
+    bare_init,
+)
+from flowvi.params import Fixed
+from flowvi.supports import Support
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class KnownMixture(Family):
+    """A mixture of normals whose locations, weights and factors are `Fixed` parameters.
+
+    Those of a new one are of standard normals. `shared` is for a kernel estimate: one bandwidth for
+    all coordinates and components.
+    """
+
+    event_size: int
+    num_components: int
+    shared: bool = False
+    context_shape: None = None
+    reparameterized: bool = dataclasses.field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        name = "kernel estimate" if self.shared else "mixture of normals"
+        return f"<{name}, {self.num_components} components>"
+
+    @property
+    def event_shape(self) -> Shape:
+        return (self.event_size,)
+
+    def init(self, key: Array) -> Params:
+        del key
+        count, size = self.num_components, self.event_size
+        inverse = jnp.ones(1) if self.shared else jnp.tile(jnp.eye(size), (count, 1, 1))
+        weights = jnp.full(count, -jnp.log(float(count)))
+        return {
+            "known": Fixed(
+                {"loc": jnp.zeros((count, size)), "log_weights": weights, "inverse": inverse}
+            )
+        }
+
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
+        self.check_context(context)
+        return NormalMixture(**params["known"].value)
+
+
+class StackedDistribution(Distribution):
+    """The mixture of some distributions over the same events, of one batch shape."""
+
+    def __init__(self, components: Sequence[Distribution], log_weights: Array):
+        super().__init__()
+        self._components, self._log_weights = list(components), log_weights
+
+    @property
+    def event_shape(self) -> Shape:
+        return self._components[0].event_shape
+
+    @property
+    def batch_shape(self) -> Shape:
+        return jnp.broadcast_shapes(*(each.batch_shape for each in self._components))
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self._components[0].dtype
+
+    def log_prob(self, value: Array) -> Array:
+        return _mixed(self._log_weights, [each.log_prob(value) for each in self._components])
+
+    def _sample_n(self, key: Array, n: int) -> Array:
+        key, *keys = jax.random.split(key, 1 + len(self._components))
+        shape = (n, *self.batch_shape)
+        draws = []
+        for each, its_key in zip(self._components, keys, strict=True):
+            missing = self.batch_shape[: len(self.batch_shape) - len(each.batch_shape)]
+            draws.append(each.sample(seed=its_key, sample_shape=(n, *missing)))
+        choice = jax.random.categorical(key, self._log_weights, shape=shape)
+        return _chosen(jnp.stack(draws), choice)
+
+
+@compiled(0)
+def _mixed(log_weights: Array, log_probs: Sequence[Array]) -> Array:
+    each = jnp.stack(jnp.broadcast_arrays(*log_probs), -1)
+    return jax.nn.logsumexp(log_weights.astype(each.dtype) + each, -1)
+
+
+def _chosen(draws: Array, choice: Array) -> Array:
+    """Of draws [M, *shape, *event] those of the components that a choice [*shape] names."""
+    place = choice.reshape(1, *choice.shape, *[1] * (draws.ndim - 1 - choice.ndim))
+    return (np if isinstance(draws, np.ndarray) else jnp).take_along_axis(draws, place, 0)[0]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Stacked(Family):
+    """A mixture of families with `Fixed` weights.
+
+        p(x | context) = sum_m w_m p_m(x | context)
+
+    Its parameters are {"families": those of each, "log_weights"}. A family that takes no context
+    is the same at every one.
+
+    Source: Wolpert, "Stacked Generalization", 1992; Smyth, Wolpert, "Linearly Combining Density
+    Estimators via Stacking", 1999.
+    """
+
+    families: tuple[Family, ...]
+    reparameterized: bool = dataclasses.field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        return f"stacked({', '.join(map(repr, self.families))})"
+
+    @property
+    def event_shape(self) -> Shape:
+        return self.families[0].event_shape
+
+    @property
+    def context_shape(self) -> Shape | None:
+        return self.families[0].context_shape
+
+    @functools.cached_property
+    def support(self) -> Support:
+        return self.families[0].support
+
+    def init(self, key: Array) -> Params:
+        keys = jax.random.split(key, len(self.families))
+        each = [bare_init(*pair) for pair in zip(self.families, keys, strict=True)]
+        weights = jnp.full(len(each), -jnp.log(float(len(each))))
+        return {"families": each, "log_weights": Fixed(weights)}
+
+    def _each(self, params: Params, context: Context) -> list[tuple[Family, Params, Context]]:
+        pairs = zip(self.families, params["families"], strict=True)
+        return [(f, p, None if f.context_shape is None else context) for f, p in pairs]
+
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
+        self.check_context(context)
+        components = [f.distribution(p, c) for f, p, c in self._each(params, context)]
+        return StackedDistribution(components, params["log_weights"].value)
+
+    def log_prob(self, params: Params, x: ArrayLike, context: Context = None) -> Array:
+        x, context = self._check_data(params, x, context)
+        log_probs = [f.log_prob(p, x, c) for f, p, c in self._each(params, context)]
+        return _mixed(params["log_weights"].value, log_probs)
+
+    def sample_exactly(
+        self, params: Params, key: Array, sample_shape: SampleShape = (), context: Context = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        key, *keys = jax.random.split(key, 1 + len(self.families))
+        batch_shape = self.check_context(context)
+        shape = (*as_shape(sample_shape), *batch_shape)
+        draws = []
+        for (f, p, c), its_key in zip(self._each(params, context), keys, strict=True):
+            own_shape = sample_shape if f.context_shape == self.context_shape else shape
+            draws.append(f.sample_exactly(p, its_key, own_shape, c)[0])
+        choice = jax.random.categorical(key, params["log_weights"].value, shape=shape)
+        x = _chosen(np.stack(draws), np.asarray(choice))
+        return x, np.asarray(self.log_prob(params, x, context))

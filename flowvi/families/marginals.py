@@ -1,0 +1,148 @@
+"""Tables of `flowvi.bijectors.Marginal` from data, on the host in double precision."""
+
+import numpy as np
+from scipy import optimize, stats
+
+from flowvi.diagnostics import fit_pareto
+
+Tables = dict[str, np.ndarray]
+
+#: Rows beyond the last knot: at a light tail, and the part of them at one that may be heavy.
+LIGHT_ROWS, HEAVY_PART, MAX_HEAVY_ROWS = 25, 0.02, 400
+
+#: Where a column has fewer different numbers, or rows, it keeps an affine map.
+FEW_VALUES = 50
+
+#: Nats of likelihood that a Pareto tail must gain over a normal one, and its least shape.
+LEAST_GAIN, LEAST_SHAPE = 2.0, 0.02
+
+
+def units(x: np.ndarray, lower: float = -np.inf, upper: float = np.inf) -> tuple[float, float]:
+    """(shift, scale) of a column, which neither outliers nor a far group set: by its quartiles.
+
+    At a bound the shift is that bound, so that what is near it stays exact.
+    """
+    low, loc, high = np.quantile(x, [0.25, 0.5, 0.75])
+    # For normal columns this is the standard deviation.
+    scale = (high - low) / 1.349
+    if not scale > 0:
+        loc, scale = x.mean(), x.std() or 1.0
+    if np.isfinite(lower):
+        return float(lower), float(upper - lower if np.isfinite(upper) else scale)
+    return (float(upper) if np.isfinite(upper) else float(loc)), float(scale)
+
+
+def identity(num_bins: int) -> Tables:
+    """The table of z = x."""
+    z = np.linspace(-1, 1, num_bins + 1)
+    return {
+        "x": z,
+        "z": z,
+        "slope": np.ones_like(z),
+        "shape": np.zeros(2),
+        "bound": np.array([-np.inf, np.inf]),
+    }
+
+
+def num_bins(num_rows: int) -> int:
+    """Bins that so many rows can fill."""
+    return int(np.clip(num_rows // 100, 4, 24))
+
+
+def fitted(x: np.ndarray, num_bins: int, lower: float = -np.inf, upper: float = np.inf) -> Tables:
+    """The map of a column to a standard normal, by its quantiles and its tails.
+
+    Each end is a power of the distance to a bound where there is one, else a Pareto or a normal
+    tail, whichever is the likelier.
+    """
+    x = np.sort(x)
+    count, bounds = len(x), (lower, upper)
+    is_bounded = [bool(np.isfinite(bound)) for bound in bounds]
+    if count < FEW_VALUES or (len(np.unique(x)) < FEW_VALUES and not any(is_bounded)):
+        return identity(num_bins)
+    heavy = int(np.clip(HEAVY_PART * count, 5, MAX_HEAVY_ROWS))
+    ends = [_end(side * x[::side], bounds[i] * side, heavy) for i, side in enumerate((1, -1))]
+    z = np.linspace(stats.norm.ppf(ends[0][0]), -stats.norm.ppf(ends[1][0]), num_bins + 1)
+    knots = np.quantile(x, stats.norm.cdf(z))
+    knots[[0, -1]] = ends[0][1], -ends[1][1]
+    if np.any(np.diff(knots) <= 0):  # ties
+        knots, z = _distinct(knots, z)
+    chords = np.diff(z) / np.diff(knots)
+    inner = np.sqrt(chords[1:] * chords[:-1])
+    slope = np.concatenate([[ends[0][2]], inner, [ends[1][2]]])
+    # Steeper than thrice the chord a spline would still be monotone, but no longer smooth.
+    near = np.concatenate([chords[:1], inner, chords[-1:]])
+    slope = np.clip(slope, near / 10, near * 10)
+    shape = np.array([ends[0][3], ends[1][3]])
+    return {"x": knots, "z": z, "slope": slope, "shape": shape, "bound": np.array(bounds)}
+
+
+def _distinct(knots: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As many knots, of which none coincide."""
+    kept = np.concatenate([[True], np.diff(knots) > 0])
+    grid = np.linspace(0, kept.sum() - 1, len(z))
+    places = np.arange(kept.sum())
+    return np.interp(grid, places, knots[kept]), np.interp(grid, places, z[kept])
+
+
+def _end(x: np.ndarray, bound: float, heavy: int) -> tuple[float, float, float, float]:
+    """Of the lower tail of a sorted column: (mass beyond the knot, knot, dz/dx there, shape)."""
+    count = len(x)
+
+    def knot(number: int) -> tuple[float, float, float, np.ndarray]:
+        mass, place = number / count, 0.5 * (x[number - 1] + x[number])
+        return mass, place, stats.norm.ppf(mass), place - x[:number]
+
+    mass, place, z, excess = knot(heavy)
+    density = mass / np.exp(stats.norm.logpdf(z))
+    if np.isfinite(bound):
+        left = np.maximum(x[:heavy] - bound, np.finfo(float).tiny) / (place - bound)
+        alpha = np.clip(-1 / np.mean(np.log(np.minimum(left, 1 - 1e-12))), 1e-2, 1e2)
+        return mass, place, alpha * density / (place - bound), 0.0
+    excess = np.maximum(excess, 0)
+    if not excess.mean() > 0:
+        return mass, place, density / max(x.std(), np.finfo(float).tiny), 0.0
+    shape, sigma = fit_pareto(excess[excess > 0])
+    slope, normal = _normal_tail(excess, z)
+    if np.isfinite(shape) and shape > LEAST_SHAPE:
+        pareto = np.sum(-np.log(sigma) - (1 + 1 / shape) * np.log1p(shape * excess / sigma))
+        if pareto > normal + LEAST_GAIN:
+            return mass, place, density / sigma, float(shape)
+    if heavy > LIGHT_ROWS:
+        mass, place, z, excess = knot(LIGHT_ROWS)
+        if excess.mean() > 0:
+            slope, _ = _normal_tail(np.maximum(excess, 0), z)
+    return mass, place, slope, 0.0
+
+
+def _normal_tail(excess: np.ndarray, z: float) -> tuple[float, float]:
+    """dz/dx of a normal tail from z on, by maximum likelihood, and its log likelihood."""
+
+    def loss(log_slope: float) -> float:
+        points = abs(z) + np.exp(log_slope) * excess
+        return float(np.mean(0.5 * points**2) - log_slope)
+
+    guess = -np.log(excess.mean())
+    found = optimize.minimize_scalar(loss, bounds=(guess - 6, guess + 4), method="bounded")
+    constant = -0.5 * np.log(2 * np.pi) - stats.norm.logcdf(-abs(z))
+    return float(np.exp(found.x)), float(len(excess) * (constant - found.fun))
+
+
+def covariance(z: np.ndarray) -> np.ndarray:
+    """The covariance of rows, shrunk if that describes new rows better.
+
+    Source: Ledoit, Wolf, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices",
+    2004.
+    """
+    from sklearn.covariance import EmpiricalCovariance, LedoitWolf
+
+    count, size = z.shape
+    half = len(z) // 2
+    if half > 2 * size:
+        scores = [
+            kind().fit(z[:half]).score(z[half:]) for kind in (EmpiricalCovariance, LedoitWolf)
+        ]
+        if scores[0] > scores[1]:
+            return EmpiricalCovariance().fit(z).covariance_
+    shrunk = LedoitWolf().fit(z).covariance_
+    return shrunk + 1e-9 * np.trace(shrunk) / size * np.eye(size)

@@ -20,6 +20,22 @@ Shape = tuple[int, ...]
 INT32_MAX = 2**31 - 1
 
 
+def require(
+    condition: bool,
+    rule: str,
+    got: object,
+    fix: str = "",
+    error: type[Exception] = ValueError,
+    kind: str = "",
+) -> None:
+    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds.
+
+    Of a `kind`, such as "shape", it reads "got shape (2, 3)"; else GOT is a repr.
+    """
+    if not condition:
+        raise error(f"{rule}; got {f'{kind} {got}' if kind else repr(got)}.{fix and ' '}{fix}")
+
+
 def shown(value: object, width: int = 120) -> str:
     """The repr of a value in one short line, for a message."""
     text = " ".join(repr(value).split())

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.distributions import RelaxedDistribution
 from flowvi.families import Family
 from flowvi.params import PyTree
@@ -33,14 +34,6 @@ LogDensity = Array | DensityAndState
 LogJoint = Callable[[Params, Array, Array, Batch], LogDensity]
 #: (the loss, metrics, new parameters beside those of q)
 Loss = tuple[Array, Metrics, Params]
-
-
-def require(
-    condition: bool, rule: str, got: object, fix: str = "", error: type[Exception] = ValueError
-) -> None:
-    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds."""
-    if not condition:
-        raise error(f"{rule}; got {got!r}.{fix and ' '}{fix}")
 
 
 class Approximation(NamedTuple):

@@ -14,11 +14,12 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr
 
 from flowvi.files import container
 from flowvi.files.container import Arrays, Json, Path
 from flowvi.files.objects import difference
-from flowvi.params import PyTree
+from flowvi.params import PyTree, is_key, numbers
 
 try:
     import fcntl
@@ -50,35 +51,30 @@ class Checkpoints:
 
     def __init__(self, directory: Path, every: int, resume: bool, configuration: dict[str, str]):
         self._directory = pathlib.Path(directory).expanduser().absolute()
-        self._every = every
-        self._configuration = configuration
+        self._every, self._configuration = every, configuration
         self._saved: int | None = None
+        shown = repr(str(self._directory))
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._directory / "lock", os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
-            raise ValueError(
-                "`checkpoint_dir` must be a directory that can be written; got "
-                f"{str(self._directory)!r}: {error}."
-            ) from None
+            rule = "`checkpoint_dir` must be a directory that can be written"
+            raise ValueError(f"{rule}; got {shown}: {error}.") from None
         try:
             if fcntl is not None:
                 # The system frees it with the process, however that ends.
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise ValueError(
-                f"`checkpoint_dir` must belong to one running fit; {str(self._directory)!r} is "
-                "locked by another. Perhaps give each fit a directory of its own?"
-            ) from None
+            rule = f"`checkpoint_dir` must belong to one running fit; {shown} is locked by another"
+            fix = "Perhaps give each fit a directory of its own?"
+            raise ValueError(f"{rule}. {fix}") from None
         steps = self._steps()
         if steps and not resume:
             os.close(self._lock)
-            raise ValueError(
-                "`checkpoint_dir` must hold no checkpoints where `resume` is False; "
-                f"{str(self._directory)!r} holds one of step {max(steps)}. Perhaps pass "
-                "`resume=True`, or another directory?"
-            )
+            rule = "`checkpoint_dir` must hold no checkpoints where `resume` is False"
+            fix = "Perhaps pass `resume=True`, or another directory?"
+            raise ValueError(f"{rule}; {shown} holds one of step {max(steps)}. {fix}")
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "flowvi-checkpoints")
         self._written: concurrent.futures.Future[None] | None = None
 
@@ -92,13 +88,11 @@ class Checkpoints:
             return
         self._saved = step
         self._wait()
-        arrays = {f"state{name}": np.array(leaf) for name, leaf in _named(jax.device_get(state))}
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+        arrays = {f"state{keystr(path)}": np.array(numbers(leaf)) for path, leaf in leaves}
         arrays |= {f"history[{name!r}]": values for name, values in history.items()}
-        about = {
-            "checkpoint": step,
-            "configuration": dict(self._configuration),
-            "history": list(history),
-        }
+        about = {"configuration": dict(self._configuration), "history": list(history)}
+        about |= {"checkpoint": step}
         self._written = self._thread.submit(self._write, step, about, arrays)
 
     def _write(self, step: int, about: Json, arrays: Arrays) -> None:
@@ -143,17 +137,11 @@ class Checkpoints:
                 )
                 continue
             saved = about.get("configuration") if isinstance(about, dict) else None
+            rule = "`checkpoint_dir` must hold checkpoints"
             if not isinstance(saved, dict):
-                raise ValueError(
-                    f"`checkpoint_dir` must hold checkpoints; {str(path)!r} is another file of "
-                    "flowvi."
-                )
-            different = difference(saved, self._configuration)
-            if different is not None:
-                raise ValueError(
-                    f"`checkpoint_dir` must hold checkpoints of this very fit; in {str(path)!r} "
-                    f"{different}."
-                )
+                raise ValueError(f"{rule}; {str(path)!r} is another file of flowvi.")
+            if (different := difference(saved, self._configuration)) is not None:
+                raise ValueError(f"{rule} of this very fit; in {str(path)!r} {different}.")
             for later in self._steps():
                 if later > step:  # damaged, and in the way of new ones
                     self._path(later).unlink(missing_ok=True)
@@ -161,10 +149,8 @@ class Checkpoints:
             history = {name: arrays[f"history[{name!r}]"] for name in about["history"]}
             return _restored(state, arrays), history
         if reason is not None:
-            raise ValueError(
-                f"`checkpoint_dir` must hold a checkpoint that is whole; all in "
-                f"{str(self._directory)!r} are damaged: {reason}"
-            )
+            rule = "`checkpoint_dir` must hold a checkpoint that is whole"
+            raise ValueError(f"{rule}; all in {str(self._directory)!r} are damaged: {reason}")
         return None
 
     def _path(self, step: int) -> pathlib.Path:
@@ -184,26 +170,12 @@ class Checkpoints:
             self._wait()
 
 
-def _named(state: PyTree) -> list[tuple[str, Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [(jax.tree_util.keystr(path), _plain(leaf)) for path, leaf in leaves]
-
-
-def _is_key(leaf: Array) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _plain(leaf: Array) -> Array:
-    """A leaf as numbers, also where it is a random key."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
 def _restored(state: PyTree, arrays: Arrays) -> PyTree:
     """A state like `state` with these numbers, in buffers of its own."""
 
     def restored(path: tuple, like: Array) -> Array:
-        saved = jnp.asarray(arrays[f"state{jax.tree_util.keystr(path)}"])
-        if _is_key(like):
+        saved = jnp.asarray(arrays[f"state{keystr(path)}"])
+        if is_key(like):
             return jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like))
         return jnp.array(saved, dtype=like.dtype, copy=True)
 

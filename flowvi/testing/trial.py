@@ -175,10 +175,12 @@ class Trial:
         batch_shape, ndims = checks.sizes("batch_shape", batch_shape), self.bijector.event_ndims_in
         owner, least = f"{self.bijector.name} with `event_ndims_in=={ndims}`", len(batch_shape)
         rule = f"`x` must have at least {ndims + least} axes for {owner} and batch shape"
-        checks.require(x.ndim >= ndims + least, f"{rule} {batch_shape}", x.shape, kind="shape")
+        checks.require(
+            x.ndim >= ndims + least, f"{rule} {batch_shape}", f"shape {x.shape}", say=str
+        )
         event_shape = x.shape[x.ndim - ndims :]
         checks.trailing_shape("x", x, (*batch_shape, *event_shape), f"batch shape {batch_shape}")
-        checks.require(x.size > 0, "`x` must hold at least one event", x.shape, kind="shape")
+        checks.require(x.size > 0, "`x` must hold at least one event", f"shape {x.shape}", say=str)
         if not np.isfinite(np.asarray(x)).all():
             raise ValueError("`x` must be finite; got NaN or infinity.")
         if order is not None:

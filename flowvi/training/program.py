@@ -17,7 +17,7 @@ import optax
 
 from flowvi.compiling import KEPT
 from flowvi.optimizers import averaged, learned, rowwise
-from flowvi.params import PyTree, partition
+from flowvi.params import PyTree, is_key, partition
 from flowvi.training.step import LossFn, Metrics, is_finite, train_step, unpack
 
 Array = jax.Array
@@ -128,7 +128,7 @@ def _begin(program: Program, params: PyTree) -> State:
 
 
 def _own(leaf: Array) -> Array:
-    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+    if is_key(leaf):
         return jnp.copy(leaf)
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
@@ -170,14 +170,8 @@ def _run(
             for name, value in {"loss": out.loss, **out.metrics}.items()
         }
         bad = jnp.where(out.good, 0, 1) if guards else 0
-        state = State(
-            out.params,
-            out.opt_state,
-            state.step + 1,
-            state.num_bad + bad,
-            (state.bad_in_row + bad) * bad,
-        )
-        return Walk(state, history, out.good | guards)
+        counts = state.step + 1, state.num_bad + bad, (state.bad_in_row + bad) * bad
+        return Walk(State(out.params, out.opt_state, *counts), history, out.good | guards)
 
     def segment(carry: tuple[State, Metrics, Array]) -> tuple[State, Metrics, Array]:
         state, history, limit = carry
@@ -207,14 +201,10 @@ def _run(
         return (carry[0].step < end) & (carry[0].bad_in_row < max_bad)
 
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, key, batch_at(begin)))
-    capacity = CAPACITY
-    if rows is not None:
-        capacity = rows.shape[0]
-    elif program.batched:
-        capacity = jax.tree.leaves(data)[0].shape[0]
-    history = {
-        name: jnp.zeros(capacity, each.dtype) for name, each in {"loss": loss, **metrics}.items()
-    }
+    batches = rows if rows is not None else jax.tree.leaves(data)[0] if program.batched else None
+    capacity = CAPACITY if batches is None else batches.shape[0]
+    numbers = {"loss": loss, **metrics}
+    history = {name: jnp.zeros(capacity, each.dtype) for name, each in numbers.items()}
     limit = jnp.minimum(begin + SEGMENT, end)
     state, history, _ = jax.lax.while_loop(goes_on, segment, (state, history, limit))
     return state, history
@@ -226,9 +216,7 @@ def _judge(
     judged = learned(opt_state, params)
     values: Metrics = {}
     if program.validate is not None:
-        loss, metrics, _ = unpack(
-            program.validate(judged, jax.random.clone(key), data)
-        )  # the same each time
-        values = {"validation": loss}
-        values |= {f"validation_{name}": metrics[name] for name in metrics}
+        again = jax.random.clone(key)  # the same each time
+        loss, metrics, _ = unpack(program.validate(judged, again, data))
+        values = {"validation": loss} | {f"validation_{name}": metrics[name] for name in metrics}
     return values, jax.tree.map(_own, judged)

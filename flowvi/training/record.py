@@ -85,12 +85,9 @@ class Record:
     def resume(self, step: int, num_bad_steps: int, history: History) -> None:
         """Takes over an earlier run's history."""
         self.add(step, num_bad_steps, history)
-        if not self._validation:
-            return
-        for index, validated in enumerate(history["validation_step"]):
-            self.validated(
-                int(validated), {name: history[name][index] for name in self._validation}
-            )
+        for index, validated in enumerate(history.get("validation_step", ())):
+            values = {name: history[name][index] for name in self._validation}
+            self.validated(int(validated), values)
 
     def add(self, step: int, num_bad_steps: int, history: History) -> None:
         """Takes in the steps of a chunk."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi import checks
+from flowvi.checks import positive_int, require
 from flowvi.families import as_array
 from flowvi.optimizers import rowwise
 from flowvi.params import PyTree
@@ -153,9 +153,8 @@ class HostRows(Rows):
         self._capacity = _capacity(self.batch)
 
     def sample(self, count: int) -> PyTree:
-        return self._lazy.take(
-            np.arange(0, self._lazy.num_rows, max(self._lazy.num_rows // count, 1))
-        )
+        num_rows = self._lazy.num_rows
+        return self._lazy.take(np.arange(0, num_rows, max(num_rows // count, 1)))
 
     def make(self, step: int) -> Chunk:
         rows = self._rows(step)
@@ -181,15 +180,14 @@ class Batches(Prefetched):
     batched = True
 
     def __init__(self, iterable: Iterable[PyTree], rows_of_params: int | None = None):
-        self._iterable = iterable
-        self._rows_of_params = rows_of_params
+        self._iterable, self._rows_of_params = iterable, rows_of_params
         self._iterator: Iterator[PyTree] = iter(iterable)
         self._number = 0
         self._seen: list[PyTree] = []
         self._ahead: PyTree = None
         self._ahead = self._first = self._draw()
-        if self._ahead is None:
-            raise ValueError("`data` must give at least one batch; got none.")
+        got_one = self._ahead is not None
+        require(got_one, "`data` must give at least one batch", "none", say=str)
         self.batch = _shapes(self._ahead)
 
     def sample(self, count: int) -> PyTree:
@@ -207,10 +205,9 @@ class Batches(Prefetched):
             return None
         shapes = _shapes(self._ahead)
         self._note(shapes)
-        batches: list[PyTree] = []
-        capacity = _capacity(shapes)
+        capacity, batches = _capacity(shapes), list[PyTree]()
         while (
-            self._ahead is not None and _shapes(self._ahead) == shapes and len(batches) < capacity
+            len(batches) < capacity and self._ahead is not None and _shapes(self._ahead) == shapes
         ):
             batches.append(self._ahead)
             self._ahead = self._draw()
@@ -256,10 +253,8 @@ class Batches(Prefetched):
         )
         if self._ahead is not None:
             have, want = jax.tree.structure(arrays), jax.tree.structure(self._ahead)
-            if not bool(have == want):  # type: ignore[operator]
-                raise ValueError(
-                    f"`{name}` must have the structure of the one before, {want}; got {have}."
-                )
+            rule = f"`{name}` must have the structure of the one before, {want}"
+            require(have == want, rule, have)  # type: ignore[operator]
         return arrays
 
 
@@ -297,22 +292,19 @@ def make(
     if isinstance(data, LazyRows):
         return HostRows(data, check_batch_size(batch_size, data.num_rows) or data.num_rows)
     if _is_iterable(data):
-        if batch_size is not None:
-            raise ValueError(
-                "`batch_size` must be None where `data` is an iterable, whose batches are taken as "
-                f"they come; got {batch_size!r}."
-            )
+        rule = "`batch_size` must be None where `data` is an iterable, whose batches are taken as"
+        require(batch_size is None, f"{rule} they come", batch_size)
         return Batches(data, rows_of_params)
     arrays, num_rows = check_rows("data", data)
     batch_size = check_batch_size(batch_size, num_rows)
     if rows_of_params is not None:
         rowwise.check_batch("data", arrays, rows_of_params)
     if must_be_finite:
+        fix = (
+            "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows "
+            "what to do with them?"
+        )
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-            fix = (
-                "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows "
-                "what to do with them?"
-            )
             check_finite(f"data{jax.tree_util.keystr(path)}", leaf, fix)
     if batch_size is None:
         return Source(jax.tree.map(jnp.asarray, arrays))
@@ -342,19 +334,14 @@ def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
         name + jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(data)
     }
-    if not leaves:
-        raise ValueError(f"`{name}` must hold at least one array; got {data!r}.")
+    require(leaves, f"`{name}` must hold at least one array", data)
     for where, leaf in leaves.items():
-        if leaf.ndim == 0:
-            raise ValueError(f"`{where}` must have a leading axis of rows; got a scalar.")
+        require(leaf.ndim, f"`{where}` must have a leading axis of rows", "a scalar", say=str)
     (first, num_rows), *others = [(where, leaf.shape[0]) for where, leaf in leaves.items()]
     for where, count in others:
-        if count != num_rows:
-            raise ValueError(
-                f"`{where}` must have as many rows as `{first}`, which has {num_rows}; got {count}."
-            )
-    if num_rows == 0:
-        raise ValueError(f"`{name}` must have at least one row; got none.")
+        rule = f"`{where}` must have as many rows as `{first}`, which has {num_rows}"
+        require(count == num_rows, rule, count)
+    require(num_rows, f"`{name}` must have at least one row", "none", say=str)
     return data, num_rows
 
 
@@ -362,14 +349,12 @@ def check_batch_size(batch_size: int | None, num_rows: int | None) -> int | None
     """`batch_size` as an int; None where every step sees all the data, or there is none."""
     if batch_size is None:
         return None
-    batch_size = checks.positive_int("batch_size", batch_size)
+    batch_size = positive_int("batch_size", batch_size)
     if num_rows is None:
         raise ValueError(f"`batch_size` must be None where there is no `data`; got {batch_size}.")
-    if batch_size > num_rows:
-        raise ValueError(
-            f"`batch_size` must be at most the number of rows, {num_rows}; got {batch_size}. "
-            "Perhaps leave it out, so that every step sees all rows?"
-        )
+    fix = "Perhaps leave it out, so that every step sees all rows?"
+    rule = f"`batch_size` must be at most the number of rows, {num_rows}"
+    require(batch_size <= num_rows, rule, batch_size, fix)
     return None if batch_size == num_rows else batch_size
 
 
@@ -388,6 +373,5 @@ def check_finite(name: str, array: Array | np.ndarray, fix: str) -> None:
                 where += f", column {column[0] if len(column) == 1 else tuple(column)}"
             if len(bad) > 1:
                 where += f", and {len(bad) - 1} more"
-            raise ValueError(
-                f"`{name}` must be finite; got {values[tuple(bad[0])]} in {where}. {fix}"
-            )
+            got = f"{values[tuple(bad[0])]} in {where}"
+            raise ValueError(f"`{name}` must be finite; got {got}. {fix}")

@@ -32,9 +32,6 @@ class Plateau:
         patience: windows on each side of the comparison.
         tolerance: a gain in units of the loss, or None.
 
-    Raises:
-        ValueError: if the first two are no positive integers, or `tolerance` no positive number.
-
     Example:
         >>> import flowvi as fv
         >>> fv.Plateau(window=200, patience=3)
@@ -50,10 +47,8 @@ class Plateau:
             object.__setattr__(self, name, checks.positive_int(name, getattr(self, name)))
         if self.tolerance is not None:
             known = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
-            if not known or not 0 < self.tolerance < np.inf:
-                raise ValueError(
-                    f"`tolerance` must be a positive number or None; got {self.tolerance!r}."
-                )
+            rule = "`tolerance` must be a positive number or None"
+            checks.require(known and 0 < self.tolerance < np.inf, rule, self.tolerance)
 
 
 class PlateauWatch:

@@ -36,13 +36,9 @@ _NAME = re.compile(r"step_(\d+)\.flowvi")
 
 
 class Checkpoints:
-    """The checkpoints of one run in one directory.
+    """The checkpoints of one run in one directory, which is made if it is missing.
 
-    Args:
-        directory: where they are; made if it is missing.
-        every: steps between two of them.
-        resume: whether to go on from those that are there.
-        configuration: what is being fitted, in words; see `difference`.
+    There is one every so many steps; `configuration` says what is being fitted: see `difference`.
 
     Raises:
         ValueError: if the directory cannot be written, belongs to a run that goes on, or holds
@@ -91,8 +87,8 @@ class Checkpoints:
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
         arrays = {f"state{keystr(path)}": np.array(numbers(leaf)) for path, leaf in leaves}
         arrays |= {f"history[{name!r}]": values for name, values in history.items()}
-        about = {"configuration": dict(self._configuration), "history": list(history)}
-        about |= {"checkpoint": step}
+        about: Json = {"checkpoint": step, "history": list(history)}
+        about["configuration"] = dict(self._configuration)
         self._written = self._thread.submit(self._write, step, about, arrays)
 
     def _write(self, step: int, about: Json, arrays: Arrays) -> None:
@@ -117,8 +113,7 @@ class Checkpoints:
     def restore(self, state: PyTree) -> tuple[PyTree, History] | None:
         """The state and history of the last checkpoint that is whole; None if there is none at all.
 
-        Args:
-            state: a state of the same structure, shapes and dtypes.
+        The state has the structure, shapes and dtypes of that which is given.
 
         Raises:
             ValueError: if a checkpoint is that of another run, or none of them is whole.

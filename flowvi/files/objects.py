@@ -155,7 +155,7 @@ class _Encoder:
             "fields": fields,
         }
 
-    def _array(self, leaf: jax.Array | np.ndarray | np.generic, where: str) -> Json:
+    def _array(self, leaf: Any, where: str) -> Json:
         node: Node = {"kind": "array", "numpy": not isinstance(leaf, jax.Array), "name": where}
         if is_key(leaf):
             node["key"] = str(jax.random.key_impl(leaf))

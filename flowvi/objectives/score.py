@@ -39,12 +39,9 @@ Applied = tuple[Array, PyTree, Array]
 
 
 class Draws(NamedTuple):
-    """What a control variate may look at.
+    """What a control variate may look at: q without gradients to its parameters, and its context.
 
-    Attributes:
-        distribution: q, to whose parameters no gradient flows.
-        context: the context of q, or None.
-        signal_at: z of shape [*batch, *event] -> the learning signal there, of shape [*batch].
+    `signal_at` is a function from z of shape [*batch, *event] to the signal there, [*batch].
     """
 
     distribution: distrax.Distribution
@@ -170,8 +167,9 @@ class LearnedBaseline:
         return self.network.init(key)
 
     def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
-        rule, fix = "`context` must be given for `LearnedBaseline`", "Perhaps use `RunningMean`?"
-        require(draws.context is not None, rule, None, fix)
+        if draws.context is None:
+            rule = "`context` must be given for `LearnedBaseline`"
+            raise ValueError(f"{rule}. Perhaps use `RunningMean`?")
         prediction = self.network.apply(state, draws.context)[..., 0]
         loss = jnp.mean((jax.lax.stop_gradient(signal) - prediction[None]) ** 2)
         return signal - jax.lax.stop_gradient(prediction)[None], state, loss

@@ -163,14 +163,10 @@ def fit(
     compiled = program.build(own)
     shapes = jax.eval_shape(compiled.begin, params)
     names = check_loss("loss_fn", compiled.loss_fn, shapes.params, key, source.batch)
-    record = Record(
-        ["loss", *names],
-        _validation_names(compiled, shapes.params, key, validation_data, names),
-        num_steps,
-        arguments.count("validate_every", validate_every),
-        arguments.count("patience", patience),
-        plateau,
-    )
+    validation_names = _validation_names(compiled, shapes.params, key, validation_data, names)
+    counts = {"validate_every": validate_every, "patience": patience}
+    limits = {name: arguments.count(name, value) for name, value in counts.items()}
+    record = Record(["loss", *names], validation_names, num_steps, **limits, plateau=plateau)
     run = _Run(compiled, source, record, list(jax.random.split(key, 3)), validation_data, started)
     run.state = compiled.begin(params)
     with contextlib.ExitStack() as stack:
@@ -182,7 +178,7 @@ def fit(
                 "batch_size": str(source.batch_size),
                 "validate_every": str(validate_every),
                 "averaging": str(averaging),
-                "the list of metrics": str([*names, *record.validation_names]),
+                "the list of metrics": str([*names, *validation_names]),
             }
             about = {**(configuration or {}), **settings}
             about |= _fingerprint(own, run.state, source, validation_data)
@@ -235,13 +231,9 @@ def fit(
 
 
 class _Run:
-    """A run in progress.
+    """A run in progress: the state after the last step, and the best parameters by validation.
 
-    Attributes:
-        state: the state after the last step.
-        best: the best parameters by validation; None before the first validation.
-        bad_in_row: bad steps since the last good one.
-        keys: of the steps, of the shuffles and of validations.
+    `keys` are those of the steps, of the shuffles and of validations.
     """
 
     state: program.State

@@ -14,12 +14,7 @@ from flowvi.params import numbers
 
 
 class Order:
-    """The stream of rows. The shuffle of an epoch depends on the key and the epoch's number alone.
-
-    Args:
-        key: a random key.
-        num_rows: rows of an epoch, at least 1.
-    """
+    """The stream of rows; the shuffle of an epoch depends on the key and its number alone."""
 
     def __init__(self, key: jax.Array, num_rows: int):
         self._seed = np.asarray(numbers(key)).ravel().tolist()

@@ -44,20 +44,9 @@ class Pace:
 class Record:
     """What the host knows of a run, and its decision when to stop.
 
-    Args:
-        names: "loss" and the names of the metrics.
-        validation_names: "validation" and the names of a validation's metrics, if there are any.
-        num_steps: steps to do.
-        validate_every: steps between two validations.
-        patience: validations without a new best that end the run.
-        plateau: the rule by which a plateau of the loss ends it, if any.
-
-    Attributes:
-        step: steps done.
-        num_bad_steps: of these, those that were skipped.
-        best_step: steps that the best parameters have seen; None before the first validation.
-        loss: the mean loss of the latest chunk, but of at least the last 20 steps, bad ones left
-            out; NaN if there was no other.
+    `names` are "loss" and those of the metrics, `validation_names` "validation" and those of its
+    metrics, if there are any. The best parameters have seen `best_step` steps. `loss` is the mean
+    of the latest chunk, but of at least the last 20 steps, bad ones left out; NaN without any.
     """
 
     def __init__(
@@ -104,11 +93,6 @@ class Record:
         self.loss = float(np.mean(known, dtype=np.float64)) if known.size else float("nan")
         if self._watch is not None:
             self._watch.add(losses[-1])
-
-    @property
-    def validation_names(self) -> list[str]:
-        """The names under which the history keeps validations."""
-        return list(self._validation)
 
     @property
     def validation_due(self) -> bool:

@@ -32,14 +32,10 @@ FEW_SHAPES = 3
 
 
 class Chunk(NamedTuple):
-    """What a run of steps works on.
+    """What the steps from `first` to before `end` work on: all data, or batches along a new axis.
 
-    Attributes:
-        data: the data themselves, or batches along a new leading axis.
-        rows: the rows of each batch, of shape [number of batches, batch_size]; None where `data`
-            are batches, or each step sees all of them.
-        first: the step of the first batch.
-        end: the first step for which something else is needed.
+    `rows` are those of each batch, of shape [number of batches, batch_size]; None where `data` are
+    batches, or each step sees all of them.
     """
 
     data: PyTree
@@ -49,12 +45,7 @@ class Chunk(NamedTuple):
 
 
 class LazyRows(NamedTuple):
-    """Data that are made when they are needed.
-
-    Attributes:
-        take: numbers of rows -> a pytree of numpy arrays, with these rows along the leading axis.
-        num_rows: how many rows there are.
-    """
+    """Data that are made when they are needed: `take(rows)` are arrays with these rows."""
 
     take: Callable[[np.ndarray], PyTree]
     num_rows: int
@@ -63,11 +54,8 @@ class LazyRows(NamedTuple):
 class Source:
     """All the data in every step, or nothing at all.
 
-    Attributes:
-        batch: shapes and dtypes of a batch.
-        batched: whether chunks hold batches along a leading axis.
-        num_rows: rows of the data; None where that is not known, or there are none.
-        batch_size: rows of a batch; None where every step sees all of them.
+    Every source has the shapes and dtypes of a batch, and the number of rows where that is known;
+    chunks of a `batched` one hold batches along a leading axis.
     """
 
     batched = False
@@ -148,26 +136,26 @@ class HostRows(Rows):
     batched = True
 
     def __init__(self, lazy: LazyRows, batch_size: int):
-        self._lazy = lazy
+        self._take = lazy.take
         super().__init__(lazy.take(np.zeros(1, np.int32)), lazy.num_rows, batch_size)
         self._capacity = _capacity(self.batch)
 
     def sample(self, count: int) -> PyTree:
-        num_rows = self._lazy.num_rows
-        return self._lazy.take(np.arange(0, num_rows, max(num_rows // count, 1)))
+        num_rows = self.num_rows or 1
+        return self._take(np.arange(0, num_rows, max(num_rows // count, 1)))
 
     def make(self, step: int) -> Chunk:
         rows = self._rows(step)
         # In the order in which they lie in the file.
         sort = np.argsort(rows, axis=None)
-        taken = self._lazy.take(rows.ravel()[sort])
 
         def batches(leaf: np.ndarray) -> Array:
             result = np.empty(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
             result[sort] = leaf
             return jnp.asarray(result.reshape(*rows.shape, *leaf.shape[1:]))
 
-        return Chunk(jax.tree.map(batches, taken), None, step, step + self._capacity)
+        taken = jax.tree.map(batches, self._take(rows.ravel()[sort]))
+        return Chunk(taken, None, step, step + self._capacity)
 
 
 class Batches(Prefetched):
@@ -246,11 +234,9 @@ class Batches(Prefetched):
     def _checked(self, batch: PyTree) -> PyTree:
         name = f"batch {self._number} of data"
         arrays, _ = check_rows(name, batch)
-        if self._rows_of_params is not None:
-            rowwise.check_batch(name, arrays, self._rows_of_params)
-        arrays = jax.tree.map(
-            lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)), arrays
-        )
+        rowwise.check_batch(name, arrays, self._rows_of_params)
+        own = lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
+        arrays = jax.tree.map(own, arrays)
         if self._ahead is not None:
             have, want = jax.tree.structure(arrays), jax.tree.structure(self._ahead)
             rule = f"`{name}` must have the structure of the one before, {want}"
@@ -276,29 +262,23 @@ def _capacity(batch: PyTree) -> int:
 def make(
     data: PyTree, batch_size: int | None, *, must_be_finite: bool, rows_of_params: int | None
 ) -> Source:
-    """The source of batches behind `data`, checked.
+    """The source of batches behind `data`, checked; the numbers of an iterable are not looked at.
 
-    Args:
-        data: None, a pytree of arrays, `LazyRows`, or an iterable of batches that is no pytree.
-        batch_size: rows of a batch, or None.
-        must_be_finite: whether all numbers must be; an iterable's are not looked at.
-        rows_of_params: how many rows have parameters for themselves, which data then name; or None.
+    `rows_of_params` is how many rows have parameters for themselves, which data then name.
     """
     if data is None:
         check_batch_size(batch_size, None)
-        if rows_of_params is not None:
-            rowwise.check_batch("data", data, rows_of_params)
+        rowwise.check_batch("data", data, rows_of_params)
         return Source(None)
-    if isinstance(data, LazyRows):
-        return HostRows(data, check_batch_size(batch_size, data.num_rows) or data.num_rows)
     if _is_iterable(data):
         rule = "`batch_size` must be None where `data` is an iterable, whose batches are taken as"
         require(batch_size is None, f"{rule} they come", batch_size)
         return Batches(data, rows_of_params)
+    if isinstance(data, LazyRows):
+        return HostRows(data, check_batch_size(batch_size, data.num_rows) or data.num_rows)
     arrays, num_rows = check_rows("data", data)
     batch_size = check_batch_size(batch_size, num_rows)
-    if rows_of_params is not None:
-        rowwise.check_batch("data", arrays, rows_of_params)
+    rowwise.check_batch("data", arrays, rows_of_params)
     if must_be_finite:
         fix = (
             "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows "

@@ -20,15 +20,7 @@ RESERVED = ("loss", "validation", "validation_step", "step")
 
 
 class Outcome(NamedTuple):
-    """What one step brought.
-
-    Attributes:
-        params: parameters after the step; of a bad one that guards, those before it.
-        opt_state: the optimizer's state, likewise.
-        loss: scalar.
-        metrics: a dict of scalars.
-        good: whether loss, gradient and new parameters are finite.
-    """
+    """What one step brought; a bad one that guards brings the parameters and state before it."""
 
     params: PyTree
     opt_state: PyTree

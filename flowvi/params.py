@@ -6,6 +6,7 @@ running baselines. Only a loss or a family's training form hands back new ones.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
@@ -93,6 +94,14 @@ def is_key(leaf: object) -> bool:
 def numbers(leaf: jax.Array) -> jax.Array:
     """A leaf as numbers, also where it holds random keys."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def named_leaves(
+    name: str, tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None
+) -> dict[str, Any]:
+    """The leaves of a tree, each under its place in it, such as "params['w'][0]"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {name + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def is_per_row(node: object) -> TypeGuard[PerRow]:

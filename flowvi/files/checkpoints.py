@@ -14,12 +14,11 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr
 
 from flowvi.files import container
 from flowvi.files.container import Arrays, Json, Path
 from flowvi.files.objects import difference
-from flowvi.params import PyTree, is_key, numbers
+from flowvi.params import PyTree, is_key, named_leaves, numbers
 
 try:
     import fcntl
@@ -84,8 +83,8 @@ class Checkpoints:
             return
         self._saved = step
         self._wait()
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-        arrays = {f"state{keystr(path)}": np.array(numbers(leaf)) for path, leaf in leaves}
+        leaves = named_leaves("state", jax.device_get(state))
+        arrays = {name: np.array(numbers(leaf)) for name, leaf in leaves.items()}
         arrays |= {f"history[{name!r}]": values for name, values in history.items()}
         about: Json = {"checkpoint": step, "history": list(history)}
         about["configuration"] = dict(self._configuration)
@@ -102,12 +101,9 @@ class Checkpoints:
         try:
             self._written.result()
         except OSError as error:
-            warnings.warn(
-                f"A checkpoint could not be written to {str(self._directory)!r}, so training goes "
-                f"on without it, and older ones stay: {error}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            what = f"A checkpoint could not be written to {str(self._directory)!r}"
+            then = f"so training goes on without it, and older ones stay: {error}"
+            warnings.warn(f"{what}, {then}", RuntimeWarning, stacklevel=4)
         self._written = None
 
     def restore(self, state: PyTree) -> tuple[PyTree, History] | None:
@@ -125,11 +121,8 @@ class Checkpoints:
                 about, arrays = container.read(path)
             except (OSError, ValueError) as error:
                 reason = error
-                warnings.warn(
-                    f"The checkpoint of step {step} is damaged and left out: {error}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+                what = f"The checkpoint of step {step} is damaged and left out"
+                warnings.warn(f"{what}: {error}", RuntimeWarning, stacklevel=4)
                 continue
             saved = about.get("configuration") if isinstance(about, dict) else None
             rule = "`checkpoint_dir` must hold checkpoints"
@@ -169,7 +162,7 @@ def _restored(state: PyTree, arrays: Arrays) -> PyTree:
     """A state like `state` with these numbers, in buffers of its own."""
 
     def restored(path: tuple, like: Array) -> Array:
-        saved = jnp.asarray(arrays[f"state{keystr(path)}"])
+        saved = jnp.asarray(arrays[f"state{jax.tree_util.keystr(path)}"])
         if is_key(like):
             return jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like))
         return jnp.array(saved, dtype=like.dtype, copy=True)

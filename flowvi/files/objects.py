@@ -18,7 +18,7 @@ import numpy as np
 
 from flowvi.checks import require
 from flowvi.files.container import Arrays, Json, Path, damaged, digest_of, read, write
-from flowvi.params import Fixed, Origin, PerRow, PyTree, is_key
+from flowvi.params import Fixed, Origin, PerRow, PyTree, is_key, named_leaves
 
 Node = dict[str, Json]
 
@@ -51,9 +51,8 @@ def save(path: Path, value: PyTree) -> None:
         >>> family.sample(fv.load(path), jax.random.key(1), 3).shape
         (3, 2)
     """
-    for place, leaf in jax.tree_util.tree_leaves_with_path(getattr(value, "params", value)):
-        rule = f"`params{jax.tree_util.keystr(place)}` must not be NaN to be saved"
-        require(not _has_nan(leaf), rule, "NaN", say=str)
+    for name, leaf in named_leaves("params", getattr(value, "params", value)).items():
+        require(not _has_nan(leaf), f"`{name}` must not be NaN to be saved", "NaN", say=str)
     arrays: Arrays = {}
     write(path, _Encoder(arrays, keep=True).encode(value, "value"), arrays)
 
@@ -149,11 +148,8 @@ class _Encoder:
     def _object(self, value: object, names: Iterable[str], where: str) -> Json:
         kind, inner = type(value), dataclasses.replace(self, inside=True)
         fields = {name: inner.encode(getattr(value, name), f"{where}.{name}") for name in names}
-        return {
-            "kind": "object",
-            "type": f"{kind.__module__}:{kind.__qualname__}",
-            "fields": fields,
-        }
+        type_name = f"{kind.__module__}:{kind.__qualname__}"
+        return {"kind": "object", "type": type_name, "fields": fields}
 
     def _array(self, leaf: Any, where: str) -> Json:
         node: Node = {"kind": "array", "numpy": not isinstance(leaf, jax.Array), "name": where}
@@ -235,10 +231,7 @@ class _Decoder:
         return result
 
     def _check_params(self, params: PyTree, template: PyTree, where: str) -> None:
-        got, want = (
-            {where + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-            for leaves in map(jax.tree_util.tree_leaves_with_path, (params, template))
-        )
+        got, want = named_leaves(where, params), named_leaves(where, template)
         for name in [*want, *got]:
             own, other = _described(got.get(name)), _described(want.get(name))
             if own != other or _has_nan(got[name]):

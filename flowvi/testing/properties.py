@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi.testing import trial as trials
-from flowvi.testing.trial import METHODS, PARTS, BrokenError, Floats, Outcome, Trial
+from flowvi.testing.trial import METHODS, PARTS, BrokenError, Outcome, Trial
 
 Property = Callable[[Trial], Iterator[str]]
 
@@ -118,23 +118,12 @@ def inverse_jacobian(trial: Trial) -> Iterator[str]:
     tolerance = trial.tolerance**0.5
     expected = np.broadcast_to(trial.directions.T, tangents.x.shape)
     allowed = tolerance * (trials.at_least_one(expected) + dx)
-    yield from _by_direction(trial, "inverse(forward(x))", tangents.x, expected, allowed)
+    what = "the derivative of inverse(forward(x))"
+    yield from trial.compare(what, tangents.x, expected, allowed, by_direction=True)
     total = tangents.log_det + tangents.inverse_log_det
     allowed = tolerance * (trials.at_least_one(tangents.log_det) + dlog_det)
-    yield from _by_direction(
-        trial, "the sum of both log-dets", total, np.zeros_like(total), allowed
-    )
-
-
-def _by_direction(
-    trial: Trial, what: str, got: Floats, expected: Floats, allowed: Floats, claim: str = ""
-) -> Iterator[str]:
-    """`Trial.compare` of derivatives, whose last axis is that of directions: the worst of them."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        excess = np.nan_to_num(np.abs(got - expected) / allowed, nan=np.inf)
-    k = trials.worst(excess)[-1]
-    what = f"{claim}the derivative of {what} in direction {k}"
-    yield from trial.compare(what, got[..., k], expected[..., k], allowed[..., k])
+    what = "the derivative of the sum of both log-dets"
+    yield from trial.compare(what, total, np.zeros_like(total), allowed, by_direction=True)
 
 
 def constant_jacobian(trial: Trial) -> Iterator[str]:
@@ -145,13 +134,12 @@ def constant_jacobian(trial: Trial) -> Iterator[str]:
     dy, slopes = trial.tangents.y, trial.tangents.log_det
     if trial.bijector.is_constant_jacobian:
         allowed = trial.tolerance * np.maximum(1, np.abs(dy).max((0, -2), keepdims=True))
-        first, claim = np.broadcast_to(dy[:1], dy.shape), "`is_constant_jacobian` is True: "
-        yield from _by_direction(trial, PARTS.y, dy, first, allowed, claim)
+        what = f"`is_constant_jacobian` is True: the derivative of {PARTS.y}"
+        first = np.broadcast_to(dy[:1], dy.shape)
+        yield from trial.compare(what, dy, first, allowed, by_direction=True)
     if trial.bijector.is_constant_log_det:
-        allowed, claim = np.full_like(slopes, trial.tolerance), "`is_constant_log_det` is True: "
-        yield from _by_direction(
-            trial, PARTS.log_det, slopes, np.zeros_like(slopes), allowed, claim
-        )
+        what = f"`is_constant_log_det` is True: the derivative of {PARTS.log_det}"
+        yield from trial.compare(what, slopes, np.zeros_like(slopes), trial.tolerance, True)
 
 
 def triangular(trial: Trial) -> Iterator[str]:

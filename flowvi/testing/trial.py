@@ -103,7 +103,7 @@ def _evaluate(
     """The cycle, and the evaluations of these names; one program, for each costs its own time."""
     global _num_traces
     _num_traces += 1
-    result = cycle(bijector, x)
+    result, moves = cycle(bijector, x), jnp.broadcast_to(directions, (len(directions), *x.shape))
     y = result.y
 
     def inverse_tangents() -> tuple[Array, Array]:
@@ -121,11 +121,7 @@ def _evaluate(
             for name in METHODS
             if _is_own(bijector, name)
         },
-        "tangents": lambda: _tangents(
-            functools.partial(cycle, bijector),
-            x,
-            jnp.broadcast_to(directions, (len(directions), *x.shape)),
-        ),
+        "tangents": lambda: _tangents(functools.partial(cycle, bijector), x, moves),
         "inverse_tangents": inverse_tangents,
         "alone": lambda: rows(x, y),
         "batch_of_one": lambda: rows(x[:, None], y[:, None]),
@@ -206,22 +202,22 @@ class Trial:
         chosen = {sensitivity if name == "sensitivity" else name for name in evaluations}
         self._names = tuple(sorted(chosen))
 
-    def _run(self, bijector: distrax.Bijector, *names: str) -> Results:
+    def _run(self, bijector: distrax.Bijector, *names: str, what: str = "") -> Results:
         lone = (1,) * len(self.lead)
         moves = self.directions.reshape(-1, *lone, *self.x.shape[len(lone) :])
-        return _evaluate(bijector, self.x, moves, names=names)
+        try:
+            return _evaluate(bijector, self.x, moves, names=names)
+        except Exception as error:
+            raise BrokenError(what, error) from error
 
     @functools.cached_property
     def _results(self) -> Results:
         """The cycle, and all evaluations; none where one of them raises an error."""
         try:
             return self._run(self.bijector, *self._names)
-        except Exception:
+        except BrokenError:
             self._names = ()  # Later they say one by one what is broken.
-        try:
             return self._run(self.bijector)
-        except Exception as error:
-            raise BrokenError("", error) from error
 
     @property
     def compiled(self) -> Outcome[Array]:
@@ -232,10 +228,7 @@ class Trial:
         """The result of an evaluation; an error of the bijector is told with `what` before it."""
         results = self._results[1]
         if name not in results:  # What is needed can also depend on the shape of y.
-            try:
-                results[name] = self._run(self.bijector, name)[1][name]
-            except Exception as error:
-                raise BrokenError(what, error) from error
+            results[name] = self._run(self.bijector, name, what=what)[1][name]
         return results[name]
 
     @property
@@ -312,12 +305,17 @@ class Trial:
         return place
 
     def compare(
-        self, what: str, got: ArrayLike, expected: ArrayLike, allowed: ArrayLike
+        self,
+        what: str,
+        got: ArrayLike,
+        expected: ArrayLike,
+        allowed: ArrayLike,
+        by_direction: bool = False,
     ) -> Iterator[str]:
         """Complains about the worst place where two arrays differ by more than is allowed.
 
         Values that are not finite are the business of another property: where both are the same,
-        they are equal here.
+        they are equal here. The last axis of derivatives is that of directions.
         """
         got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
         allowed = np.broadcast_to(allowed, got.shape)
@@ -328,8 +326,11 @@ class Trial:
             excess = np.where(bad, np.nan_to_num(error / allowed, nan=np.inf), 0)
         if bad.any():
             at = worst(excess)
+            place = (
+                self.where(at[:-1]) + f", direction {at[-1]}" if by_direction else self.where(at)
+            )
             yield (
-                f"{what} at {self.where(at)}: got {got[at]:.9g}, expected {expected[at]:.9g}; "
+                f"{what} at {place}: got {got[at]:.9g}, expected {expected[at]:.9g}; "
                 f"error {error[at]:.3g}, allowed {allowed[at]:.3g} "
                 f"(broken at {bad.sum()} of {bad.size} places)"
             )

@@ -15,13 +15,13 @@ from flowvi import checks, files
 from flowvi.families import check_key
 from flowvi.files import Checkpoints
 from flowvi.optimizers import rowwise
-from flowvi.params import Origin, PyTree, numbers, partition
+from flowvi.params import Origin, PyTree, named_leaves, numbers, partition
 from flowvi.training import arguments, program, sources
 from flowvi.training.progress import display
 from flowvi.training.record import Pace, Record
 from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
 from flowvi.training.step import LossFn, check_loss, check_params, culprit
-from flowvi.training.stopping import Interrupts, Plateau
+from flowvi.training.stopping import Plateau, noted_interrupts
 
 Array = jax.Array
 
@@ -170,7 +170,7 @@ def fit(
     run = _Run(compiled, source, record, list(jax.random.split(key, 3)), validation_data, started)
     run.state = compiled.begin(params)
     with contextlib.ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
+        interrupts = stack.enter_context(noted_interrupts())
         checkpoints = None
         if checkpoint_dir is not None:
             settings = {
@@ -210,7 +210,7 @@ def fit(
             if record.validation_due:
                 run.validate()
             reason = record.reason
-            if reason is None and interrupts.requested:
+            if reason is None and interrupts:
                 reason = StopReason.INTERRUPTED
             if reason is not None or record.step == chosen or pace.is_due():
                 shown.update(record.step, record.loss, record.validation, record.num_bad_steps)
@@ -221,10 +221,8 @@ def fit(
 
     concerns = record.concerns()
     if reason is StopReason.INTERRUPTED:
-        concerns.append(
-            f"Interrupted after {record.step} of {num_steps} steps: what was learned so far is "
-            "returned, and the program goes on."
-        )
+        place = f"Interrupted after {record.step} of {num_steps} steps"
+        concerns.append(f"{place}: what was learned so far is returned, and the program goes on.")
     for concern in concerns:
         warnings.warn(concern, RuntimeWarning, stacklevel=2)
     return run.result(reason)
@@ -328,10 +326,8 @@ class _Run:
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
                 error.result = self.result(StopReason.ERROR)  # type: ignore[attr-defined]
                 if not isinstance(error, TrainingDiverged):
-                    error.add_note(
-                        f"What fit had learned in {self._record.step} steps is this exception's "
-                        "`result`."
-                    )
+                    what = f"What fit had learned in {self._record.step} steps"
+                    error.add_note(f"{what} is this exception's `result`.")
             raise
 
     def diverged(self, chunk: sources.Chunk) -> TrainingDiverged:
@@ -384,14 +380,12 @@ def _fingerprint(
     """What must be the same for a run to go on: what it trains, on what, and how."""
     result = files.describe("loss_fn", own.loss_fn)
     is_origin = lambda node: isinstance(node, Origin)  # noqa: E731
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params, is_leaf=is_origin):
+    for name, leaf in named_leaves("params", state.params, is_origin).items():
         if is_origin(leaf):
-            result[f"the family of params{jax.tree_util.keystr(path)}"] = str(leaf.family)
-    trees = {"params": state.params, "the optimizer's state": state.opt_state}
-    for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shape = ", ".join(map(str, leaf.shape))
-            result[name + jax.tree_util.keystr(path)] = f"{leaf.dtype}[{shape}]"
+            result[f"the family of {name}"] = str(leaf.family)
+    leaves = named_leaves("params", state.params)
+    for name, leaf in (leaves | named_leaves("the optimizer's state", state.opt_state)).items():
+        result[name] = f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]"
     trainable, fixed = partition(state.params)
     ones = jax.tree.map(jnp.ones_like, trainable)
     values = {
@@ -408,8 +402,8 @@ def _fingerprint(
 
 def _digest(tree: PyTree) -> str:
     result = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves("", tree).items():
         array = np.asarray(numbers(leaf))
-        result.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        result.update(f"{name} {array.dtype} {array.shape}".encode())
         result.update(array.tobytes())
     return result.hexdigest()[:16]

@@ -147,10 +147,8 @@ class Record:
 
     def history(self) -> History:
         """All of it, as numpy arrays."""
-        history = {
-            name: np.concatenate(parts) if parts else np.zeros(0, np.float32)
-            for name, parts in self._parts.items()
-        }
+        none = [np.zeros(0, np.float32)]
+        history = {name: np.concatenate(parts or none) for name, parts in self._parts.items()}
         for name, values in self._validation.items():
             history[name] = np.asarray(values, self._dtypes.get(name, np.float32))
         if self._validation:
@@ -161,14 +159,12 @@ class Record:
         """What the reader of a result should know and may not see in it."""
         found = []
         if self.num_bad_steps > MANY_BAD * self.step:
-            found.append(
-                f"{self.num_bad_steps} of {self.step} steps were skipped, because the loss, its "
-                "gradient or what the optimizer made of them was not finite."
-            )
+            share = f"{self.num_bad_steps} of {self.step} steps were skipped"
+            why = "because the loss, its gradient or what the optimizer made of them was not finite"
+            found.append(f"{share}, {why}.")
         losses = self._validation.get("validation")
         if losses and np.isnan(losses).all():
-            found.append(
-                f"The validation loss was NaN in all {len(losses)} validations, so the result has "
-                "the last parameters rather than the best ones."
-            )
+            what = f"The validation loss was NaN in all {len(losses)} validations"
+            result = "the result has the last parameters rather than the best ones"
+            found.append(f"{what}, so {result}.")
         return found

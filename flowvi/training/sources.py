@@ -17,7 +17,7 @@ import numpy as np
 from flowvi.checks import positive_int, require
 from flowvi.families import as_array
 from flowvi.optimizers import rowwise
-from flowvi.params import PyTree
+from flowvi.params import PyTree, named_leaves
 from flowvi.supports import chunks
 from flowvi.training.order import Order
 from flowvi.training.stopping import NEVER
@@ -213,12 +213,9 @@ class Batches(Prefetched):
             return
         self._seen.append(shapes)
         if len(self._seen) == FEW_SHAPES + 1:
-            warnings.warn(
-                f"Batches of {len(self._seen)} different shapes came so far, and each shape is "
-                "compiled anew. Perhaps let the loader drop or fill up its ragged batches?",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            what = f"Batches of {len(self._seen)} different shapes came so far, and each shape is"
+            fix = "Perhaps let the loader drop or fill up its ragged batches?"
+            warnings.warn(f"{what} compiled anew. {fix}", RuntimeWarning, stacklevel=2)
 
     def _draw(self) -> PyTree:
         """The next batch as numpy arrays; None at the end of a one-way iterator."""
@@ -280,12 +277,10 @@ def make(
     batch_size = check_batch_size(batch_size, num_rows)
     rowwise.check_batch("data", arrays, rows_of_params)
     if must_be_finite:
-        fix = (
-            "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows "
-            "what to do with them?"
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-            check_finite(f"data{jax.tree_util.keystr(path)}", leaf, fix)
+        fix = "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows"
+        fix += " what to do with them?"
+        for name, leaf in named_leaves("data", arrays).items():
+            check_finite(name, leaf, fix)
     if batch_size is None:
         return Source(jax.tree.map(jnp.asarray, arrays))
     if any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(arrays)):
@@ -310,10 +305,7 @@ def as_arrays(name: str, data: PyTree) -> PyTree:
 def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
     """`data` as arrays, and the number of their rows, which all leaves share."""
     data = as_arrays(name, data)
-    leaves = {
-        name + jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-    }
+    leaves = named_leaves(name, data)
     require(leaves, f"`{name}` must hold at least one array", data)
     for where, leaf in leaves.items():
         require(leaf.ndim, f"`{where}` must have a leading axis of rows", "a scalar", say=str)

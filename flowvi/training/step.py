@@ -9,7 +9,7 @@ import optax
 
 from flowvi.checks import require
 from flowvi.optimizers import rowwise
-from flowvi.params import PyTree, combine, partition
+from flowvi.params import PyTree, combine, named_leaves, partition
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -77,14 +77,9 @@ def train_step(
     params, opt_state = rowwise.picked(whole, batch)
     loss, metrics, new_fixed, gradient = gradient_of(loss_fn, params, key, batch)
     trainable, fixed = partition(params)
-    updates, new_opt_state = optimizer.update(
-        gradient,
-        opt_state,
-        trainable,
-        value=loss,
-        grad=gradient,
-        value_fn=lambda other: unpack(loss_fn(combine(other, fixed), key, batch))[0],
-    )
+    value_fn = lambda other: unpack(loss_fn(combine(other, fixed), key, batch))[0]  # noqa: E731
+    extra = {"value": loss, "grad": gradient, "value_fn": value_fn}
+    updates, new_opt_state = optimizer.update(gradient, opt_state, trainable, **extra)
     moved = optax.apply_updates(trainable, updates)
     good = jnp.isfinite(loss) & is_finite(gradient)
     if new_fixed is not None:
@@ -134,22 +129,21 @@ def culprit(loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> str:
         ("the gradient of", gradient, lambda leaf: ~is_finite(leaf)),
         ("the new value of the Fixed leaf", new_fixed, _any_nan),
     ):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for name, leaf in named_leaves("params", tree).items():
             if broken(leaf):
-                return f"{what} `params{jax.tree_util.keystr(path)}` was not finite"
+                return f"{what} `{name}` was not finite"
     return "what the optimizer made of the parameters was not finite"
 
 
 def check_params(params: PyTree) -> None:
     """Checks that there is something to train and that all of it can be trained."""
-    leaves = jax.tree_util.tree_leaves_with_path(partition(params)[0])
+    leaves = named_leaves("params", partition(params)[0])
     require(leaves, "`params` must have at least one leaf outside `Fixed`", "none", say=str)
     fix = "Perhaps wrap it in `Fixed`, so that the optimizer leaves it alone?"
-    for path, leaf in leaves:
+    for name, leaf in leaves.items():
         is_float = isinstance(leaf, float) or _is_float(leaf)
-        rule = f"`params{jax.tree_util.keystr(path)}` must be a floating array"
         got = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else repr(leaf)
-        require(is_float, rule, got, fix, TypeError, str)
+        require(is_float, f"`{name}` must be a floating array", got, fix, TypeError, str)
 
 
 def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> list[str]:
@@ -184,16 +178,12 @@ def _check_same(name: str, params: PyTree, new_params: PyTree) -> None:
     rule = f"`{name}` must hand back parameters of the structure it was given, {old}"
     require(old == new, rule, new)  # type: ignore[operator]
     # Only the Fixed leaves are taken over, so only they matter.
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(partition(params)[1]),
-        jax.tree.leaves(partition(new_params)[1]),
-        strict=True,
-    )
-    for (path, before), after in pairs:
+    (_, fixed), (_, new_fixed) = partition(params), partition(new_params)
+    fixed = named_leaves("params", fixed)
+    for (where, before), after in zip(fixed.items(), jax.tree.leaves(new_fixed), strict=True):
         is_same = (before.shape, before.dtype) == (after.shape, after.dtype)
-        where = f"the Fixed leaf `params{jax.tree_util.keystr(path)}`, {_describe(before)}"
-        rule = f"`{name}` must keep the shape and dtype of {where}"
-        require(is_same, rule, after, say=_describe)
+        rule = f"`{name}` must keep the shape and dtype of the Fixed leaf `{where}`"
+        require(is_same, f"{rule}, {_describe(before)}", after, say=_describe)
 
 
 def _describe(value: object) -> str:

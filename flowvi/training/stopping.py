@@ -1,8 +1,10 @@
 """When training ends before its last step: a plateau of the loss, and Ctrl-C."""
 
+import contextlib
 import dataclasses
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import numpy as np
@@ -86,29 +88,27 @@ class PlateauWatch:
         return bool(max(gain, 0) + 2 * error <= self._rule.tolerance)
 
 
-class Interrupts:
-    """Notes the first Ctrl-C instead of raising it; the second is raised as usual.
+@contextlib.contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """A list that gets the first Ctrl-C instead of its being raised; the second is, as usual.
 
     A step gives its buffers away while it runs, so an exception in the middle of it would lose what
     has been learned. Only the main thread gets signals, and a handler that is not Python's own was
     put there by somebody who wants it: in both cases this does nothing.
     """
+    found: list[int] = []
 
-    requested = False
-    _installed = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+    def note(number: int, frame: FrameType | None) -> None:
+        if found:
             signal.default_int_handler(number, frame)
-        self.requested = True
+        found.append(number)
 
-    def __enter__(self) -> "Interrupts":
-        own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if own and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield found
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -236,10 +236,8 @@ class _Decoder:
             own, other = _described(got.get(name)), _described(want.get(name))
             if own != other or _has_nan(got[name]):
                 rule = f"is {own}, and the family has {other}" if own != other else "has NaN"
-                place = f"in {os.fspath(self.path)!r} `{name}` {rule}"
-                raise ValueError(
-                    f"`path` must hold parameters as their family makes them; {place}."
-                )
+                what = f"in {os.fspath(self.path)!r} `{name}` {rule}"
+                raise ValueError(f"`path` must hold parameters as their family makes them; {what}.")
 
     def _array(self, node: Node, where: str) -> object:
         array, dtype = self.arrays[node["name"]], jnp.dtype(node["dtype"])
@@ -262,10 +260,11 @@ class _Decoder:
             kind = getattr(kind, part, None)
         if not (isinstance(kind, type) and _is_ours(kind)):
             raise damaged(self.path, f"{where} is of the unknown type {node['type']!r}")
-        fields = node["fields"].items()
-        return kind(
-            **{n: self.decode(e, f"{where}.{n}", getattr(template, n, None)) for n, e in fields}
-        )
+        fields = {
+            name: self.decode(each, f"{where}.{name}", getattr(template, name, None))
+            for name, each in node["fields"].items()
+        }
+        return kind(**fields)
 
 
 def _parts(value: object) -> Iterator[object]:

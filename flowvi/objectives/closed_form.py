@@ -29,9 +29,8 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
         return _normal_kl(*of_q, *of_p)
     if isinstance(q, distrax.Transformed) or isinstance(p, distrax.Transformed):
         # Distrax's own rule takes flows of one architecture for equal: see `distributions`.
-        raise NotImplementedError(
-            f"KL({type(q).__name__} || {type(p).__name__}) has no closed form."
-        )
+        pair = f"{type(q).__name__} || {type(p).__name__}"
+        raise NotImplementedError(f"KL({pair}) has no closed form.")
     return q.kl_divergence(p)
 
 
@@ -86,8 +85,6 @@ def _normal_kl(
     shift = jnp.broadcast_to(mean_p - mean_q, root_q.shape[:-1])[..., None]
     solve = jax.scipy.linalg.solve_triangular
     squares = (jnp.sum(solve(root_p, each, lower=True) ** 2, (-1, -2)) for each in (root_q, shift))
-    log_p, log_q = (
-        jnp.sum(jnp.log(jnp.abs(jnp.diagonal(root, axis1=-2, axis2=-1))), -1)
-        for root in (root_p, root_q)
-    )
+    diagonals = (jnp.diagonal(root, axis1=-2, axis2=-1) for root in (root_p, root_q))
+    log_p, log_q = (jnp.sum(jnp.log(jnp.abs(each)), -1) for each in diagonals)
     return 0.5 * (sum(squares) - size) + log_p - log_q

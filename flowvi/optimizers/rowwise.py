@@ -101,10 +101,11 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> 
         rule = "`optimizer` must not search along a line where there are parameters per row"
         raise ValueError(f"{rule}, whose steps are their own. Perhaps use `optax.adam`?") from None
     except Exception as error:  # Whatever an optimizer says that is not made for it.
-        raise ValueError(
-            "`optimizer` must keep what it measures row by row where there are parameters per row, "
-            f"as `optax.adam` does; got one that raised {type(error).__name__}: {error}"
-        ) from error
+        rule = (
+            "`optimizer` must keep what it measures row by row where there are parameters per row"
+        )
+        got = f"got one that raised {type(error).__name__}: {error}"
+        raise ValueError(f"{rule}, as `optax.adam` does; {got}") from error
 
 
 def picked(tree: PyTree, batch: PyTree) -> PyTree:

@@ -72,11 +72,7 @@ def methods(trial: Trial) -> Iterator[str]:
 
 
 def round_trip(trial: Trial) -> Iterator[str]:
-    """forward(inverse(y)) is y up to the scale of y; inverse(forward(x)) is x up to conditioning.
-
-    An error in x is allowed in so far as an admissible error of y, carried back by the Jacobian of
-    the inverse, can cause it.
-    """
+    """forward(inverse(y)) is y up to its scale; inverse(forward(x)) is x up to conditioning."""
     allowed = trial.allowed
     yield from trial.compare("forward(inverse(y))", trial.get("again")[0], trial.y, allowed.y)
     yield from trial.compare("inverse(forward(x))", trial.compiled.x, trial.x, allowed.x)
@@ -99,11 +95,7 @@ def inverse_log_det(trial: Trial) -> Iterator[str]:
 
 
 def inverse_jacobian(trial: Trial) -> Iterator[str]:
-    """The derivatives of inverse at y = forward(x) undo those of forward at x.
-
-    The inverse's Jacobian is J^-1, and the sum of both log-determinants does not move. Derivatives
-    of derivatives are not known, so the tolerance is the square root of the other one.
-    """
+    """The derivatives of inverse at y = forward(x) undo those of forward at x."""
     tangents = trial.tangents
     if trial.has_jacobian:
         inverse, gradient = trial.inverse_derivatives
@@ -115,7 +107,7 @@ def inverse_jacobian(trial: Trial) -> Iterator[str]:
         dx, dlog_det = (np.expand_dims(part, -1) for part in trial.sensitivity)
         dx = dx.reshape(*trial.lead, -1, 1) * np.expand_dims(scale, -2)
         dlog_det = dlog_det * scale
-    tolerance = trial.tolerance**0.5
+    tolerance = trial.tolerance**0.5  # for derivatives of derivatives are not known
     expected = np.broadcast_to(trial.directions.T, tangents.x.shape)
     allowed = tolerance * (trials.at_least_one(expected) + dx)
     what = "the derivative of inverse(forward(x))"

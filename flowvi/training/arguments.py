@@ -77,10 +77,9 @@ def check_functions(
         try:
             hash(value)
         except TypeError:
-            raise TypeError(
-                f"`{name}` must be hashable, so that a second call knows it again; got {value!r}. "
-                "Perhaps make its class a frozen dataclass?"
-            ) from None
+            rule = f"`{name}` must be hashable, so that a second call knows it again"
+            fix = "Perhaps make its class a frozen dataclass?"
+            raise TypeError(f"{rule}; got {value!r}. {fix}") from None
 
 
 def check_validation(every: int | None, **given: object) -> None:

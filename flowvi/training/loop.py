@@ -367,10 +367,8 @@ def _validation_names(
     own = check_loss(name, compiled.validate, params, key, data)
     written = ["validation", *(f"validation_{metric}" for metric in own)]
     for metric in set(names) & set(written):
-        rule = (
-            f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a metric"
-        )
-        raise ValueError(f"{rule} of the validation.")
+        rule = f"`loss_fn` must not name a metric {metric!r}"
+        raise ValueError(f"{rule}, under which the history keeps a metric of the validation.")
     return written
 
 

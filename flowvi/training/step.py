@@ -152,10 +152,8 @@ def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: Py
         output = jax.eval_shape(loss_fn, params, key, batch)
     except Exception as error:
         kind = type(error) if type(error) in (TypeError, ValueError) else ValueError
-        raise kind(
-            f"`{name}` must take `params`, `key` and a batch of `data` or `validation_data`; it "
-            f"raised {type(error).__name__}: {error}"
-        ) from error
+        rule = f"`{name}` must take `params`, `key` and a batch of `data` or `validation_data`"
+        raise kind(f"{rule}; it raised {type(error).__name__}: {error}") from error
     loss, metrics, new_params = unpack(output)
     is_scalar, fix = getattr(loss, "shape", None) == (), "Perhaps take its mean over the batch?"
     require(is_scalar, f"`{name}` must return a scalar loss", loss, fix, say=_describe)

@@ -6,6 +6,7 @@ running baselines. Only a loss or a family's training form hands back new ones.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
@@ -84,13 +85,28 @@ class PerRow:
         return jax.tree.map(get, jax.tree.map(jnp.asarray, self.value))
 
 
+def is_key(leaf: object) -> bool:
+    """Whether this is an array of random keys of the new kind, which holds no numbers."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and bool(jnp.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def numbers(leaf: jax.Array) -> jax.Array:
+    """A leaf as numbers, also where it holds random keys."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def named_leaves(
+    name: str, tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None
+) -> dict[str, Any]:
+    """The leaves of a tree, each under its place in it, such as "params['w'][0]"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {name + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
 def is_per_row(node: object) -> TypeGuard[PerRow]:
     """Whether this is a `PerRow`."""
     return isinstance(node, PerRow)
-
-
-def _is_fixed(node: object) -> bool:
-    return isinstance(node, Fixed)
 
 
 def partition(params: PyTree) -> tuple[PyTree, PyTree]:
@@ -98,14 +114,14 @@ def partition(params: PyTree) -> tuple[PyTree, PyTree]:
 
     `jax.tree.leaves` of the first gives just the trainable arrays; `combine` is the inverse.
     """
-    trainable = jax.tree.map(lambda n: None if _is_fixed(n) else n, params, is_leaf=_is_fixed)
-    fixed = jax.tree.map(lambda n: n if _is_fixed(n) else None, params, is_leaf=_is_fixed)
-    return trainable, fixed
+    is_fixed = lambda n: isinstance(n, Fixed)  # noqa: E731
+    trainable = jax.tree.map(lambda n: None if is_fixed(n) else n, params, is_leaf=is_fixed)
+    return trainable, jax.tree.map(lambda n: n if is_fixed(n) else None, params, is_leaf=is_fixed)
 
 
 def combine(trainable: PyTree, fixed: PyTree) -> PyTree:
     """The inverse of `partition`."""
-    is_leaf = lambda n: n is None or _is_fixed(n)  # noqa: E731
+    is_leaf = lambda n: n is None or isinstance(n, Fixed)  # noqa: E731
     return jax.tree.map(lambda t, f: t if f is None else f, trainable, fixed, is_leaf=is_leaf)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from flowvi.files import container
 from flowvi.files.container import Arrays, Json, Path
 from flowvi.files.objects import difference
-from flowvi.params import PyTree
+from flowvi.params import PyTree, is_key, named_leaves, numbers
 
 try:
     import fcntl
@@ -35,13 +35,9 @@ _NAME = re.compile(r"step_(\d+)\.flowvi")
 
 
 class Checkpoints:
-    """The checkpoints of one run in one directory.
+    """The checkpoints of one run in one directory, which is made if it is missing.
 
-    Args:
-        directory: where they are; made if it is missing.
-        every: steps between two of them.
-        resume: whether to go on from those that are there.
-        configuration: what is being fitted, in words; see `difference`.
+    There is one every so many steps; `configuration` says what is being fitted: see `difference`.
 
     Raises:
         ValueError: if the directory cannot be written, belongs to a run that goes on, or holds
@@ -50,35 +46,30 @@ class Checkpoints:
 
     def __init__(self, directory: Path, every: int, resume: bool, configuration: dict[str, str]):
         self._directory = pathlib.Path(directory).expanduser().absolute()
-        self._every = every
-        self._configuration = configuration
+        self._every, self._configuration = every, configuration
         self._saved: int | None = None
+        shown = repr(str(self._directory))
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._directory / "lock", os.O_CREAT | os.O_RDWR, 0o666)
         except OSError as error:
-            raise ValueError(
-                "`checkpoint_dir` must be a directory that can be written; got "
-                f"{str(self._directory)!r}: {error}."
-            ) from None
+            rule = "`checkpoint_dir` must be a directory that can be written"
+            raise ValueError(f"{rule}; got {shown}: {error}.") from None
         try:
             if fcntl is not None:
                 # The system frees it with the process, however that ends.
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise ValueError(
-                f"`checkpoint_dir` must belong to one running fit; {str(self._directory)!r} is "
-                "locked by another. Perhaps give each fit a directory of its own?"
-            ) from None
+            rule = f"`checkpoint_dir` must belong to one running fit; {shown} is locked by another"
+            fix = "Perhaps give each fit a directory of its own?"
+            raise ValueError(f"{rule}. {fix}") from None
         steps = self._steps()
         if steps and not resume:
             os.close(self._lock)
-            raise ValueError(
-                "`checkpoint_dir` must hold no checkpoints where `resume` is False; "
-                f"{str(self._directory)!r} holds one of step {max(steps)}. Perhaps pass "
-                "`resume=True`, or another directory?"
-            )
+            rule = "`checkpoint_dir` must hold no checkpoints where `resume` is False"
+            fix = "Perhaps pass `resume=True`, or another directory?"
+            raise ValueError(f"{rule}; {shown} holds one of step {max(steps)}. {fix}")
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "flowvi-checkpoints")
         self._written: concurrent.futures.Future[None] | None = None
 
@@ -92,13 +83,11 @@ class Checkpoints:
             return
         self._saved = step
         self._wait()
-        arrays = {f"state{name}": np.array(leaf) for name, leaf in _named(jax.device_get(state))}
+        leaves = named_leaves("state", jax.device_get(state))
+        arrays = {name: np.array(numbers(leaf)) for name, leaf in leaves.items()}
         arrays |= {f"history[{name!r}]": values for name, values in history.items()}
-        about = {
-            "checkpoint": step,
-            "configuration": dict(self._configuration),
-            "history": list(history),
-        }
+        about: Json = {"checkpoint": step, "history": list(history)}
+        about["configuration"] = dict(self._configuration)
         self._written = self._thread.submit(self._write, step, about, arrays)
 
     def _write(self, step: int, about: Json, arrays: Arrays) -> None:
@@ -112,19 +101,15 @@ class Checkpoints:
         try:
             self._written.result()
         except OSError as error:
-            warnings.warn(
-                f"A checkpoint could not be written to {str(self._directory)!r}, so training goes "
-                f"on without it, and older ones stay: {error}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            what = f"A checkpoint could not be written to {str(self._directory)!r}"
+            then = f"so training goes on without it, and older ones stay: {error}"
+            warnings.warn(f"{what}, {then}", RuntimeWarning, stacklevel=4)
         self._written = None
 
     def restore(self, state: PyTree) -> tuple[PyTree, History] | None:
         """The state and history of the last checkpoint that is whole; None if there is none at all.
 
-        Args:
-            state: a state of the same structure, shapes and dtypes.
+        The state has the structure, shapes and dtypes of that which is given.
 
         Raises:
             ValueError: if a checkpoint is that of another run, or none of them is whole.
@@ -136,24 +121,15 @@ class Checkpoints:
                 about, arrays = container.read(path)
             except (OSError, ValueError) as error:
                 reason = error
-                warnings.warn(
-                    f"The checkpoint of step {step} is damaged and left out: {error}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+                what = f"The checkpoint of step {step} is damaged and left out"
+                warnings.warn(f"{what}: {error}", RuntimeWarning, stacklevel=4)
                 continue
             saved = about.get("configuration") if isinstance(about, dict) else None
+            rule = "`checkpoint_dir` must hold checkpoints"
             if not isinstance(saved, dict):
-                raise ValueError(
-                    f"`checkpoint_dir` must hold checkpoints; {str(path)!r} is another file of "
-                    "flowvi."
-                )
-            different = difference(saved, self._configuration)
-            if different is not None:
-                raise ValueError(
-                    f"`checkpoint_dir` must hold checkpoints of this very fit; in {str(path)!r} "
-                    f"{different}."
-                )
+                raise ValueError(f"{rule}; {str(path)!r} is another file of flowvi.")
+            if (different := difference(saved, self._configuration)) is not None:
+                raise ValueError(f"{rule} of this very fit; in {str(path)!r} {different}.")
             for later in self._steps():
                 if later > step:  # damaged, and in the way of new ones
                     self._path(later).unlink(missing_ok=True)
@@ -161,10 +137,8 @@ class Checkpoints:
             history = {name: arrays[f"history[{name!r}]"] for name in about["history"]}
             return _restored(state, arrays), history
         if reason is not None:
-            raise ValueError(
-                f"`checkpoint_dir` must hold a checkpoint that is whole; all in "
-                f"{str(self._directory)!r} are damaged: {reason}"
-            )
+            rule = "`checkpoint_dir` must hold a checkpoint that is whole"
+            raise ValueError(f"{rule}; all in {str(self._directory)!r} are damaged: {reason}")
         return None
 
     def _path(self, step: int) -> pathlib.Path:
@@ -184,26 +158,12 @@ class Checkpoints:
             self._wait()
 
 
-def _named(state: PyTree) -> list[tuple[str, Array]]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [(jax.tree_util.keystr(path), _plain(leaf)) for path, leaf in leaves]
-
-
-def _is_key(leaf: Array) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _plain(leaf: Array) -> Array:
-    """A leaf as numbers, also where it is a random key."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
 def _restored(state: PyTree, arrays: Arrays) -> PyTree:
     """A state like `state` with these numbers, in buffers of its own."""
 
     def restored(path: tuple, like: Array) -> Array:
         saved = jnp.asarray(arrays[f"state{jax.tree_util.keystr(path)}"])
-        if _is_key(like):
+        if is_key(like):
             return jax.random.wrap_key_data(saved, impl=jax.random.key_impl(like))
         return jnp.array(saved, dtype=like.dtype, copy=True)
 

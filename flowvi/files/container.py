@@ -9,12 +9,15 @@ and notes whatever is not as it was written. Reading executes nothing.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import tempfile
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from flowvi.checks import require
 
 MAGIC = b"flowvi file 1\n"
 
@@ -33,8 +36,8 @@ def write(path: Path, about: Json, arrays: Arrays) -> None:
     path = pathlib.Path(path)
     table: list[list[Json]] = []
     start = 0
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     for name, array in arrays.items():
-        array = np.asarray(array, order="C")
         table.append([name, array.dtype.name, list(array.shape), start, digest_of(name, array)])
         start += array.nbytes
     header = json.dumps({"about": about, "arrays": table}).encode()
@@ -45,10 +48,12 @@ def write(path: Path, about: Json, arrays: Arrays) -> None:
             digest = hashlib.sha256(header).digest()
             file.write(MAGIC + len(header).to_bytes(8, "little") + digest + header)
             for array in arrays.values():
-                file.write(np.asarray(array, order="C").reshape(-1).view(np.uint8).data)
+                file.write(array.reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_umask())
+        mask = os.umask(0)  # which can only be read by a change
+        os.umask(mask)
+        os.chmod(part, 0o666 & ~mask)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -63,8 +68,8 @@ def read(path: Path) -> tuple[Json, Arrays]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is another program's, or damaged; the message names the array.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"`path` must be the path of a file; got {path!r}.")
+    is_path = isinstance(path, str | os.PathLike)
+    require(is_path, "`path` must be the path of a file", path, error=TypeError)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = len(MAGIC) + 40
@@ -78,35 +83,21 @@ def read(path: Path) -> tuple[Json, Arrays]:
         try:
             content = json.loads(header)
             about, table = content["about"], content["arrays"]
-            arrays = {row[0]: _read_array(file, start + length, size, *row) for row in table}
+            arrays = {row[0]: _read_array(file, start + length, size, row) for row in table}
         except (TypeError, KeyError, IndexError, ValueError) as error:
             raise damaged(path, str(error)) from None
     return about, arrays
 
 
-def _read_array(
-    file: BinaryIO,
-    base: int,
-    size: int,
-    name: str,
-    dtype: str,
-    shape: list[int],
-    start: int,
-    digest: str,
-) -> np.ndarray:
+def _read_array(file: BinaryIO, base: int, size: int, row: list[Json]) -> np.ndarray:
+    name, dtype, shape, start, digest = row
     kind = np.dtype(dtype)
-    count = 1
-    for length in shape:  # Python's integers do not overflow
-        count *= int(length)
-    if (
-        kind.kind in "OSUMm"
-        or min([0, start, *shape]) < 0
-        or base + start + count * kind.itemsize > size
-    ):
+    num_bytes = math.prod(map(int, shape)) * kind.itemsize  # Python's integers do not overflow
+    has_place = min([0, start, *shape]) == 0 and base + start + num_bytes <= size
+    if kind.kind in "OSUMm" or not has_place:
         raise ValueError(f"the array {name!r} does not fit into the file")
     file.seek(base + start)
-    array = np.frombuffer(bytearray(file.read(count * kind.itemsize)), np.uint8).view(kind)
-    array = array.reshape(shape)
+    array = np.frombuffer(bytearray(file.read(num_bytes)), np.uint8).view(kind).reshape(shape)
     if digest_of(name, array) != digest:
         raise ValueError(f"the array {name!r} is not what was written")
     return array
@@ -120,13 +111,5 @@ def digest_of(name: str, array: np.ndarray) -> str:
 
 def damaged(path: Path, why: str) -> ValueError:
     """The error of a file that is not as it was written."""
-    return ValueError(
-        f"`path` must be a file that flowvi wrote; {os.fspath(path)!r} is damaged or another "
-        f"program's: {why}."
-    )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    rule = "`path` must be a file that flowvi wrote"
+    return ValueError(f"{rule}; {os.fspath(path)!r} is damaged or another program's: {why}.")

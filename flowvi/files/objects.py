@@ -9,14 +9,16 @@ import dataclasses
 import enum
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi.checks import require
 from flowvi.files.container import Arrays, Json, Path, damaged, digest_of, read, write
-from flowvi.params import Fixed, Origin, PerRow, PyTree
+from flowvi.params import Fixed, Origin, PerRow, PyTree, is_key, named_leaves
 
 Node = dict[str, Json]
 
@@ -49,10 +51,8 @@ def save(path: Path, value: PyTree) -> None:
         >>> family.sample(fv.load(path), jax.random.key(1), 3).shape
         (3, 2)
     """
-    for place, leaf in jax.tree_util.tree_leaves_with_path(getattr(value, "params", value)):
-        if _has_nan(leaf):
-            where = "params" + jax.tree_util.keystr(place)
-            raise ValueError(f"`{where}` must not be NaN to be saved; got NaN.")
+    for name, leaf in named_leaves("params", getattr(value, "params", value)).items():
+        require(not _has_nan(leaf), f"`{name}` must not be NaN to be saved", "NaN", say=str)
     arrays: Arrays = {}
     write(path, _Encoder(arrays, keep=True).encode(value, "value"), arrays)
 
@@ -84,13 +84,11 @@ def _check_like(path: Path, about: Json, like: object) -> None:
         return
     own = _comparable(_Encoder({}).encode(like, ""), {})
     alike = [node for node in _nodes(about) if node.get("type") == own["type"]]
-    if own in alike:
-        return
     where = f"{os.fspath(path)!r}"
-    if not alike:
-        raise ValueError(f"`like` must be of a type that {where} holds; got {like!r}.")
-    differs = difference(dict(_flat("like", alike[0])), dict(_flat("like", own)))
-    raise ValueError(f"`like` must be configured as what was saved in {where}, but {differs}.")
+    require(alike, f"`like` must be of a type that {where} holds", like)
+    if own not in alike:
+        differs = difference(dict(_flat("like", alike[0])), dict(_flat("like", own)))
+        raise ValueError(f"`like` must be configured as what was saved in {where}, but {differs}.")
 
 
 @dataclasses.dataclass
@@ -137,8 +135,8 @@ class _Encoder:
             # A container of another library: its children are written, its type is not.
             items = self._items(enumerate(children), where)
             return {"kind": "node", "type": kind.__qualname__, "items": list(items.values())}
-        if self.keep and not self.inside:
-            raise TypeError(f"`{where}` must be an array of numbers; got {value!r}.")
+        is_known = not self.keep or self.inside
+        require(is_known, f"`{where}` must be an array of numbers", value, error=TypeError)
         # Its inside is not ours to read; but a dataclass, as a module of Flax, shows its settings.
         settings = describe("", value) if is_object else None
         name = getattr(value, "__qualname__", kind.__qualname__)
@@ -150,16 +148,17 @@ class _Encoder:
     def _object(self, value: object, names: Iterable[str], where: str) -> Json:
         kind, inner = type(value), dataclasses.replace(self, inside=True)
         fields = {name: inner.encode(getattr(value, name), f"{where}.{name}") for name in names}
-        return {"kind": "object", "type": _type_name(kind), "fields": fields}
+        type_name = f"{kind.__module__}:{kind.__qualname__}"
+        return {"kind": "object", "type": type_name, "fields": fields}
 
-    def _array(self, leaf: jax.Array | np.ndarray | np.generic, where: str) -> Json:
+    def _array(self, leaf: Any, where: str) -> Json:
         node: Node = {"kind": "array", "numpy": not isinstance(leaf, jax.Array), "name": where}
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             node["key"] = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
-        if array.dtype.kind in "OSUMm":
-            raise TypeError(f"`{where}` must be an array of numbers; got dtype {array.dtype}.")
+        rule, got = f"`{where}` must be an array of numbers", f"dtype {array.dtype}"
+        require(array.dtype.kind not in "OSUMm", rule, got, error=TypeError, say=str)
         node["dtype"], node["shape"] = array.dtype.name, list(array.shape)
         if self.keep:
             self.arrays[where] = array
@@ -208,28 +207,23 @@ class _Decoder:
             case "node" if template is not None:
                 parts, structure = jax.tree.flatten(template, is_leaf=lambda n: n is not template)
                 return jax.tree.unflatten(structure, self._items(node["items"], where, parts))
-        what = node.get("name", node.get("type"))
+        rule = f"`like` must be given for {os.fspath(self.path)!r}, with {where}"
+        what = f"a {node.get('name', node.get('type'))}, which a file cannot hold"
         more = "" if self.like is None else "; what was given has none that is configured alike"
-        raise ValueError(
-            f"`like` must be given for {os.fspath(self.path)!r}, with {where}, a {what}, which a "
-            f"file cannot hold{more}."
-        )
+        raise ValueError(f"{rule}, {what}{more}.")
 
     def _items(self, nodes: list[Json], where: str, parts: PyTree) -> list[PyTree]:
         pairs = enumerate(zip(nodes, parts, strict=True))
         return [self.decode(node, f"{where}[{i}]", part) for i, (node, part) in pairs]
 
     def _dict(self, items: dict[str, Json], where: str, template: PyTree) -> dict[str, PyTree]:
-        mark = items.get("origin")
-        origin = self.decode(mark, f"{where}['origin']") if mark is not None else None
+        origin = self.decode(items.get("origin"), f"{where}['origin']")
         if isinstance(origin, Origin):
             # Parameters of a family: these must be as those it makes.
             template = jax.eval_shape(origin.family.init, jax.random.key(0))
         known = template if isinstance(template, dict) else {}
         result = {
-            name: origin
-            if name == "origin"
-            else self.decode(node, f"{where}[{name!r}]", known.get(name))
+            name: self.decode(node, f"{where}[{name!r}]", known.get(name))
             for name, node in items.items()
         }
         if isinstance(origin, Origin):
@@ -237,18 +231,13 @@ class _Decoder:
         return result
 
     def _check_params(self, params: PyTree, template: PyTree, where: str) -> None:
-        got, want = (
-            {where + jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-            for leaves in map(jax.tree_util.tree_leaves_with_path, (params, template))
-        )
+        got, want = named_leaves(where, params), named_leaves(where, template)
         for name in [*want, *got]:
             own, other = _described(got.get(name)), _described(want.get(name))
             if own != other or _has_nan(got[name]):
                 rule = f"is {own}, and the family has {other}" if own != other else "has NaN"
-                raise ValueError(
-                    "`path` must hold parameters as their family makes them; in "
-                    f"{os.fspath(self.path)!r} `{name}` {rule}."
-                )
+                what = f"in {os.fspath(self.path)!r} `{name}` {rule}"
+                raise ValueError(f"`path` must hold parameters as their family makes them; {what}.")
 
     def _array(self, node: Node, where: str) -> object:
         array, dtype = self.arrays[node["name"]], jnp.dtype(node["dtype"])
@@ -257,10 +246,9 @@ class _Decoder:
         if node["numpy"]:
             return array
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            raise ValueError(
-                f"`path` must hold types that JAX has; `{where}` in {os.fspath(self.path)!r} is "
-                f"{dtype.name}. Perhaps turn on 64-bit types by `jax_enable_x64`?"
-            )
+            what = f"`{where}` in {os.fspath(self.path)!r} is {dtype.name}"
+            fix = "Perhaps turn on 64-bit types by `jax_enable_x64`?"
+            raise ValueError(f"`path` must hold types that JAX has; {what}. {fix}")
         if "key" in node:
             return jax.random.wrap_key_data(jnp.asarray(array), impl=node["key"])
         return jnp.asarray(array)
@@ -272,10 +260,11 @@ class _Decoder:
             kind = getattr(kind, part, None)
         if not (isinstance(kind, type) and _is_ours(kind)):
             raise damaged(self.path, f"{where} is of the unknown type {node['type']!r}")
-        fields = node["fields"].items()
-        return kind(
-            **{n: self.decode(e, f"{where}.{n}", getattr(template, n, None)) for n, e in fields}
-        )
+        fields = {
+            name: self.decode(each, f"{where}.{name}", getattr(template, name, None))
+            for name, each in node["fields"].items()
+        }
+        return kind(**fields)
 
 
 def _parts(value: object) -> Iterator[object]:
@@ -317,10 +306,6 @@ def _is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == __name__.split(".")[0]
 
 
-def _type_name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
 def _function_name(value: object) -> str | None:
     """The name of a public function of JAX, or of one of this package."""
     name, module = (getattr(value, each, None) for each in ("__name__", "__module__"))
@@ -333,12 +318,11 @@ def _function_name(value: object) -> str | None:
     return None
 
 
-def _function(name: str) -> Callable[..., object]:
+def _function(name: str) -> Any:
     module, _, own = name.partition(":")
     known = module.startswith("flowvi.") or module in [each.__name__ for each in FUNCTIONS]
     function = getattr(sys.modules.get(module), own, None) if known else None
-    if not callable(function):
-        raise ValueError(f"`path` must hold functions that there are; got {name!r}.")
+    require(callable(function), "`path` must hold functions that there are", name)
     return function
 
 
@@ -347,10 +331,8 @@ def _described(leaf: PyTree) -> str:
 
 
 def _has_nan(leaf: PyTree) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        return False
-    return bool(np.isnan(np.asarray(leaf, np.float64)).any())
+    is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return bool(is_float and np.isnan(np.asarray(leaf, np.float64)).any())
 
 
 def describe(name: str, value: object) -> dict[str, str]:

@@ -124,22 +124,20 @@ class ELBO(Variational):
         if not isinstance(self.log_joint, Joint):
             return None
         relaxed, sampled = isinstance(q, RelaxedDistribution), self.path or self.kl == "sampled"
-        if relaxed and sampled:
-            raise ValueError(
-                '`kl` must be "auto" or "analytic", and `path` False, for a relaxed family; got '
-                f"kl={self.kl!r}, path={self.path}."
-            )
+        rule = '`kl` must be "auto" or "analytic", and `path` False, for a relaxed family'
+        got = f"kl={self.kl!r}, path={self.path}"
+        require(not (relaxed and sampled), rule, got, say=str)
         if sampled:
             return None
         try:
             return closed_form.kl_divergence(q, self.log_joint.prior_distribution(params))
         except NotImplementedError as error:
             if relaxed:
-                raise ValueError(
-                    "`prior` must have a KL divergence in closed form from the discrete family "
-                    f"behind a relaxed one; got {self.log_joint.prior!r}. Perhaps use "
-                    "`fv.unconditional` of that family?"
-                ) from error
+                rule = "`prior` must have a KL divergence in closed form from the discrete family"
+                got = (
+                    f"got {self.log_joint.prior!r}. Perhaps use `fv.unconditional` of that family?"
+                )
+                raise ValueError(f"{rule} behind a relaxed one; {got}") from error
             if self.kl == "analytic":
                 raise
             return None

@@ -29,9 +29,8 @@ def kl_divergence(q: distrax.Distribution, p: distrax.Distribution) -> Array:
         return _normal_kl(*of_q, *of_p)
     if isinstance(q, distrax.Transformed) or isinstance(p, distrax.Transformed):
         # Distrax's own rule takes flows of one architecture for equal: see `distributions`.
-        raise NotImplementedError(
-            f"KL({type(q).__name__} || {type(p).__name__}) has no closed form."
-        )
+        pair = f"{type(q).__name__} || {type(p).__name__}"
+        raise NotImplementedError(f"KL({pair}) has no closed form.")
     return q.kl_divergence(p)
 
 
@@ -47,11 +46,12 @@ def _moments(distribution: distrax.Distribution) -> tuple[Array, Array, bool] | 
         mean, diagonal = distribution.mean(), base[2]
         if diagonal and isinstance(bijector, Units):
             return mean, base[1] * jnp.abs(_slope(bijector, mean)), True
-        if diagonal and _is_triangular(bijector):
-            outer, linear = bijector.bijectors
-            # A covariance and its Cholesky factor would lose half of the digits.
-            slope = _slope(outer, mean)[..., :, None]
-            return mean, slope * linear.matrix * base[1][..., None, :], False
+        links = bijector.bijectors if diagonal and isinstance(bijector, distrax.Chain) else ()
+        match links:
+            case [distrax.Block() | Units(), distrax.TriangularLinear(is_lower=True)]:
+                # A covariance and its Cholesky factor would lose half of the digits.
+                slope = _slope(links[0], mean)[..., :, None]
+                return mean, slope * links[1].matrix * base[1][..., None, :], False
         return mean, jnp.linalg.cholesky(distribution.covariance()), False
     inner = distribution
     while isinstance(inner, distrax.Independent):
@@ -61,15 +61,6 @@ def _moments(distribution: distrax.Distribution) -> tuple[Array, Array, bool] | 
     # Coordinates of any event shape, in a row; a scale may be one for all of them.
     scale, shape = jnp.broadcast_to(inner.scale, inner.batch_shape), distribution.batch_shape
     return inner.loc.reshape(*shape, -1), scale.reshape(*shape, -1), True
-
-
-def _is_triangular(bijector: distrax.Bijector) -> bool:
-    """Whether this is an elementwise map after a lower triangular matrix."""
-    if not isinstance(bijector, distrax.Chain) or len(bijector.bijectors) != 2:
-        return False
-    outer, linear = bijector.bijectors
-    is_linear = isinstance(linear, distrax.TriangularLinear) and linear.is_lower
-    return isinstance(outer, distrax.Block | Units) and is_linear
 
 
 def _slope(bijector: distrax.Bijector, mean: Array) -> Array:
@@ -94,8 +85,6 @@ def _normal_kl(
     shift = jnp.broadcast_to(mean_p - mean_q, root_q.shape[:-1])[..., None]
     solve = jax.scipy.linalg.solve_triangular
     squares = (jnp.sum(solve(root_p, each, lower=True) ** 2, (-1, -2)) for each in (root_q, shift))
-    log_p, log_q = (
-        jnp.sum(jnp.log(jnp.abs(jnp.diagonal(root, axis1=-2, axis2=-1))), -1)
-        for root in (root_p, root_q)
-    )
+    diagonals = (jnp.diagonal(root, axis1=-2, axis2=-1) for root in (root_p, root_q))
+    log_p, log_q = (jnp.sum(jnp.log(jnp.abs(each)), -1) for each in diagonals)
     return 0.5 * (sum(squares) - size) + log_p - log_q

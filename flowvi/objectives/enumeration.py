@@ -111,8 +111,7 @@ def check_count(name: str, family: Family, count: int | None) -> None:
     rule = f"`{name}` must have at most {MOST_CHOICES:,} values or choices to be enumerated"
     if count is None:
         raise ValueError(f"{rule}; got {family!r}, which is continuous and has no end of them.")
-    if count > MOST_CHOICES:
-        # Such a number may be beyond all floats.
-        shown = f"{count:,}" if count < 1e15 else f"about 10^{math.log10(count):.0f}"
-        fix = "Perhaps use `fv.objectives.ScoreFunction`?"
-        raise ValueError(f"{rule}; got {shown} of {family!r}. {fix}")
+    # Such a number may be beyond all floats.
+    shown = f"{count:,}" if count < 1e15 else f"about 10^{math.log10(count):.0f}"
+    fix = "Perhaps use `fv.objectives.ScoreFunction`?"
+    require(count <= MOST_CHOICES, rule, f"{shown} of {family!r}", fix, say=str)

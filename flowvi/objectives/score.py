@@ -39,12 +39,9 @@ Applied = tuple[Array, PyTree, Array]
 
 
 class Draws(NamedTuple):
-    """What a control variate may look at.
+    """What a control variate may look at: q without gradients to its parameters, and its context.
 
-    Attributes:
-        distribution: q, to whose parameters no gradient flows.
-        context: the context of q, or None.
-        signal_at: z of shape [*batch, *event] -> the learning signal there, of shape [*batch].
+    `signal_at` is a function from z of shape [*batch, *event] to the signal there, [*batch].
     """
 
     distribution: distrax.Distribution
@@ -56,16 +53,12 @@ class ControlVariate(Protocol):
     """What `ScoreFunction` asks of a control variate: hashable."""
 
     def init(self, key: Array) -> PyTree:
-        """Fresh state."""
+        """Fresh state, by default none."""
+        del key
+        return ()
 
     def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
         """(new signal, new state, loss) for a signal of shape [num_samples, *batch]."""
-
-
-class _Stateless:
-    def init(self, key: Array) -> PyTree:
-        del key
-        return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +82,9 @@ class _Running:
         mean, weight = state.value["mean"], state.value["weight"]
         past = jnp.where(weight > 0, mean / jnp.maximum(weight, 1e-12), self.start)
         signal, now = self._use(signal, past)
-        now = jax.lax.stop_gradient(now).astype(mean.dtype)
-        kept = jax.tree.map(
-            lambda old, new: self.decay * old + (1 - self.decay) * new,
-            {"mean": mean, "weight": weight},
-            {"mean": now, "weight": 1.0},
-        )
-        return signal, Fixed(kept), jnp.zeros(())
+        new = {"mean": jax.lax.stop_gradient(now).astype(mean.dtype), "weight": 1.0}
+        blend = lambda old, new: self.decay * old + (1 - self.decay) * new  # noqa: E731
+        return signal, Fixed(jax.tree.map(blend, state.value, new)), jnp.zeros(())
 
     def _use(self, signal: Array, past: Array) -> tuple[Array, Array]:
         """(the new signal, what this step adds to the average)."""
@@ -132,7 +121,7 @@ class RunningScale(_Running):
 
 
 @dataclasses.dataclass(frozen=True)
-class LeaveOneOut(_Stateless):
+class LeaveOneOut(ControlVariate):
     """Subtracts from the signal of a draw the mean of those of the row's other draws.
 
     It needs two draws of each row at least.
@@ -149,7 +138,7 @@ class LeaveOneOut(_Stateless):
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfCritic(_Stateless):
+class SelfCritic(ControlVariate):
     """Subtracts the signal at the mode of q, which q must know: one more evaluation for each row.
 
     Source: Rennie, Marcheret, Mroueh, Ross, Goel, "Self-Critical Sequence Training for Image
@@ -179,9 +168,8 @@ class LearnedBaseline:
 
     def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
         if draws.context is None:
-            raise ValueError(
-                "`context` must be given for `LearnedBaseline`. Perhaps use `RunningMean`?"
-            )
+            rule = "`context` must be given for `LearnedBaseline`"
+            raise ValueError(f"{rule}. Perhaps use `RunningMean`?")
         prediction = self.network.apply(state, draws.context)[..., 0]
         loss = jnp.mean((jax.lax.stop_gradient(signal) - prediction[None]) ** 2)
         return signal - jax.lax.stop_gradient(prediction)[None], state, loss
@@ -326,9 +314,8 @@ def gradient_moments(
         2.06
         0.18
     """
-    require(
-        checks.positive_int("num_draws", num_draws) > 1, "`num_draws` must be at least 2", num_draws
-    )
+    checks.positive_int("num_draws", num_draws)
+    require(num_draws > 1, "`num_draws` must be at least 2", num_draws)
     return _moments(loss_fn, params, key, batch, num_draws, name)
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.distributions import RelaxedDistribution
 from flowvi.families import Family
 from flowvi.params import PyTree
@@ -35,14 +36,6 @@ LogJoint = Callable[[Params, Array, Array, Batch], LogDensity]
 Loss = tuple[Array, Metrics, Params]
 
 
-def require(
-    condition: bool, rule: str, got: object, fix: str = "", error: type[Exception] = ValueError
-) -> None:
-    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds."""
-    if not condition:
-        raise error(f"{rule}; got {got!r}.{fix and ' '}{fix}")
-
-
 class Approximation(NamedTuple):
     """The variational distribution q of one step.
 
@@ -57,7 +50,7 @@ class Approximation(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a loss is made of: `key` is that of the draws, `model_key` that of the joint density."""
+    """What a loss is made of; `key` is that of the draws, `model_key` that of the joint density."""
 
     q: Approximation
     params: Params
@@ -217,7 +210,19 @@ class Variational:
         return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
 
     def _guarded(self, z: Array) -> Array:
-        return finite_cotangent(z, len(self.family.event_shape)) if self.skip_nonfinite else z
+        """z, whose gradient is zero for draws where it is not finite, if such may be skipped."""
+        axes = tuple(range(-len(self.family.event_shape), 0))
+
+        @jax.custom_vjp
+        def identity(z: Array) -> Array:
+            return z
+
+        def backward(_: None, cotangent: Array) -> tuple[Array]:
+            good = jnp.all(jnp.isfinite(cotangent), axis=axes, keepdims=True)
+            return (jnp.where(good, cotangent, 0),)
+
+        identity.defvjp(lambda z: (z, None), backward)
+        return identity(z) if self.skip_nonfinite else z
 
 
 def finish(loss: Array, metrics: Metrics, params: Params, new: Params) -> Output:
@@ -230,19 +235,3 @@ def finish(loss: Array, metrics: Metrics, params: Params, new: Params) -> Output
 def with_gradient(value: Array, surrogate: Array) -> Array:
     """`value`, with the gradient of `surrogate`."""
     return jax.lax.stop_gradient(value - surrogate) + surrogate
-
-
-def finite_cotangent(z: Array, event_ndims: int) -> Array:
-    """The identity in z, whose gradient is zero for draws where it is not finite."""
-
-    @jax.custom_vjp
-    def identity(z: Array) -> Array:
-        return z
-
-    def backward(_: None, cotangent: Array) -> tuple[Array]:
-        axes = tuple(range(cotangent.ndim - event_ndims, cotangent.ndim))
-        good = jnp.all(jnp.isfinite(cotangent), axis=axes, keepdims=True)
-        return (jnp.where(good, cotangent, 0),)
-
-    identity.defvjp(lambda z: (z, None), backward)
-    return identity(z)

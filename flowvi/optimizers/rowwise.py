@@ -9,16 +9,18 @@ the row has been away.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flowvi.checks import require
 from flowvi.params import Fixed, PerRow, PyTree, is_per_row, partition
 
 Array = jax.Array
+Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 
 #: The leaf of a batch that says which rows it holds.
 ROW = "row"
@@ -50,30 +52,30 @@ def check_tables(params: PyTree) -> int | None:
     """The number of rows that data may name: that of the shortest table; None without tables."""
     counts = []
     for table in tables(params):
-        shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(table.value)}
-        if len(shapes) != 1 or () in shapes:
-            rule = "`params` must hold tables whose leaves have the same leading axis of rows"
-            raise ValueError(f"{rule} in `PerRow`; got {sorted(shapes)}.")
+        shapes = sorted({jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(table.value)})
+        rule = "`params` must hold tables whose leaves have the same leading axis of rows"
+        require(len(shapes) == 1 and shapes != [()], f"{rule} in `PerRow`", shapes)
         counts.append(table.num_rows)
     return min(counts, default=None)
 
 
-def check_batch(name: str, batch: PyTree, num_rows: int) -> None:
-    """Checks that data, or a batch, say which rows of the tables they hold."""
-    if not isinstance(batch, dict) or ROW not in batch:
-        got = type(batch).__name__
-        if isinstance(batch, dict):
-            got = f"a dict of {', '.join(map(str, batch)) or 'nothing'}"
-        raise ValueError(
-            f'`{name}` must be a dict with "{ROW}", the row of each datum in the parameters that '
-            f'rows have for themselves; got {got}. Perhaps pass `{{"x": x, "{ROW}": '
-            "jnp.arange(len(x))}`?"
-        )
+def check_batch(name: str, batch: PyTree, num_rows: int | None) -> None:
+    """Checks that data, or a batch, say which rows of the tables they hold, if there are any."""
+    if num_rows is None:
+        return
+    is_dict = isinstance(batch, dict)
+    names = ", ".join(map(str, batch)) if is_dict else ""
+    got = f"a dict of {names or 'nothing'}" if is_dict else type(batch).__name__
+    rule = (
+        f'`{name}` must be a dict with "{ROW}", the row of each datum in the parameters that rows'
+    )
+    fix = f'Perhaps pass `{{"x": x, "{ROW}": jnp.arange(len(x))}}`?'
+    require(is_dict and ROW in batch, f"{rule} have for themselves", got, fix, say=str)
     where, rows = f'{name}["{ROW}"]', batch[ROW]
-    if not jnp.issubdtype(rows.dtype, jnp.integer):
-        raise TypeError(f"`{where}` must hold numbers of rows, integers; got dtype {rows.dtype}.")
-    if rows.ndim != 1:
-        raise ValueError(f"`{where}` must have shape [num_rows]; got shape {rows.shape}.")
+    is_integer, rule = jnp.issubdtype(rows.dtype, jnp.integer), "numbers of rows, integers"
+    require(is_integer, f"`{where}` must hold {rule}", f"dtype {rows.dtype}", "", TypeError, str)
+    rule = f"`{where}` must have shape [num_rows]"
+    require(rows.ndim == 1, rule, f"shape {rows.shape}", say=str)
     rows = np.asarray(rows)
     bad = np.flatnonzero((rows < 0) | (rows >= num_rows))
     if bad.size:
@@ -99,10 +101,11 @@ def check_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> 
         rule = "`optimizer` must not search along a line where there are parameters per row"
         raise ValueError(f"{rule}, whose steps are their own. Perhaps use `optax.adam`?") from None
     except Exception as error:  # Whatever an optimizer says that is not made for it.
-        raise ValueError(
-            "`optimizer` must keep what it measures row by row where there are parameters per row, "
-            f"as `optax.adam` does; got one that raised {type(error).__name__}: {error}"
-        ) from error
+        rule = (
+            "`optimizer` must keep what it measures row by row where there are parameters per row"
+        )
+        got = f"got one that raised {type(error).__name__}: {error}"
+        raise ValueError(f"{rule}, as `optax.adam` does; {got}") from error
 
 
 def picked(tree: PyTree, batch: PyTree) -> PyTree:
@@ -175,7 +178,7 @@ def _alone(tree: PyTree, index: int) -> Callable[[PyTree], PyTree]:
 
 # The same object for the same optimizer, so that a second fit compiles nothing.
 @functools.lru_cache(maxsize=64)
-def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def rowwise(optimizer: optax.GradientTransformation) -> Optimizer:
     """The same optimizer, which sees each row of a `PerRow` as a problem of its own.
 
     Updates are of what `picked` gives. Without tables state and updates are the optimizer's own.
@@ -210,9 +213,7 @@ def rowwise(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _begin(
-    inner: optax.GradientTransformationExtraArgs, put: Callable[[PyTree], PyTree], value: PyTree
-) -> PyTree:
+def _begin(inner: Optimizer, put: Callable[[PyTree], PyTree], value: PyTree) -> PyTree:
     """The state of all rows of a table."""
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), value)
     path = jax.tree_util.tree_leaves_with_path(put(one), is_leaf=is_per_row)[0][0]
@@ -222,7 +223,7 @@ def _begin(
 
 
 def _update(
-    inner: optax.GradientTransformationExtraArgs,
+    inner: Optimizer,
     put: Callable[[PyTree], PyTree],
     gradient: PyTree,
     state: PyTree,
@@ -233,7 +234,9 @@ def _update(
 
     def of_row(gradient: PyTree, state: PyTree, value: PyTree) -> PyTree:
         own = _extra(extra, lambda grad: put(gradient), _no_line)
-        moves, new = inner.update(put(gradient), _as_own(state), put(value), **own)
+        # As the optimizer itself has it: the inverse of `_as_rows`.
+        mine = _map(lambda n: n.value if isinstance(n, Beside) else PerRow(n.value), state)
+        moves, new = inner.update(put(gradient), mine, put(value), **own)
         return tables(moves)[0].value, _as_rows(state, new)
 
     axes = _axes(state)
@@ -253,13 +256,8 @@ def _axes(state: PyTree) -> PyTree:
     return _map(lambda node: 0, state, other=lambda node: None)
 
 
-def _as_own(state: PyTree) -> PyTree:
-    """The state of one row as the optimizer itself has it."""
-    return _map(lambda n: n.value if isinstance(n, Beside) else PerRow(n.value), state)
-
-
 def _as_rows(layout: PyTree, state: PyTree) -> PyTree:
-    """The inverse of `_as_own`, by a state that says what belongs to a row."""
+    """An optimizer's own state of one row, marked as one that says what belongs to a row."""
 
     def mark(node: PerRow, part: PyTree) -> PerRow:
         return type(node)(part if isinstance(node, Beside) else part.value, node.rows)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from flowvi.checks import require
 from flowvi.plotting.curves import DARK, LIGHT, panels
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def as_table(values: ArrayLike | Mapping[str, ArrayLike]) -> np.ndarray:
 def _optional(name: str, values: ArrayLike | None, num_columns: int) -> np.ndarray:
     """The table of what is given; one without rows where nothing is."""
     table = np.empty((0, num_columns)) if values is None else as_table(values)
-    if table.shape[1] != num_columns:
-        raise ValueError(f"`{name}` must have {num_columns} columns; got {table.shape[1]}.")
+    got = table.shape[1]
+    require(got == num_columns, f"`{name}` must have {num_columns} columns", got)
     return table
 
 
@@ -55,9 +56,7 @@ def _choose(labels: Sequence[str], names: Names, most: int) -> list[int]:
     chosen: list[int] = []
     for name in names:
         found = [i for i, label in enumerate(labels) if f"{label}[".startswith(f"{name}[")]
-        if not found:
-            known = ", ".join(labels[:MOST])
-            raise ValueError(f"`names` must be among {known}, ...; got {name!r}.")
+        require(found, f"`names` must be among {', '.join(labels[:MOST])}, ...", name)
         chosen += found
     return chosen
 
@@ -203,8 +202,7 @@ def density(
     table = as_table(density.sample(jax.random.key(0) if key is None else key, num_samples))
     size = table.shape[1]
     columns = [f"x{index}" for index in range(size)] if columns is None else list(columns)
-    if len(columns) != size:
-        raise ValueError(f"`columns` must have {size} columns; got {len(columns)}.")
+    require(len(columns) == size, f"`columns` must have {size} columns", len(columns))
     data = _optional("x", x, size)
     if len(data) > num_samples:
         data = data[np.random.default_rng(0).choice(len(data), num_samples, replace=False)]

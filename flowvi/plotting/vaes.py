@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from flowvi.checks import require
 from flowvi.params import PyTree
 from flowvi.plotting.curves import panels, pyplot
 
@@ -24,17 +25,14 @@ Model = Any
 def _image_shape(vae: Model, image_shape: Sequence[int] | None) -> Shape:
     """(height, width) or (height, width, channels) of one x."""
     shape = tuple(vae.event_shape) if image_shape is None else tuple(image_shape)
-    if image_shape is None and len(shape) == 1:
-        side = math.isqrt(shape[0])
-        if side * side == shape[0]:
-            shape = (side, side)
+    if image_shape is None and len(shape) == 1 and math.isqrt(shape[0]) ** 2 == shape[0]:
+        shape = (math.isqrt(shape[0]),) * 2
     if len(shape) == 3 and shape[-1] == 1:
         shape = shape[:2]
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[-1] == 3)
-    if not is_image or math.prod(shape) != math.prod(vae.event_shape):
-        rule = "`image_shape` must be (height, width) or (height, width, 3), with as many numbers"
-        event = f"an event of shape {tuple(vae.event_shape)}"
-        raise ValueError(f"{rule} as {event} has; got {image_shape!r}.")
+    rule = "`image_shape` must be (height, width) or (height, width, 3), with as many numbers as an"
+    fits = is_image and math.prod(shape) == math.prod(vae.event_shape)
+    require(fits, f"{rule} event of shape {tuple(vae.event_shape)} has", image_shape)
     return shape
 
 
@@ -90,10 +88,8 @@ def prior_samples(
     that of a square for a vector, here and below.
     """
     shape, count = _image_shape(vae, image_shape), num_rows * num_columns
-    if means:
-        x = vae.decode(params, vae.prior.sample(params["prior"], key, count))
-    else:
-        x = vae.sample(params, key, count)
+    z = vae.prior.sample(params["prior"], key, count) if means else None
+    x = vae.decode(params, z) if means else vae.sample(params, key, count)
     canvas = _mosaic(x, shape, num_columns)
     return _show(canvas, _span(x), 0.55 * num_columns, "draws of the prior, decoded")
 
@@ -162,8 +158,8 @@ def manifold(
     axis.set_aspect(shape[0] / shape[1])
     ticks = np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
     places = np.asarray(jax.scipy.stats.norm.cdf(ticks))
-    axis.set_xticks(places, [f"{tick:g}" for tick in ticks])
-    axis.set_yticks(places, [f"{tick:g}" for tick in ticks])
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(places, [f"{tick:g}" for tick in ticks])
     axis.set(xlabel="$z_1$", ylabel="$z_2$")
     axis.tick_params(length=2)
     axis.spines[:].set_visible(False)
@@ -171,6 +167,6 @@ def manifold(
 
 
 def _check_plane(vae: Model) -> None:
-    if math.prod(vae.latent_shape) != 2:
-        rule = "`vae` must have two latent coordinates for a picture in the plane"
-        raise ValueError(f"{rule}; got latent shape {tuple(vae.latent_shape)}.")
+    rule = "`vae` must have two latent coordinates for a picture in the plane"
+    got = f"latent shape {tuple(vae.latent_shape)}"
+    require(math.prod(vae.latent_shape) == 2, rule, got, say=str)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.params import Fixed, PyTree
-from flowvi.testing.properties import EVALUATIONS, PROPERTIES, Property
+from flowvi.testing.properties import EVALUATIONS, PROPERTIES, shape
 from flowvi.testing.trial import BrokenError, Trial
 
 
@@ -85,30 +85,34 @@ def check_bijector(
     """
     checks.positive_int("max_autodiff_size", max_autodiff_size)
     names = PROPERTIES if properties is None else properties
-    names = [names] if isinstance(names, str) else list(names)
-    for name in names:
-        if name not in PROPERTIES:
-            raise ValueError(f"`properties` must be out of {', '.join(PROPERTIES)}; got {name!r}.")
-    evaluations = {evaluation for name in names for evaluation in EVALUATIONS[name]}
+    names = {names} if isinstance(names, str) else set(names)
+    for name in names - set(PROPERTIES):
+        raise ValueError(f"`properties` must be out of {', '.join(PROPERTIES)}; got {name!r}.")
+    chosen = [holds for name, holds in PROPERTIES.items() if name in names]
+    evaluations = {evaluation for holds in chosen for evaluation in EVALUATIONS[holds]}
     trial = Trial(bijector, x, order, batch_shape, tolerance, max_autodiff_size, evaluations)
-    count, complaints = len(set(names)), list[tuple[str, str]]()
+    complaints: dict[str, str] = {}
     cause: Exception | None = None
     try:
         _ = trial.compiled
     except BrokenError as error:
         # Without results nothing can be compared.
-        complaints, cause, names = [(_culprit(trial), str(error))], error, []
-    for name in filter(names.__contains__, PROPERTIES):
-        found, stopped_by = _judge(PROPERTIES[name], trial)
+        complaints, cause, chosen = {str(error): _culprit(trial)}, error, []
+    for holds in chosen:
         # One error can stop many properties, and is told once.
-        told = [complaint for _, complaint in complaints]
-        complaints += [(name, complaint) for complaint in found if complaint not in told]
-        cause = cause or stopped_by
-        if name == "shape" and complaints:
+        try:
+            for complaint in holds(trial):
+                complaints.setdefault(complaint, holds.__name__)
+        except Exception as error:
+            cause = cause or error
+            broken = error if isinstance(error, BrokenError) else BrokenError("", error)
+            complaints.setdefault(str(broken), holds.__name__)
+        if holds is shape and complaints:
             break
     if complaints:
-        title = f"{trial.bijector.name} breaks {len(dict(complaints))} of {count} properties:"
-        lines = [f"  {name}: {complaint}" for name, complaint in complaints]
+        broken_names = set(complaints.values())
+        title = f"{trial.bijector.name} breaks {len(broken_names)} of {len(names)} properties:"
+        lines = [f"  {name}: {complaint}" for complaint, name in complaints.items()]
         raise AssertionError("\n".join([title, *lines])) from cause
 
 
@@ -122,29 +126,12 @@ def _culprit(trial: Trial) -> str:
     return "jit"
 
 
-def _judge(holds: Property, trial: Trial) -> tuple[list[str], Exception | None]:
-    """The complaints of a property, and the error that stopped it, if any."""
-    complaints: list[str] = []
-    try:
-        for complaint in holds(trial):
-            complaints.append(complaint)
-    except BrokenError as error:
-        return [*complaints, str(error)], error
-    except Exception as error:
-        return [*complaints, f"raised {type(error).__name__}: {error}"], error
-    return complaints, None
-
-
 def perturbed(params: PyTree, scale: float, seed: int) -> PyTree:
     """Adds scale * N(0, 1) to every float leaf outside `flowvi.Fixed`.
 
     A new flow is the identity, which has every property. Perturbed by 0.3 it is a rugged map, and
-    by 10 or more its transformers stand at their bounds.
-
-    Args:
-        params: any pytree of arrays.
-        scale: the standard deviation of the noise.
-        seed: the seed of the noise; the noise of a leaf does not depend on its dtype.
+    by 10 or more its transformers stand at their bounds. The noise of a leaf depends on the seed
+    and not on its dtype.
 
     Example:
         >>> from flowvi.testing import perturbed

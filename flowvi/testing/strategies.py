@@ -74,13 +74,8 @@ def events(
 def conditioners(draw: st.DrawFn, event_size: int, num_params: int) -> Conditioner:
     """Bound masked networks of any width, depth and order, with badly conditioned parameters."""
     context_size = draw(st.sampled_from([None, 2]))
-    network = MaskedNetwork(
-        event_size,
-        draw(hidden_sizes()),
-        num_params,
-        context_size=context_size,
-        order=draw(st.one_of(st.none(), orders(event_size))),
-    )
+    widths, order = draw(hidden_sizes()), draw(st.none() | orders(event_size))
+    network = MaskedNetwork(event_size, widths, num_params, context_size=context_size, order=order)
     seed = draw(seeds())
     params = jax.jit(network.init)(jax.random.key(seed))
     params = perturbed(params, draw(scales()), seed)

@@ -55,11 +55,6 @@ class BrokenError(Exception):
         super().__init__(f"{what}raised {type(error).__name__}: {error}")
 
 
-def cuts(event_size: int) -> list[int]:
-    """The places at which the order of a large event is cut in two, one for each direction."""
-    return np.linspace(1, event_size - 1, NUM_DIRECTIONS).astype(int).tolist()
-
-
 def spread(num_rows: int) -> list[int]:
     """At most `MAX_ROWS` rows, spread evenly."""
     return np.unique(np.linspace(0, num_rows - 1, MAX_ROWS).astype(int)).tolist()
@@ -76,18 +71,15 @@ def cycle(bijector: distrax.Bijector, x: Array) -> Outcome[Array]:
     return Outcome(y, log_det, *bijector.inverse_and_log_det(y))
 
 
-def own_methods(bijector: distrax.Bijector) -> list[str]:
-    """The methods out of `METHODS` which a bijector, or one inside, does not leave to Distrax."""
-    names = []
-    for name in METHODS:
-        method = getattr(type(bijector), name)
-        is_own = method is not getattr(distrax.Bijector, name)
-        if is_own and any(method is getattr(wrapper, name) for wrapper in _WRAPPERS):
-            inner = getattr(bijector, "bijectors", None) or [bijector.bijector]
-            is_own = any(own_methods(part) for part in inner)
-        if is_own:
-            names.append(name)
-    return names
+def _is_own(bijector: distrax.Bijector, name: str) -> bool:
+    """Whether a bijector, or one inside, has a method of its own instead of Distrax's."""
+    method = getattr(type(bijector), name)
+    if method is getattr(distrax.Bijector, name):
+        return False
+    if all(method is not getattr(wrapper, name) for wrapper in _WRAPPERS):
+        return True
+    inner = getattr(bijector, "bijectors", None) or [bijector.bijector]
+    return any(_is_own(part, name) for part in inner)
 
 
 def _tangents(function: Callable[[Array], PyTree], point: Array, moves: Array) -> PyTree:
@@ -111,7 +103,7 @@ def _evaluate(
     """The cycle, and the evaluations of these names; one program, for each costs its own time."""
     global _num_traces
     _num_traces += 1
-    result = cycle(bijector, x)
+    result, moves = cycle(bijector, x), jnp.broadcast_to(directions, (len(directions), *x.shape))
     y = result.y
 
     def inverse_tangents() -> tuple[Array, Array]:
@@ -126,13 +118,10 @@ def _evaluate(
         "again": lambda: bijector.forward_and_log_det(result.x),
         "methods": lambda: {
             name: getattr(bijector, name)(x if name.startswith("forward") else y)
-            for name in own_methods(bijector)
+            for name in METHODS
+            if _is_own(bijector, name)
         },
-        "tangents": lambda: _tangents(
-            functools.partial(cycle, bijector),
-            x,
-            jnp.broadcast_to(directions, (len(directions), *x.shape)),
-        ),
+        "tangents": lambda: _tangents(functools.partial(cycle, bijector), x, moves),
         "inverse_tangents": inverse_tangents,
         "alone": lambda: rows(x, y),
         "batch_of_one": lambda: rows(x[:, None], y[:, None]),
@@ -181,18 +170,17 @@ class Trial:
             raise TypeError(f"`x` must have dtype {' or '.join(TOLERANCES)}; got {x.dtype}.")
         batch_shape, ndims = checks.sizes("batch_shape", batch_shape), self.bijector.event_ndims_in
         owner, least = f"{self.bijector.name} with `event_ndims_in=={ndims}`", len(batch_shape)
-        if x.ndim < ndims + least:
-            rule = f"`x` must have at least {ndims + least} axes for {owner} and batch shape"
-            raise ValueError(f"{rule} {batch_shape}; got shape {x.shape}.")
+        rule = f"`x` must have at least {ndims + least} axes for {owner} and batch shape"
+        checks.require(
+            x.ndim >= ndims + least, f"{rule} {batch_shape}", f"shape {x.shape}", say=str
+        )
         event_shape = x.shape[x.ndim - ndims :]
         checks.trailing_shape("x", x, (*batch_shape, *event_shape), f"batch shape {batch_shape}")
-        if x.size == 0:
-            raise ValueError(f"`x` must hold at least one event; got shape {x.shape}.")
+        checks.require(x.size > 0, "`x` must hold at least one event", f"shape {x.shape}", say=str)
         if not np.isfinite(np.asarray(x)).all():
             raise ValueError("`x` must be finite; got NaN or infinity.")
         if order is not None:
-            if ndims != 1:
-                raise ValueError(f"`order` must be None for {owner}; got {order!r}.")
+            checks.require(ndims == 1, f"`order` must be None for {owner}", order)
             order = checks.permutation("order", order, event_shape[0])
         # In numpy, for JAX would compile a program for it.
         self.x = jnp.asarray(np.asarray(x).reshape(-1, *batch_shape, *event_shape))
@@ -207,28 +195,29 @@ class Trial:
         if not self.is_small:
             shape = NUM_DIRECTIONS, self.event_size
             self.directions = np.random.default_rng(0).standard_normal(shape)
-            for direction, cut in zip(self.directions, cuts(self.event_size), strict=True):
+            cuts = np.linspace(1, self.event_size - 1, NUM_DIRECTIONS).astype(int)
+            for direction, cut in zip(self.directions, cuts, strict=True):
                 direction[list(order[:cut]) if order else []] = 0
         sensitivity = "tangents" if self.is_small else "inverse_tangents"
         chosen = {sensitivity if name == "sensitivity" else name for name in evaluations}
         self._names = tuple(sorted(chosen))
 
-    def _run(self, bijector: distrax.Bijector, *names: str) -> Results:
+    def _run(self, bijector: distrax.Bijector, *names: str, what: str = "") -> Results:
         lone = (1,) * len(self.lead)
         moves = self.directions.reshape(-1, *lone, *self.x.shape[len(lone) :])
-        return _evaluate(bijector, self.x, moves, names=names)
+        try:
+            return _evaluate(bijector, self.x, moves, names=names)
+        except Exception as error:
+            raise BrokenError(what, error) from error
 
     @functools.cached_property
     def _results(self) -> Results:
         """The cycle, and all evaluations; none where one of them raises an error."""
         try:
             return self._run(self.bijector, *self._names)
-        except Exception:
+        except BrokenError:
             self._names = ()  # Later they say one by one what is broken.
-        try:
             return self._run(self.bijector)
-        except Exception as error:
-            raise BrokenError("", error) from error
 
     @property
     def compiled(self) -> Outcome[Array]:
@@ -239,10 +228,7 @@ class Trial:
         """The result of an evaluation; an error of the bijector is told with `what` before it."""
         results = self._results[1]
         if name not in results:  # What is needed can also depend on the shape of y.
-            try:
-                results[name] = self._run(self.bijector, name)[1][name]
-            except Exception as error:
-                raise BrokenError(what, error) from error
+            results[name] = self._run(self.bijector, name, what=what)[1][name]
         return results[name]
 
     @property
@@ -319,12 +305,17 @@ class Trial:
         return place
 
     def compare(
-        self, what: str, got: ArrayLike, expected: ArrayLike, allowed: ArrayLike
+        self,
+        what: str,
+        got: ArrayLike,
+        expected: ArrayLike,
+        allowed: ArrayLike,
+        by_direction: bool = False,
     ) -> Iterator[str]:
         """Complains about the worst place where two arrays differ by more than is allowed.
 
         Values that are not finite are the business of another property: where both are the same,
-        they are equal here.
+        they are equal here. The last axis of derivatives is that of directions.
         """
         got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
         allowed = np.broadcast_to(allowed, got.shape)
@@ -335,8 +326,11 @@ class Trial:
             excess = np.where(bad, np.nan_to_num(error / allowed, nan=np.inf), 0)
         if bad.any():
             at = worst(excess)
+            place = (
+                self.where(at[:-1]) + f", direction {at[-1]}" if by_direction else self.where(at)
+            )
             yield (
-                f"{what} at {self.where(at)}: got {got[at]:.9g}, expected {expected[at]:.9g}; "
+                f"{what} at {place}: got {got[at]:.9g}, expected {expected[at]:.9g}; "
                 f"error {error[at]:.3g}, allowed {allowed[at]:.3g} "
                 f"(broken at {bad.sum()} of {bad.size} places)"
             )

@@ -6,6 +6,7 @@ from typing import TypedDict
 import optax
 
 from flowvi import checks, files
+from flowvi.checks import require
 from flowvi.training.result import Progress
 from flowvi.training.step import LossFn
 from flowvi.training.stopping import NEVER, Plateau
@@ -54,9 +55,9 @@ class TrainingOptions(TypedDict, total=False):
 def check_names(options: Mapping[str, object]) -> None:
     """Checks that options are those of training."""
     known = TrainingOptions.__annotations__
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise TypeError(f"`options` must be among {', '.join(known)}; got {', '.join(unknown)}.")
+    unknown = ", ".join(name for name in options if name not in known)
+    rule = f"`options` must be among {', '.join(known)}"
+    require(not unknown, rule, unknown, error=TypeError, say=str)
 
 
 def check_functions(
@@ -67,35 +68,28 @@ def check_functions(
 ) -> None:
     """Checks that functions are functions, and hashable."""
     for name, function in {"loss_fn": loss_fn, "validate": validate, "callback": callback}.items():
-        if not (callable(function) or (function is None and name != "loss_fn")):
-            raise TypeError(f"`{name}` must be a function; got {function!r}.")
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            "`optimizer` must be an Optax optimizer, such as `optax.adam(1e-3)`; got "
-            f"{optimizer!r}."
-        )
+        is_one = callable(function) or (function is None and name != "loss_fn")
+        require(is_one, f"`{name}` must be a function", function, error=TypeError)
+    is_one = hasattr(optimizer, "init") and hasattr(optimizer, "update")
+    rule = "`optimizer` must be an Optax optimizer, such as `optax.adam(1e-3)`"
+    require(is_one, rule, optimizer, error=TypeError)
     for name, value in {"loss_fn": loss_fn, "optimizer": optimizer, "validate": validate}.items():
         try:
             hash(value)
         except TypeError:
-            raise TypeError(
-                f"`{name}` must be hashable, so that a second call knows it again; got {value!r}. "
-                "Perhaps make its class a frozen dataclass?"
-            ) from None
+            rule = f"`{name}` must be hashable, so that a second call knows it again"
+            fix = "Perhaps make its class a frozen dataclass?"
+            raise TypeError(f"{rule}; got {value!r}. {fix}") from None
 
 
 def check_validation(every: int | None, **given: object) -> None:
     """Checks that arguments of the validation go together."""
     for name, value in given.items():
-        if every is None and value is not None:
-            raise ValueError(
-                f"`validate_every` must be a positive integer where `{name}` is given; got None."
-            )
-    if every is not None and given["validate"] is None and given["validation_data"] is None:
-        raise ValueError(
-            "`validate_every` must be None where neither `validate` nor `validation_data` is "
-            f"given; got {every}."
-        )
+        rule = f"`validate_every` must be a positive integer where `{name}` is given"
+        require(every is not None or value is None, rule, every)
+    has_any = given["validate"] is not None or given["validation_data"] is not None
+    rule = "`validate_every` must be None where neither `validate` nor `validation_data` is given"
+    require(every is None or has_any, rule, every)
 
 
 def count(name: str, value: int | None) -> int:
@@ -108,16 +102,14 @@ def check_options(
 ) -> None:
     """Checks options that are no counts."""
     for name, flag in {"progress": progress, "resume": resume}.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"`{name}` must be True or False; got {flag!r}.")
-    if plateau is not None and not isinstance(plateau, Plateau):
-        raise TypeError(f"`plateau` must be an `fv.Plateau(...)` or None; got {plateau!r}.")
-    if averaging is None:
-        return
-    if isinstance(averaging, bool) or not isinstance(averaging, int | float):
-        raise TypeError(f"`averaging` must be a number between 0 and 1 or None; got {averaging!r}.")
-    if not 0 < averaging < 1:
-        raise ValueError(f"`averaging` must lie between 0 and 1; got {averaging}.")
+        require(isinstance(flag, bool), f"`{name}` must be True or False", flag, error=TypeError)
+    rule = "`plateau` must be an `fv.Plateau(...)` or None"
+    require(isinstance(plateau, Plateau | None), rule, plateau, error=TypeError)
+    is_number = isinstance(averaging, int | float | None) and not isinstance(averaging, bool)
+    rule = "`averaging` must be a number between 0 and 1 or None"
+    require(is_number, rule, averaging, error=TypeError)
+    lies_there = averaging is None or 0 < averaging < 1
+    require(lies_there, "`averaging` must lie between 0 and 1", averaging)
 
 
 def checkpoint_interval(
@@ -125,10 +117,8 @@ def checkpoint_interval(
 ) -> int:
     """Steps between two checkpoints; by default a tenth of them all."""
     if directory is None:
-        for name, value in {"checkpoint_every": every, "resume": resume}.items():
-            if value is not None and value is not False:
-                raise ValueError(
-                    f"`checkpoint_dir` must be a directory where `{name}` is given; got None."
-                )
+        for name, is_given in {"checkpoint_every": every is not None, "resume": resume}.items():
+            rule = f"`checkpoint_dir` must be a directory where `{name}` is given"
+            require(not is_given, rule, directory)
         return NEVER
     return max(num_steps // 10, 1) if every is None else count("checkpoint_every", every)

@@ -15,13 +15,13 @@ from flowvi import checks, files
 from flowvi.families import check_key
 from flowvi.files import Checkpoints
 from flowvi.optimizers import rowwise
-from flowvi.params import Origin, PyTree, partition
+from flowvi.params import Origin, PyTree, named_leaves, numbers, partition
 from flowvi.training import arguments, program, sources
 from flowvi.training.progress import display
 from flowvi.training.record import Pace, Record
 from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
 from flowvi.training.step import LossFn, check_loss, check_params, culprit
-from flowvi.training.stopping import Interrupts, Plateau
+from flowvi.training.stopping import Plateau, noted_interrupts
 
 Array = jax.Array
 
@@ -154,9 +154,8 @@ def fit(
         validate = loss_fn
     every = arguments.checkpoint_interval(checkpoint_dir, checkpoint_every, resume, num_steps)
     check_params(params)
-    validation_data = jax.tree.map(
-        jnp.asarray, sources.as_arrays("validation_data", validation_data)
-    )
+    validation_data = sources.as_arrays("validation_data", validation_data)
+    validation_data = jax.tree.map(jnp.asarray, validation_data)
     num_rows = rowwise.check_tables(params)
     rowwise.check_optimizer(optimizer, params)
     source = sources.make(data, batch_size, must_be_finite=check_finite, rows_of_params=num_rows)
@@ -164,28 +163,25 @@ def fit(
     compiled = program.build(own)
     shapes = jax.eval_shape(compiled.begin, params)
     names = check_loss("loss_fn", compiled.loss_fn, shapes.params, key, source.batch)
-    record = Record(
-        ["loss", *names],
-        _validation_names(compiled, shapes.params, key, validation_data, names),
-        num_steps,
-        arguments.count("validate_every", validate_every),
-        arguments.count("patience", patience),
-        plateau,
-    )
+    validation_names = _validation_names(compiled, shapes.params, key, validation_data, names)
+    counts = {"validate_every": validate_every, "patience": patience}
+    limits = {name: arguments.count(name, value) for name, value in counts.items()}
+    record = Record(["loss", *names], validation_names, num_steps, **limits, plateau=plateau)
     run = _Run(compiled, source, record, list(jax.random.split(key, 3)), validation_data, started)
     run.state = compiled.begin(params)
     with contextlib.ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
+        interrupts = stack.enter_context(noted_interrupts())
         checkpoints = None
         if checkpoint_dir is not None:
             settings = {
-                "the key": str(np.asarray(_key_data(key)).tolist()),
+                "the key": str(np.asarray(numbers(key)).tolist()),
                 "batch_size": str(source.batch_size),
                 "validate_every": str(validate_every),
                 "averaging": str(averaging),
-                "the list of metrics": str([*names, *record.validation_names]),
+                "the list of metrics": str([*names, *validation_names]),
             }
-            about = {**(configuration or {}), **settings, **_fingerprint(own, run, validation_data)}
+            about = {**(configuration or {}), **settings}
+            about |= _fingerprint(own, run.state, source, validation_data)
             checkpoints = stack.enter_context(Checkpoints(checkpoint_dir, every, resume, about))
             run.restore(checkpoints)
         source.begin(run.keys[1], record.step)
@@ -214,7 +210,7 @@ def fit(
             if record.validation_due:
                 run.validate()
             reason = record.reason
-            if reason is None and interrupts.requested:
+            if reason is None and interrupts:
                 reason = StopReason.INTERRUPTED
             if reason is not None or record.step == chosen or pace.is_due():
                 shown.update(record.step, record.loss, record.validation, record.num_bad_steps)
@@ -225,23 +221,17 @@ def fit(
 
     concerns = record.concerns()
     if reason is StopReason.INTERRUPTED:
-        concerns.append(
-            f"Interrupted after {record.step} of {num_steps} steps: what was learned so far is "
-            "returned, and the program goes on."
-        )
+        place = f"Interrupted after {record.step} of {num_steps} steps"
+        concerns.append(f"{place}: what was learned so far is returned, and the program goes on.")
     for concern in concerns:
         warnings.warn(concern, RuntimeWarning, stacklevel=2)
     return run.result(reason)
 
 
 class _Run:
-    """A run in progress.
+    """A run in progress: the state after the last step, and the best parameters by validation.
 
-    Attributes:
-        state: the state after the last step.
-        best: the best parameters by validation; None before the first validation.
-        bad_in_row: bad steps since the last good one.
-        keys: of the steps, of the shuffles and of validations.
+    `keys` are those of the steps, of the shuffles and of validations.
     """
 
     state: program.State
@@ -260,10 +250,6 @@ class _Run:
         self.keys = keys
         self.best: PyTree = None
         self.bad_in_row = 0
-
-    def sample(self) -> PyTree:
-        """Some rows of the data, to tell them from others."""
-        return self._source.sample(SAMPLED_ROWS)
 
     def restore(self, checkpoints: Checkpoints) -> None:
         """Goes on from the last checkpoint, if there is one."""
@@ -290,10 +276,8 @@ class _Run:
         return int(step) - before
 
     def _judge(self) -> tuple[dict[str, Array], PyTree]:
-        state = self.state
-        return self._compiled.judge(
-            state.params, state.opt_state, self.keys[2], self._validation_data
-        )
+        params, opt_state = self.state[:2]
+        return self._compiled.judge(params, opt_state, self.keys[2], self._validation_data)
 
     def validate(self) -> None:
         """Validates the parameters, and keeps them if they are the best."""
@@ -305,10 +289,9 @@ class _Run:
         self, callback: arguments.Callback, num_steps: int, steps_per_second: float
     ) -> StopReason | None:
         """Calls back; returns whether that ends the run."""
-        own = self._record
         names = ("step", "num_bad_steps", "loss", "metrics", "validation", "best_step")
         seen = Progress(
-            **{name: getattr(own, name) for name in names},
+            **{name: getattr(self._record, name) for name in names},
             num_steps=num_steps,
             steps_per_second=steps_per_second,
             running=self.state.params,
@@ -343,10 +326,8 @@ class _Run:
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
                 error.result = self.result(StopReason.ERROR)  # type: ignore[attr-defined]
                 if not isinstance(error, TrainingDiverged):
-                    error.add_note(
-                        f"What fit had learned in {self._record.step} steps is this exception's "
-                        "`result`."
-                    )
+                    what = f"What fit had learned in {self._record.step} steps"
+                    error.add_note(f"{what} is this exception's `result`.")
             raise
 
     def diverged(self, chunk: sources.Chunk) -> TrainingDiverged:
@@ -360,18 +341,13 @@ class _Run:
         elif self._source.batched:
             batch = jax.tree.map(lambda leaf: leaf[last - chunk.first], batch)
         # The parameters are as they were, so the last bad step can be looked at closely.
-        cause = culprit(
-            self._compiled.loss_fn, params, jax.random.fold_in(self.keys[0], last), batch
-        )
+        key = jax.random.fold_in(self.keys[0], last)
+        cause = culprit(self._compiled.loss_fn, params, key, batch)
         first = record.step - self.bad_in_row
-        start = (
-            " That is the very first step, so look at the starting parameters and the data."
-            if first == 0
-            else ""
-        )
+        start = "That is the very first step, so look at the starting parameters and the data. "
         message = (
             f"Training ended after {self.bad_in_row} bad steps in a row: from step {first} on, "
-            f"{cause}.{start} What usually helps: a smaller learning rate, "
+            f"{cause}. {'' if first else start}What usually helps: a smaller learning rate, "
             "`optax.clip_by_global_norm` before the optimizer, a look at the data for outliers, "
             "and at the loss for logarithms, quotients and square roots near zero. This error's "
             "`params` are the last good ones."
@@ -391,57 +367,41 @@ def _validation_names(
     own = check_loss(name, compiled.validate, params, key, data)
     written = ["validation", *(f"validation_{metric}" for metric in own)]
     for metric in set(names) & set(written):
-        raise ValueError(
-            f"`loss_fn` must not name a metric {metric!r}, under which the history keeps a metric "
-            "of the validation."
-        )
+        rule = f"`loss_fn` must not name a metric {metric!r}"
+        raise ValueError(f"{rule}, under which the history keeps a metric of the validation.")
     return written
 
 
-def _fingerprint(own: program.Program, run: _Run, validation_data: PyTree) -> dict[str, str]:
+def _fingerprint(
+    own: program.Program, state: program.State, source: sources.Source, validation_data: PyTree
+) -> dict[str, str]:
     """What must be the same for a run to go on: what it trains, on what, and how."""
-    state = run.state
     result = files.describe("loss_fn", own.loss_fn)
-    result |= {
-        f"the family of params{jax.tree_util.keystr(path)}": str(leaf.family)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            state.params, is_leaf=lambda node: isinstance(node, Origin)
-        )
-        if isinstance(leaf, Origin)
-    }
-    trees = {"params": state.params, "the optimizer's state": state.opt_state}
-    for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            shape = ", ".join(map(str, leaf.shape))
-            result[name + jax.tree_util.keystr(path)] = f"{leaf.dtype}[{shape}]"
+    is_origin = lambda node: isinstance(node, Origin)  # noqa: E731
+    for name, leaf in named_leaves("params", state.params, is_origin).items():
+        if is_origin(leaf):
+            result[f"the family of {name}"] = str(leaf.family)
+    leaves = named_leaves("params", state.params)
+    for name, leaf in (leaves | named_leaves("the optimizer's state", state.opt_state)).items():
+        result[name] = f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]"
     trainable, fixed = partition(state.params)
     ones = jax.tree.map(jnp.ones_like, trainable)
     values = {
-        "the data": run.sample(),
+        "the data": source.sample(SAMPLED_ROWS),
         "the data of the validation": validation_data,
         "the Fixed leaves of the parameters": fixed,
     }
     if not rowwise.tables(trainable):
-        one = jnp.ones(())
-
-        def update(ones: PyTree) -> PyTree:
-            return own.stepper.update(
-                ones, state.opt_state, ones, value=one, grad=ones, value_fn=lambda _: one
-            )[0]
-
-        values["the first update of the optimizer"] = jax.jit(update)(ones)
+        extra = {"value": jnp.ones(()), "grad": ones, "value_fn": lambda _: jnp.ones(())}
+        update = jax.jit(lambda ones: own.stepper.update(ones, state.opt_state, ones, **extra)[0])
+        values["the first update of the optimizer"] = update(ones)
     return result | {f"the digest of {name}": _digest(tree) for name, tree in values.items()}
 
 
 def _digest(tree: PyTree) -> str:
     result = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(_key_data(leaf))
-        result.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+    for name, leaf in named_leaves("", tree).items():
+        array = np.asarray(numbers(leaf))
+        result.update(f"{name} {array.dtype} {array.shape}".encode())
         result.update(array.tobytes())
     return result.hexdigest()[:16]
-
-
-def _key_data(key: Array) -> Array:
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(key) if is_typed else key

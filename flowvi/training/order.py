@@ -10,18 +10,14 @@ more than the rest.
 import jax
 import numpy as np
 
+from flowvi.params import numbers
+
 
 class Order:
-    """The stream of rows. The shuffle of an epoch depends on the key and the epoch's number alone.
-
-    Args:
-        key: a random key.
-        num_rows: rows of an epoch, at least 1.
-    """
+    """The stream of rows; the shuffle of an epoch depends on the key and its number alone."""
 
     def __init__(self, key: jax.Array, num_rows: int):
-        is_typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
-        self._seed = np.asarray(jax.random.key_data(key) if is_typed else key).ravel().tolist()
+        self._seed = np.asarray(numbers(key)).ravel().tolist()
         self._num_rows = num_rows
         self._epoch, self._rows = -1, np.zeros(0, np.int32)
 

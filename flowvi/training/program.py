@@ -17,7 +17,7 @@ import optax
 
 from flowvi.compiling import KEPT
 from flowvi.optimizers import averaged, learned, rowwise
-from flowvi.params import PyTree, partition
+from flowvi.params import PyTree, is_key, partition
 from flowvi.training.step import LossFn, Metrics, is_finite, train_step, unpack
 
 Array = jax.Array
@@ -30,15 +30,7 @@ SEGMENT = 64
 
 
 class State(NamedTuple):
-    """What a step changes.
-
-    Attributes:
-        params: the parameters.
-        opt_state: the optimizer's state.
-        step: steps done.
-        num_bad: of these, the bad ones.
-        bad_in_row: bad steps since the last good one.
-    """
+    """What a step changes: of `step` steps `num_bad` were bad, the last `bad_in_row` in a row."""
 
     params: PyTree
     opt_state: PyTree
@@ -47,24 +39,12 @@ class State(NamedTuple):
     bad_in_row: Array
 
 
-class Walk(NamedTuple):
-    """What changes from step to step: the state, the history, and whether all steps were good."""
-
-    state: State
-    history: Metrics
-    good: Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What a compiled chunk is made of; equal programs share it.
 
-    Attributes:
-        loss_fn: the loss.
-        optimizer: the optimizer.
-        validate: the validation loss; None without validation.
-        batched: whether the data are batches along a leading axis.
-        averaging: the decay of the parameters' moving average; None for none.
+    Where it is `batched`, data are batches along a leading axis. `averaging` is the decay of the
+    parameters' moving average.
     """
 
     loss_fn: LossFn
@@ -76,10 +56,8 @@ class Program:
     @property
     def stepper(self) -> optax.GradientTransformationExtraArgs:
         """The optimizer row by row, together with the average where there is one."""
-        optimizer = self.optimizer
-        if self.averaging is not None:
-            optimizer = averaged(optimizer, self.averaging)
-        return rowwise.rowwise(optimizer)
+        own, decay = self.optimizer, self.averaging
+        return rowwise.rowwise(own if decay is None else averaged(own, decay))
 
 
 class Compiled(NamedTuple):
@@ -128,7 +106,7 @@ def _begin(program: Program, params: PyTree) -> State:
 
 
 def _own(leaf: Array) -> Array:
-    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+    if is_key(leaf):
         return jnp.copy(leaf)
     return jnp.array(leaf, dtype=jnp.result_type(leaf), copy=True)
 
@@ -156,7 +134,7 @@ def _run(
     # Steps take back themselves what they did to parameters per row: a copy of all rows is dear.
     guards = bool(rowwise.tables(state.params))
 
-    def one_step(carry: Walk) -> Walk:
+    def one_step(carry: tuple[State, Metrics, Array]) -> tuple[State, Metrics, Array]:
         state, history, _ = carry
         own_key, batch = jax.random.fold_in(key, state.step), batch_at(state.step)
         out = train_step(
@@ -170,28 +148,22 @@ def _run(
             for name, value in {"loss": out.loss, **out.metrics}.items()
         }
         bad = jnp.where(out.good, 0, 1) if guards else 0
-        state = State(
-            out.params,
-            out.opt_state,
-            state.step + 1,
-            state.num_bad + bad,
-            (state.bad_in_row + bad) * bad,
-        )
-        return Walk(state, history, out.good | guards)
+        counts = state.step + 1, state.num_bad + bad, (state.bad_in_row + bad) * bad
+        return State(out.params, out.opt_state, *counts), history, out.good | guards
 
     def segment(carry: tuple[State, Metrics, Array]) -> tuple[State, Metrics, Array]:
         state, history, limit = carry
-        walk = jax.lax.while_loop(
-            lambda w: (w.state.step < limit) & w.good & (w.state.bad_in_row < max_bad),
-            one_step,
-            Walk(state, history, jnp.bool_(True)),
-        )
-        after = walk.state
+
+        def goes_on(carry: tuple[State, Metrics, Array]) -> Array:
+            return (carry[0].step < limit) & carry[2] & (carry[0].bad_in_row < max_bad)
+
+        start = state, history, jnp.bool_(True)
+        after, history, all_good = jax.lax.while_loop(goes_on, one_step, start)
         if guards:
-            return after, walk.history, jnp.minimum(after.step + SEGMENT, end)
+            return after, history, jnp.minimum(after.step + SEGMENT, end)
         # One bad step alone is skipped; behind others it is taken back with them, and they are done
         # again up to it. That costs good steps nothing, where a choice in each would cost a third.
-        good, count = walk.good & is_finite(partition(after.params)[0]), after.step - state.step
+        good, count = all_good & is_finite(partition(after.params)[0]), after.step - state.step
         params, opt_state = jax.lax.cond(good, lambda a, b: a, lambda a, b: b, after[:2], state[:2])
         skips = ~good & (count == 1)
         back = ~good & ~skips
@@ -199,25 +171,18 @@ def _run(
         in_row = jnp.where(good, 0, state.bad_in_row + skips)
         moved = State(params, opt_state, step, state.num_bad + skips, in_row.astype(jnp.int32))
         # What an optimizer made of good gradients is looked at behind a segment, and searched for.
-        retry = jnp.where(walk.good, count // 2, count - 1)
+        retry = jnp.where(all_good, count // 2, count - 1)
         limit = step + jnp.where(back, retry, SEGMENT)
-        return moved, walk.history, jnp.minimum(limit, end)
-
-    def goes_on(carry: tuple[State, Metrics, Array]) -> Array:
-        return (carry[0].step < end) & (carry[0].bad_in_row < max_bad)
+        return moved, history, jnp.minimum(limit, end)
 
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, key, batch_at(begin)))
-    capacity = CAPACITY
-    if rows is not None:
-        capacity = rows.shape[0]
-    elif program.batched:
-        capacity = jax.tree.leaves(data)[0].shape[0]
-    history = {
-        name: jnp.zeros(capacity, each.dtype) for name, each in {"loss": loss, **metrics}.items()
-    }
+    batches = rows if rows is not None else jax.tree.leaves(data)[0] if program.batched else None
+    capacity = CAPACITY if batches is None else batches.shape[0]
+    numbers = {"loss": loss, **metrics}
+    history = {name: jnp.zeros(capacity, each.dtype) for name, each in numbers.items()}
     limit = jnp.minimum(begin + SEGMENT, end)
-    state, history, _ = jax.lax.while_loop(goes_on, segment, (state, history, limit))
-    return state, history
+    is_open = lambda c: (c[0].step < end) & (c[0].bad_in_row < max_bad)  # noqa: E731
+    return jax.lax.while_loop(is_open, segment, (state, history, limit))[:2]
 
 
 def _judge(
@@ -226,9 +191,7 @@ def _judge(
     judged = learned(opt_state, params)
     values: Metrics = {}
     if program.validate is not None:
-        loss, metrics, _ = unpack(
-            program.validate(judged, jax.random.clone(key), data)
-        )  # the same each time
-        values = {"validation": loss}
-        values |= {f"validation_{name}": metrics[name] for name in metrics}
+        again = jax.random.clone(key)  # the same each time
+        loss, metrics, _ = unpack(program.validate(judged, again, data))
+        values = {"validation": loss} | {f"validation_{name}": metrics[name] for name in metrics}
     return values, jax.tree.map(_own, judged)

@@ -83,9 +83,8 @@ class _Lines(Display):
         now = time.perf_counter()
         rate = (step - self._first_step) / max(now - self._start, 1e-9)
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        self._line = (
-            f"step {step}/{self._num_steps}, {text}, {rate:.3g} steps/s, {left:.0f} s left\n"
-        )
+        place = f"step {step}/{self._num_steps}"
+        self._line = f"{place}, {text}, {rate:.3g} steps/s, {left:.0f} s left\n"
         if now - self._last >= LINE_SECONDS:
             self._last = now
             self.close()

@@ -44,20 +44,9 @@ class Pace:
 class Record:
     """What the host knows of a run, and its decision when to stop.
 
-    Args:
-        names: "loss" and the names of the metrics.
-        validation_names: "validation" and the names of a validation's metrics, if there are any.
-        num_steps: steps to do.
-        validate_every: steps between two validations.
-        patience: validations without a new best that end the run.
-        plateau: the rule by which a plateau of the loss ends it, if any.
-
-    Attributes:
-        step: steps done.
-        num_bad_steps: of these, those that were skipped.
-        best_step: steps that the best parameters have seen; None before the first validation.
-        loss: the mean loss of the latest chunk, but of at least the last 20 steps, bad ones left
-            out; NaN if there was no other.
+    `names` are "loss" and those of the metrics, `validation_names` "validation" and those of its
+    metrics, if there are any. The best parameters have seen `best_step` steps. `loss` is the mean
+    of the latest chunk, but of at least the last 20 steps, bad ones left out; NaN without any.
     """
 
     def __init__(
@@ -85,12 +74,9 @@ class Record:
     def resume(self, step: int, num_bad_steps: int, history: History) -> None:
         """Takes over an earlier run's history."""
         self.add(step, num_bad_steps, history)
-        if not self._validation:
-            return
-        for index, validated in enumerate(history["validation_step"]):
-            self.validated(
-                int(validated), {name: history[name][index] for name in self._validation}
-            )
+        for index, validated in enumerate(history.get("validation_step", ())):
+            values = {name: history[name][index] for name in self._validation}
+            self.validated(int(validated), values)
 
     def add(self, step: int, num_bad_steps: int, history: History) -> None:
         """Takes in the steps of a chunk."""
@@ -107,11 +93,6 @@ class Record:
         self.loss = float(np.mean(known, dtype=np.float64)) if known.size else float("nan")
         if self._watch is not None:
             self._watch.add(losses[-1])
-
-    @property
-    def validation_names(self) -> list[str]:
-        """The names under which the history keeps validations."""
-        return list(self._validation)
 
     @property
     def validation_due(self) -> bool:
@@ -166,10 +147,8 @@ class Record:
 
     def history(self) -> History:
         """All of it, as numpy arrays."""
-        history = {
-            name: np.concatenate(parts) if parts else np.zeros(0, np.float32)
-            for name, parts in self._parts.items()
-        }
+        none = [np.zeros(0, np.float32)]
+        history = {name: np.concatenate(parts or none) for name, parts in self._parts.items()}
         for name, values in self._validation.items():
             history[name] = np.asarray(values, self._dtypes.get(name, np.float32))
         if self._validation:
@@ -180,14 +159,12 @@ class Record:
         """What the reader of a result should know and may not see in it."""
         found = []
         if self.num_bad_steps > MANY_BAD * self.step:
-            found.append(
-                f"{self.num_bad_steps} of {self.step} steps were skipped, because the loss, its "
-                "gradient or what the optimizer made of them was not finite."
-            )
+            share = f"{self.num_bad_steps} of {self.step} steps were skipped"
+            why = "because the loss, its gradient or what the optimizer made of them was not finite"
+            found.append(f"{share}, {why}.")
         losses = self._validation.get("validation")
         if losses and np.isnan(losses).all():
-            found.append(
-                f"The validation loss was NaN in all {len(losses)} validations, so the result has "
-                "the last parameters rather than the best ones."
-            )
+            what = f"The validation loss was NaN in all {len(losses)} validations"
+            result = "the result has the last parameters rather than the best ones"
+            found.append(f"{what}, so {result}.")
         return found

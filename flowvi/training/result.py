@@ -171,7 +171,4 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 (an event in the reader's wo
 
     def __init__(self, message: str, *, params: PyTree, step: int, culprit: str, history: History):
         super().__init__(message)
-        self.params = params
-        self.step = step
-        self.culprit = culprit
-        self.history = history
+        self.params, self.step, self.culprit, self.history = params, step, culprit, history

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi import checks
+from flowvi.checks import positive_int, require
 from flowvi.families import as_array
 from flowvi.optimizers import rowwise
-from flowvi.params import PyTree
+from flowvi.params import PyTree, named_leaves
 from flowvi.supports import chunks
 from flowvi.training.order import Order
 from flowvi.training.stopping import NEVER
@@ -32,14 +32,10 @@ FEW_SHAPES = 3
 
 
 class Chunk(NamedTuple):
-    """What a run of steps works on.
+    """What the steps from `first` to before `end` work on: all data, or batches along a new axis.
 
-    Attributes:
-        data: the data themselves, or batches along a new leading axis.
-        rows: the rows of each batch, of shape [number of batches, batch_size]; None where `data`
-            are batches, or each step sees all of them.
-        first: the step of the first batch.
-        end: the first step for which something else is needed.
+    `rows` are those of each batch, of shape [number of batches, batch_size]; None where `data` are
+    batches, or each step sees all of them.
     """
 
     data: PyTree
@@ -49,12 +45,7 @@ class Chunk(NamedTuple):
 
 
 class LazyRows(NamedTuple):
-    """Data that are made when they are needed.
-
-    Attributes:
-        take: numbers of rows -> a pytree of numpy arrays, with these rows along the leading axis.
-        num_rows: how many rows there are.
-    """
+    """Data that are made when they are needed: `take(rows)` are arrays with these rows."""
 
     take: Callable[[np.ndarray], PyTree]
     num_rows: int
@@ -63,11 +54,8 @@ class LazyRows(NamedTuple):
 class Source:
     """All the data in every step, or nothing at all.
 
-    Attributes:
-        batch: shapes and dtypes of a batch.
-        batched: whether chunks hold batches along a leading axis.
-        num_rows: rows of the data; None where that is not known, or there are none.
-        batch_size: rows of a batch; None where every step sees all of them.
+    Every source has the shapes and dtypes of a batch, and the number of rows where that is known;
+    chunks of a `batched` one hold batches along a leading axis.
     """
 
     batched = False
@@ -148,27 +136,26 @@ class HostRows(Rows):
     batched = True
 
     def __init__(self, lazy: LazyRows, batch_size: int):
-        self._lazy = lazy
+        self._take = lazy.take
         super().__init__(lazy.take(np.zeros(1, np.int32)), lazy.num_rows, batch_size)
         self._capacity = _capacity(self.batch)
 
     def sample(self, count: int) -> PyTree:
-        return self._lazy.take(
-            np.arange(0, self._lazy.num_rows, max(self._lazy.num_rows // count, 1))
-        )
+        num_rows = self.num_rows or 1
+        return self._take(np.arange(0, num_rows, max(num_rows // count, 1)))
 
     def make(self, step: int) -> Chunk:
         rows = self._rows(step)
         # In the order in which they lie in the file.
         sort = np.argsort(rows, axis=None)
-        taken = self._lazy.take(rows.ravel()[sort])
 
         def batches(leaf: np.ndarray) -> Array:
             result = np.empty(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
             result[sort] = leaf
             return jnp.asarray(result.reshape(*rows.shape, *leaf.shape[1:]))
 
-        return Chunk(jax.tree.map(batches, taken), None, step, step + self._capacity)
+        taken = jax.tree.map(batches, self._take(rows.ravel()[sort]))
+        return Chunk(taken, None, step, step + self._capacity)
 
 
 class Batches(Prefetched):
@@ -181,15 +168,14 @@ class Batches(Prefetched):
     batched = True
 
     def __init__(self, iterable: Iterable[PyTree], rows_of_params: int | None = None):
-        self._iterable = iterable
-        self._rows_of_params = rows_of_params
+        self._iterable, self._rows_of_params = iterable, rows_of_params
         self._iterator: Iterator[PyTree] = iter(iterable)
         self._number = 0
         self._seen: list[PyTree] = []
         self._ahead: PyTree = None
         self._ahead = self._first = self._draw()
-        if self._ahead is None:
-            raise ValueError("`data` must give at least one batch; got none.")
+        got_one = self._ahead is not None
+        require(got_one, "`data` must give at least one batch", "none", say=str)
         self.batch = _shapes(self._ahead)
 
     def sample(self, count: int) -> PyTree:
@@ -207,10 +193,9 @@ class Batches(Prefetched):
             return None
         shapes = _shapes(self._ahead)
         self._note(shapes)
-        batches: list[PyTree] = []
-        capacity = _capacity(shapes)
+        capacity, batches = _capacity(shapes), list[PyTree]()
         while (
-            self._ahead is not None and _shapes(self._ahead) == shapes and len(batches) < capacity
+            len(batches) < capacity and self._ahead is not None and _shapes(self._ahead) == shapes
         ):
             batches.append(self._ahead)
             self._ahead = self._draw()
@@ -228,12 +213,9 @@ class Batches(Prefetched):
             return
         self._seen.append(shapes)
         if len(self._seen) == FEW_SHAPES + 1:
-            warnings.warn(
-                f"Batches of {len(self._seen)} different shapes came so far, and each shape is "
-                "compiled anew. Perhaps let the loader drop or fill up its ragged batches?",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            what = f"Batches of {len(self._seen)} different shapes came so far, and each shape is"
+            fix = "Perhaps let the loader drop or fill up its ragged batches?"
+            warnings.warn(f"{what} compiled anew. {fix}", RuntimeWarning, stacklevel=2)
 
     def _draw(self) -> PyTree:
         """The next batch as numpy arrays; None at the end of a one-way iterator."""
@@ -249,17 +231,13 @@ class Batches(Prefetched):
     def _checked(self, batch: PyTree) -> PyTree:
         name = f"batch {self._number} of data"
         arrays, _ = check_rows(name, batch)
-        if self._rows_of_params is not None:
-            rowwise.check_batch(name, arrays, self._rows_of_params)
-        arrays = jax.tree.map(
-            lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype)), arrays
-        )
+        rowwise.check_batch(name, arrays, self._rows_of_params)
+        own = lambda leaf: np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
+        arrays = jax.tree.map(own, arrays)
         if self._ahead is not None:
             have, want = jax.tree.structure(arrays), jax.tree.structure(self._ahead)
-            if not bool(have == want):  # type: ignore[operator]
-                raise ValueError(
-                    f"`{name}` must have the structure of the one before, {want}; got {have}."
-                )
+            rule = f"`{name}` must have the structure of the one before, {want}"
+            require(have == want, rule, have)  # type: ignore[operator]
         return arrays
 
 
@@ -281,39 +259,28 @@ def _capacity(batch: PyTree) -> int:
 def make(
     data: PyTree, batch_size: int | None, *, must_be_finite: bool, rows_of_params: int | None
 ) -> Source:
-    """The source of batches behind `data`, checked.
+    """The source of batches behind `data`, checked; the numbers of an iterable are not looked at.
 
-    Args:
-        data: None, a pytree of arrays, `LazyRows`, or an iterable of batches that is no pytree.
-        batch_size: rows of a batch, or None.
-        must_be_finite: whether all numbers must be; an iterable's are not looked at.
-        rows_of_params: how many rows have parameters for themselves, which data then name; or None.
+    `rows_of_params` is how many rows have parameters for themselves, which data then name.
     """
     if data is None:
         check_batch_size(batch_size, None)
-        if rows_of_params is not None:
-            rowwise.check_batch("data", data, rows_of_params)
+        rowwise.check_batch("data", data, rows_of_params)
         return Source(None)
+    if _is_iterable(data):
+        rule = "`batch_size` must be None where `data` is an iterable, whose batches are taken as"
+        require(batch_size is None, f"{rule} they come", batch_size)
+        return Batches(data, rows_of_params)
     if isinstance(data, LazyRows):
         return HostRows(data, check_batch_size(batch_size, data.num_rows) or data.num_rows)
-    if _is_iterable(data):
-        if batch_size is not None:
-            raise ValueError(
-                "`batch_size` must be None where `data` is an iterable, whose batches are taken as "
-                f"they come; got {batch_size!r}."
-            )
-        return Batches(data, rows_of_params)
     arrays, num_rows = check_rows("data", data)
     batch_size = check_batch_size(batch_size, num_rows)
-    if rows_of_params is not None:
-        rowwise.check_batch("data", arrays, rows_of_params)
+    rowwise.check_batch("data", arrays, rows_of_params)
     if must_be_finite:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
-            fix = (
-                "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows "
-                "what to do with them?"
-            )
-            check_finite(f"data{jax.tree_util.keystr(path)}", leaf, fix)
+        fix = "Perhaps drop or fill in such rows, or pass `check_finite=False` if the loss knows"
+        fix += " what to do with them?"
+        for name, leaf in named_leaves("data", arrays).items():
+            check_finite(name, leaf, fix)
     if batch_size is None:
         return Source(jax.tree.map(jnp.asarray, arrays))
     if any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(arrays)):
@@ -338,23 +305,15 @@ def as_arrays(name: str, data: PyTree) -> PyTree:
 def check_rows(name: str, data: PyTree) -> tuple[PyTree, int]:
     """`data` as arrays, and the number of their rows, which all leaves share."""
     data = as_arrays(name, data)
-    leaves = {
-        name + jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-    }
-    if not leaves:
-        raise ValueError(f"`{name}` must hold at least one array; got {data!r}.")
+    leaves = named_leaves(name, data)
+    require(leaves, f"`{name}` must hold at least one array", data)
     for where, leaf in leaves.items():
-        if leaf.ndim == 0:
-            raise ValueError(f"`{where}` must have a leading axis of rows; got a scalar.")
+        require(leaf.ndim, f"`{where}` must have a leading axis of rows", "a scalar", say=str)
     (first, num_rows), *others = [(where, leaf.shape[0]) for where, leaf in leaves.items()]
     for where, count in others:
-        if count != num_rows:
-            raise ValueError(
-                f"`{where}` must have as many rows as `{first}`, which has {num_rows}; got {count}."
-            )
-    if num_rows == 0:
-        raise ValueError(f"`{name}` must have at least one row; got none.")
+        rule = f"`{where}` must have as many rows as `{first}`, which has {num_rows}"
+        require(count == num_rows, rule, count)
+    require(num_rows, f"`{name}` must have at least one row", "none", say=str)
     return data, num_rows
 
 
@@ -362,14 +321,12 @@ def check_batch_size(batch_size: int | None, num_rows: int | None) -> int | None
     """`batch_size` as an int; None where every step sees all the data, or there is none."""
     if batch_size is None:
         return None
-    batch_size = checks.positive_int("batch_size", batch_size)
+    batch_size = positive_int("batch_size", batch_size)
     if num_rows is None:
         raise ValueError(f"`batch_size` must be None where there is no `data`; got {batch_size}.")
-    if batch_size > num_rows:
-        raise ValueError(
-            f"`batch_size` must be at most the number of rows, {num_rows}; got {batch_size}. "
-            "Perhaps leave it out, so that every step sees all rows?"
-        )
+    fix = "Perhaps leave it out, so that every step sees all rows?"
+    rule = f"`batch_size` must be at most the number of rows, {num_rows}"
+    require(batch_size <= num_rows, rule, batch_size, fix)
     return None if batch_size == num_rows else batch_size
 
 
@@ -388,6 +345,5 @@ def check_finite(name: str, array: Array | np.ndarray, fix: str) -> None:
                 where += f", column {column[0] if len(column) == 1 else tuple(column)}"
             if len(bad) > 1:
                 where += f", and {len(bad) - 1} more"
-            raise ValueError(
-                f"`{name}` must be finite; got {values[tuple(bad[0])]} in {where}. {fix}"
-            )
+            got = f"{values[tuple(bad[0])]} in {where}"
+            raise ValueError(f"`{name}` must be finite; got {got}. {fix}")

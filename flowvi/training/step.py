@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flowvi.checks import require
 from flowvi.optimizers import rowwise
-from flowvi.params import PyTree, combine, partition
+from flowvi.params import PyTree, combine, named_leaves, partition
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -19,15 +20,7 @@ RESERVED = ("loss", "validation", "validation_step", "step")
 
 
 class Outcome(NamedTuple):
-    """What one step brought.
-
-    Attributes:
-        params: parameters after the step; of a bad one that guards, those before it.
-        opt_state: the optimizer's state, likewise.
-        loss: scalar.
-        metrics: a dict of scalars.
-        good: whether loss, gradient and new parameters are finite.
-    """
+    """What one step brought; a bad one that guards brings the parameters and state before it."""
 
     params: PyTree
     opt_state: PyTree
@@ -40,16 +33,13 @@ def unpack(output: object) -> tuple[Array, Metrics, PyTree]:
     """(loss, metrics, params) from any of the three forms of a loss; params may be None."""
     if not isinstance(output, tuple):
         return output, {}, None  # type: ignore[return-value]
-    if len(output) not in (2, 3):
-        raise TypeError(
-            "`loss_fn` must return loss, (loss, metrics) or (loss, metrics, params); got a tuple "
-            f"of length {len(output)}."
-        )
+    rule = "`loss_fn` must return loss, (loss, metrics) or (loss, metrics, params)"
+    length = f"a tuple of length {len(output)}"
+    require(len(output) in (2, 3), rule, length, error=TypeError, say=str)
     loss, metrics, params = (*output, None)[:3]
-    if not isinstance(metrics, dict) or not all(isinstance(name, str) for name in metrics):
-        raise TypeError(
-            f"`loss_fn` must return its metrics as a dict from names to scalars; got {metrics!r}."
-        )
+    named = isinstance(metrics, dict) and all(isinstance(name, str) for name in metrics)
+    rule = "`loss_fn` must return its metrics as a dict from names to scalars"
+    require(named, rule, metrics, error=TypeError)
     return loss, metrics, params
 
 
@@ -87,14 +77,9 @@ def train_step(
     params, opt_state = rowwise.picked(whole, batch)
     loss, metrics, new_fixed, gradient = gradient_of(loss_fn, params, key, batch)
     trainable, fixed = partition(params)
-    updates, new_opt_state = optimizer.update(
-        gradient,
-        opt_state,
-        trainable,
-        value=loss,
-        grad=gradient,
-        value_fn=lambda other: unpack(loss_fn(combine(other, fixed), key, batch))[0],
-    )
+    value_fn = lambda other: unpack(loss_fn(combine(other, fixed), key, batch))[0]  # noqa: E731
+    extra = {"value": loss, "grad": gradient, "value_fn": value_fn}
+    updates, new_opt_state = optimizer.update(gradient, opt_state, trainable, **extra)
     moved = optax.apply_updates(trainable, updates)
     good = jnp.isfinite(loss) & is_finite(gradient)
     if new_fixed is not None:
@@ -110,12 +95,9 @@ def train_step(
 def is_finite(tree: PyTree) -> Array:
     """Whether sums of squares are finite: one that is not would silence Adam for good."""
     # One product costs less than to look at each number.
-    flat = [jnp.ravel(leaf.astype(_wide(leaf.dtype))) for leaf in jax.tree.leaves(tree)]
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # noqa: E731
+    flat = [jnp.ravel(wide(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.isfinite(sum((jnp.vdot(leaf, leaf) for leaf in flat), start=jnp.zeros(())))
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _any_nan(tree: PyTree) -> Array:
@@ -147,58 +129,43 @@ def culprit(loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> str:
         ("the gradient of", gradient, lambda leaf: ~is_finite(leaf)),
         ("the new value of the Fixed leaf", new_fixed, _any_nan),
     ):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for name, leaf in named_leaves("params", tree).items():
             if broken(leaf):
-                return f"{what} `params{jax.tree_util.keystr(path)}` was not finite"
+                return f"{what} `{name}` was not finite"
     return "what the optimizer made of the parameters was not finite"
 
 
 def check_params(params: PyTree) -> None:
     """Checks that there is something to train and that all of it can be trained."""
-    leaves = jax.tree_util.tree_leaves_with_path(partition(params)[0])
-    if not leaves:
-        raise ValueError("`params` must have at least one leaf outside `Fixed`; got none.")
-    for path, leaf in leaves:
-        where = f"params{jax.tree_util.keystr(path)}"
-        if not (isinstance(leaf, float) or _is_float(leaf)):
-            got = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else repr(leaf)
-            raise TypeError(
-                f"`{where}` must be a floating array; got {got}. "
-                "Perhaps wrap it in `Fixed`, so that the optimizer leaves it alone?"
-            )
+    leaves = named_leaves("params", partition(params)[0])
+    require(leaves, "`params` must have at least one leaf outside `Fixed`", "none", say=str)
+    fix = "Perhaps wrap it in `Fixed`, so that the optimizer leaves it alone?"
+    for name, leaf in leaves.items():
+        is_float = isinstance(leaf, float) or _is_float(leaf)
+        got = f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else repr(leaf)
+        require(is_float, f"`{name}` must be a floating array", got, fix, TypeError, str)
 
 
 def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: PyTree) -> list[str]:
-    """The names of the metrics of a loss, after a look at the shapes of what it returns.
-
-    Raises:
-        TypeError, ValueError: if that is not one of the three forms of a loss.
-    """
+    """The names of the metrics of a loss, after a look at the shapes of what it returns."""
     try:
         output = jax.eval_shape(loss_fn, params, key, batch)
     except Exception as error:
         kind = type(error) if type(error) in (TypeError, ValueError) else ValueError
-        raise kind(
-            f"`{name}` must take `params`, `key` and a batch of `data` or `validation_data`; it "
-            f"raised {type(error).__name__}: {error}"
-        ) from error
+        rule = f"`{name}` must take `params`, `key` and a batch of `data` or `validation_data`"
+        raise kind(f"{rule}; it raised {type(error).__name__}: {error}") from error
     loss, metrics, new_params = unpack(output)
-    if getattr(loss, "shape", None) != ():
-        raise ValueError(
-            f"`{name}` must return a scalar loss; got {_describe(loss)}. "
-            "Perhaps take its mean over the batch?"
-        )
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must return a floating loss; got {_describe(loss)}.")
+    is_scalar, fix = getattr(loss, "shape", None) == (), "Perhaps take its mean over the batch?"
+    require(is_scalar, f"`{name}` must return a scalar loss", loss, fix, say=_describe)
+    rule = f"`{name}` must return a floating loss"
+    require(jnp.issubdtype(loss.dtype, jnp.floating), rule, loss, error=TypeError, say=_describe)
     for metric, value in metrics.items():
         if metric in RESERVED:
             raise ValueError(
                 f"`{name}` must not name a metric {metric!r}, which the history keeps for itself."
             )
-        if getattr(value, "shape", None) != ():
-            raise ValueError(
-                f"`{name}` must return scalar metrics; got {_describe(value)} for {metric!r}."
-            )
+        is_scalar, got = getattr(value, "shape", None) == (), f"{_describe(value)} for {metric!r}"
+        require(is_scalar, f"`{name}` must return scalar metrics", got, say=str)
     if new_params is not None:
         _check_same(name, params, new_params)
     return list(metrics)
@@ -206,23 +173,15 @@ def check_loss(name: str, loss_fn: LossFn, params: PyTree, key: Array, batch: Py
 
 def _check_same(name: str, params: PyTree, new_params: PyTree) -> None:
     old, new = jax.tree.structure(params), jax.tree.structure(new_params)
-    if not bool(old == new):  # type: ignore[operator]
-        raise ValueError(
-            f"`{name}` must hand back parameters of the structure it was given, {old}; got {new}."
-        )
+    rule = f"`{name}` must hand back parameters of the structure it was given, {old}"
+    require(old == new, rule, new)  # type: ignore[operator]
     # Only the Fixed leaves are taken over, so only they matter.
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(partition(params)[1]),
-        jax.tree.leaves(partition(new_params)[1]),
-        strict=True,
-    )
-    for (path, before), after in pairs:
-        if (before.shape, before.dtype) != (after.shape, after.dtype):
-            raise ValueError(
-                f"`{name}` must keep the shape and dtype of the Fixed leaf "
-                f"`params{jax.tree_util.keystr(path)}`, {_describe(before)}; got "
-                f"{_describe(after)}."
-            )
+    (_, fixed), (_, new_fixed) = partition(params), partition(new_params)
+    fixed = named_leaves("params", fixed)
+    for (where, before), after in zip(fixed.items(), jax.tree.leaves(new_fixed), strict=True):
+        is_same = (before.shape, before.dtype) == (after.shape, after.dtype)
+        rule = f"`{name}` must keep the shape and dtype of the Fixed leaf `{where}`"
+        require(is_same, f"{rule}, {_describe(before)}", after, say=_describe)
 
 
 def _describe(value: object) -> str:

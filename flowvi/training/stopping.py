@@ -1,8 +1,10 @@
 """When training ends before its last step: a plateau of the loss, and Ctrl-C."""
 
+import contextlib
 import dataclasses
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import numpy as np
@@ -32,9 +34,6 @@ class Plateau:
         patience: windows on each side of the comparison.
         tolerance: a gain in units of the loss, or None.
 
-    Raises:
-        ValueError: if the first two are no positive integers, or `tolerance` no positive number.
-
     Example:
         >>> import flowvi as fv
         >>> fv.Plateau(window=200, patience=3)
@@ -50,10 +49,8 @@ class Plateau:
             object.__setattr__(self, name, checks.positive_int(name, getattr(self, name)))
         if self.tolerance is not None:
             known = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
-            if not known or not 0 < self.tolerance < np.inf:
-                raise ValueError(
-                    f"`tolerance` must be a positive number or None; got {self.tolerance!r}."
-                )
+            rule = "`tolerance` must be a positive number or None"
+            checks.require(known and 0 < self.tolerance < np.inf, rule, self.tolerance)
 
 
 class PlateauWatch:
@@ -91,29 +88,27 @@ class PlateauWatch:
         return bool(max(gain, 0) + 2 * error <= self._rule.tolerance)
 
 
-class Interrupts:
-    """Notes the first Ctrl-C instead of raising it; the second is raised as usual.
+@contextlib.contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """A list that gets the first Ctrl-C instead of its being raised; the second is, as usual.
 
     A step gives its buffers away while it runs, so an exception in the middle of it would lose what
     has been learned. Only the main thread gets signals, and a handler that is not Python's own was
     put there by somebody who wants it: in both cases this does nothing.
     """
+    found: list[int] = []
 
-    requested = False
-    _installed = False
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+    def note(number: int, frame: FrameType | None) -> None:
+        if found:
             signal.default_int_handler(number, frame)
-        self.requested = True
+        found.append(number)
 
-    def __enter__(self) -> "Interrupts":
-        own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if own and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield found
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

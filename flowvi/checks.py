@@ -97,3 +97,11 @@ def trailing_shape(name: str, array: ArrayLike, shape: Shape, owner: str, fix: s
     if len(got) < len(shape) or got[len(got) - len(shape) :] != shape:
         rule = f"`{name}` must have a shape that ends in {shape} for {owner}"
         raise ValueError(f"{rule}; got shape {got}. {fix}".rstrip())
+
+
+def require(
+    condition: object, rule: str, got: object, fix: str = "", error: type[Exception] = ValueError
+) -> None:
+    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds."""
+    if not condition:
+        raise error(f"{rule}; got {got!r}.{fix and ' '}{fix}")

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks, masks
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 
-Array = jax.Array
 Params = Mapping[str, PyTree]
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flowvi import checks, triangular
 from flowvi.bijectors.score import through_inverse
 from flowvi.masked import Conditioner
+from flowvi.params import Array
 from flowvi.transformers import Affine, Transformer
 
-Array = jax.Array
 ConditionerFn = Callable[[Array], Array]
 TransformerFn = Callable[[Array], distrax.Bijector]
 

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.bijectors.autoregressive import ConditionerFn, TransformerFn, checked_theta
-
-Array = jax.Array
+from flowvi.params import Array
 
 
 class Coupling(distrax.Bijector):

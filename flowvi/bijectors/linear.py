@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import distrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-
-Array = jax.Array
+from flowvi.params import Array
 
 MAX_LOG_DIAGONAL = 5.0
 

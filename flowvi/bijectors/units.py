@@ -1,12 +1,10 @@
 """The map from standardised reals to the data's own units and support."""
 
 import distrax
-import jax
 import jax.numpy as jnp
 
 from flowvi._tfp import tfb
-
-Array = jax.Array
+from flowvi.params import Array
 
 
 class Units(distrax.Bijector):

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-Array = jax.Array
-Shape = tuple[int, ...]
+from flowvi.params import Array, Shape
 
 
 class Concrete(distrax.Distribution):

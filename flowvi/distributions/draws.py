@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
-Shape = tuple[int, ...]
+from flowvi.params import Array, Shape
 
 
 def draw(

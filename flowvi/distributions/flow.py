@@ -18,10 +18,7 @@ import numpy as np
 from flowvi._tfp import tfd
 from flowvi.bijectors.score import forward_with_score
 from flowvi.distributions import draws
-from flowvi.params import PyTree
-
-Array = jax.Array
-Shape = tuple[int, ...]
+from flowvi.params import Array, PyTree, Shape
 
 
 def _closed_form(

@@ -15,11 +15,9 @@ from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import KEPT, compiled
-from flowvi.params import Origin, PyTree
+from flowvi.params import Array, Origin, PyTree, Shape
 from flowvi.supports import Interval, Support
 
-Array = jax.Array
-Shape = tuple[int, ...]
 Params = PyTree
 #: An array, a dict of arrays by name, or None.
 Context = PyTree

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.masked import activation_function, add, context_term, product
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree, Shape
 
-Array = jax.Array
-Shape = tuple[int, ...]
 #: An output, or parameters, and what comes with it.
 Pair = tuple[PyTree, PyTree]
 Activation = str | Callable[[Array], Array]

@@ -13,7 +13,7 @@ from flowvi import checks, diagnostics, plotting
 from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 from flowvi.plotting.samples import as_table
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
 from flowvi.posteriors.start import Start
@@ -23,7 +23,6 @@ from flowvi.training import Fitted
 if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
 
-Array = jax.Array
 Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: Draws of a diagnosis, and how many of them are evaluated together.

@@ -14,7 +14,7 @@ from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.families import Family, Flow, Whitened, check_key, full_rank, iaf, mean_field, whitened
 from flowvi.objectives import ELBO
-from flowvi.params import PyTree, cast
+from flowvi.params import Array, PyTree, cast
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose, warnings_of_fit, warnings_of_modes
 from flowvi.posteriors.objectives import Tempered, WideELBO
 from flowvi.posteriors.posterior import Posterior, draws
@@ -23,8 +23,6 @@ from flowvi.posteriors.start import find
 from flowvi.posteriors.target import Target, Theta
 from flowvi.training import Plateau, TrainingOptions, check_names, fit
 from flowvi.transformers import Transformer
-
-Array = jax.Array
 
 #: Up to the first size there are autoregressive layers; beyond, marginal maps, and directions of a
 #: low-rank start.

@@ -12,12 +12,9 @@ from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree, Shape
 from flowvi.posteriors import vectorise
 from flowvi.supports import Interval, SupportLike, as_support, concatenated
-
-Array = jax.Array
-Shape = tuple[int, ...]
 
 #: {name: (shape, support)}, as users write it.
 Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]

@@ -11,11 +11,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from flowvi import masked
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 from flowvi.transformers import Transformer
 from flowvi.triangular.walks import Group, ascend, descend, groups
 
-Array = jax.Array
 Weights = tuple[tuple[Array, Array], ...]
 #: A number for each unit and output, by layer, and for each coordinate.
 Solution = tuple[list[Array], Array]

@@ -18,12 +18,11 @@ from flowvi.compiling import compiled
 from flowvi.objectives import closed_form
 from flowvi.objectives.bounds import KLRule
 from flowvi.objectives.variational import Params
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 
 if TYPE_CHECKING:
     from flowvi.vae.model import VAE
 
-Array = jax.Array
 Count = Array | np.int32
 Terms = tuple[tuple[Array, ...], Array]
 

@@ -17,13 +17,12 @@ from flowvi.compiling import compiled
 from flowvi.families import as_array, check_key
 from flowvi.objectives import Variational
 from flowvi.objectives.variational import Params, require
-from flowvi.params import PerRow, PyTree, is_per_row
+from flowvi.params import Array, PerRow, PyTree, is_per_row
 from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
 from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
 
-Array = jax.Array
 P = ParamSpec("P")
 R = TypeVar("R")
 

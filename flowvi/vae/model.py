@@ -16,12 +16,10 @@ from flowvi.families import Family, as_array, check_key
 from flowvi.objectives import ELBO, Joint, Variational
 from flowvi.objectives.bounds import KLRule, check_kl_rule
 from flowvi.objectives.variational import Batch, DensityAndState, Params, require
-from flowvi.params import Origin
+from flowvi.params import Array, Origin, Shape
 from flowvi.vae import evaluation
 from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
 
-Array = jax.Array
-Shape = tuple[int, ...]
 Data = ArrayLike
 Size = int | Sequence[int]
 Rows = ArrayLike | None

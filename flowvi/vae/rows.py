@@ -17,13 +17,11 @@ from flowvi.compiling import compiled
 from flowvi.families import Conditional, Family, Local, Wrapper, as_array, check_key, local
 from flowvi.objectives import ELBO, ScoreFunction, Variational
 from flowvi.objectives.variational import Batch, Output, Params
-from flowvi.params import Fixed, PyTree
+from flowvi.params import Array, Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
 from flowvi.vae.evaluation import Chunks, over_rows
 from flowvi.vae.fit import BATCH_SIZE, FittedVAE, check_data, state_beside
 from flowvi.vae.model import VAE, as_float, check_vae, own_params
-
-Array = jax.Array
 
 #: Steps of each row, their learning rate at first, and draws in a step.
 STEPS, LEARNING_RATE, DRAWS = 500, 0.1, 8

@@ -307,9 +307,6 @@ class Wrapper(Family):
     def support(self) -> Support:
         return self.family.support
 
-    def owns(self, family: Family) -> bool:
-        return super().owns(family) or self.family.owns(family)
-
 
 class Composed(Wrapper):
     """A family of another one, whose context is computed and whose distribution may be moved on.
@@ -350,6 +347,3 @@ class Composed(Wrapper):
         features, new = self.train_features(params, key, context)
         inner, own = self.family.train_distribution(params["family"], family_key, features)
         return self.push(params, inner, context), replaced(params, family=own, **new)
-
-    def owns(self, family: Family) -> bool:
-        return Family.owns(self, family)

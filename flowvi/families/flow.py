@@ -121,10 +121,8 @@ class Linear:
 
     def init(self, key: Array) -> Params:
         size = self.event_size
-        raw = (
-            {"raw_factor": jnp.zeros((size, size))} if self.full else {"raw_scale": jnp.zeros(size)}
-        )
-        return {"loc": jnp.zeros(size), **raw}
+        name, shape = ("raw_factor", (size, size)) if self.full else ("raw_scale", (size,))
+        return {"loc": jnp.zeros(size), name: jnp.zeros(shape)}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
         if not self.full:

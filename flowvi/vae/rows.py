@@ -151,6 +151,9 @@ class Evaluated(Wrapper):
 
     family: Family
 
+    def owns(self, family: Family) -> bool:
+        return super().owns(family) or self.family.owns(family)
+
     def init(self, key: Array) -> PyTree:
         return self.family.init(key)
 

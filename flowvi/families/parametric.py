@@ -1,13 +1,13 @@
 """Families of a context that is their parameters."""
 
 import abc
+import itertools
 import math
 from collections.abc import Mapping
 
 import distrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowvi import checks
 from flowvi.families.family import Array, Context, Family, Params, Shape
@@ -85,7 +85,8 @@ class Parametric(Family):
         if len(self.arguments) == 1:
             return {next(iter(self.arguments)): context}
         batch_shape = context.shape[: context.ndim - len(self.context_shape)]
-        parts = jnp.split(context, np.cumsum(self._pieces())[:-1], axis=-1)
+        cuts = itertools.pairwise(itertools.accumulate(self._pieces(), initial=0))
+        parts = [context[..., start:end] for start, end in cuts]
         pairs = zip(self.arguments.items(), parts, strict=True)
         return {name: part.reshape(batch_shape + shape) for (name, shape), part in pairs}
 

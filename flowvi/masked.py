@@ -115,10 +115,9 @@ class MaskedNetwork:
     def init(self, key: Array) -> dict[str, PyTree]:
         """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one.
 
-        Hidden weights are standard normal, the last layer is zero. `weights` divides them by the
-        square root of the number of inputs that a unit sees, which gives the scale of LeCun,
-        Bottou, Orr, Mueller, "Efficient BackProp", 1998, and keeps it a property of the network: a
-        change of given size in the raw weights changes the function equally at every width.
+        `weights` divides them by the square root of the number of inputs that a unit sees, which
+        gives the scale of LeCun, Bottou, Orr, Mueller, "Efficient BackProp", 1998, and makes a
+        change of given size in them change the function equally at every width.
         """
         sizes = (self.event_size, *self.hidden_sizes, self.event_size * self.num_params)
         return init_layers(key, sizes, self.context_size, zero_output=True)

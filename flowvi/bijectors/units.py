@@ -17,13 +17,8 @@ class Units(distrax.Bijector):
         y = upper - exp(v)                        where only `upper` is finite
         y = lower + (upper - lower) sigmoid(v)    where both are
 
-    and results stay strictly between the bounds in floating point too.
-
-    Args:
-        shift: an array whose shape is that of an event.
-        scale: the same, positive.
-        lower: the same, -inf where there is no bound; None where no coordinate has any bound.
-        upper: the same, +inf where there is no bound.
+    and results stay strictly between the bounds in floating point too. All arrays have the shape of
+    an event; scales are positive, and bounds are infinite where there are none, or both None.
     """
 
     def __init__(

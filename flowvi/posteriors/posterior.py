@@ -115,8 +115,8 @@ class Posterior(Fitted):
         weights = np.exp(diagnostics.psis(_weightless(log_weights)).log_weights)
         mean = weights @ x
         sd = np.sqrt(weights @ (x - mean) ** 2)
-        quantiles = np.quantile(x, [0.05, 0.5, 0.95], axis=0)
-        return Summary(self.target.labels(), x.mean(0), x.std(0), *quantiles, mean, sd)
+        q05, median, q95 = np.quantile(x, [0.05, 0.5, 0.95], axis=0)
+        return Summary(self.target.labels(), x.mean(0), x.std(0), q05, median, q95, mean, sd)
 
     def plot(
         self,

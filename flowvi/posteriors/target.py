@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.compiling import compiled
 from flowvi.params import Array, PyTree, Shape
 from flowvi.posteriors import vectorise
@@ -80,20 +81,17 @@ class Layout:
 
 def as_layout(parameters: Parameters) -> Layout:
     """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
-    kind = type(parameters).__name__
     if not isinstance(parameters, Mapping):
+        kind = type(parameters).__name__
         raise TypeError(f"`parameters` must be a dict such as {_FORM}; got {kind}.")
     if not parameters:
         raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
     shapes, supports = [], []
     for name, pair in parameters.items():
-        if not isinstance(name, str):
-            raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
-        place = f"parameters[{name!r}]"
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise TypeError(
-                f"`{place}` must be a pair (shape, support), as in {_FORM}; got {pair!r}."
-            )
+        rule, place = "`parameters` must have strings as names", f"parameters[{name!r}]"
+        require(isinstance(name, str), rule, name, error=TypeError)
+        rule, is_pair = f"`{place}` must be a pair (shape, support)", isinstance(pair, tuple | list)
+        require(is_pair and len(pair) == 2, f"{rule}, as in {_FORM}", pair, error=TypeError)
         shapes.append(checks.shape(f"{place}[0]", pair[0]))
         try:
             supports.append(as_support(pair[1], shapes[-1]))
@@ -143,17 +141,15 @@ class Target:
     def __post_init__(self) -> None:
         size = checks.positive_int("event_size", self.event_size)
         object.__setattr__(self, "event_size", size)
-        functions: dict[str, object] = {self._density_name: self.log_density}
-        if self.log_likelihood is not None:
-            functions["log_likelihood"] = self.log_likelihood
-        for name, function in functions.items():
-            if not callable(function):
-                raise TypeError(f"`{name}` must be a function; got {function!r}.")
-        layout: object = self.layout
-        if not (layout is None or (isinstance(layout, Layout) and layout.event_size == size)):
-            rule = f"`layout` must be None or a layout of event size {size}"
-            raise ValueError(f"{rule}, as `fv.Target.from_named` makes it; got {layout!r}.")
-        if (self.data is None) != (self.log_likelihood is None):
+        likelihood: Any = self.log_likelihood
+        pairs = ((self._density_name, self.log_density), ("log_likelihood", likelihood))
+        for name, function in pairs[: 1 if likelihood is None else 2]:
+            require(callable(function), f"`{name}` must be a function", function, error=TypeError)
+        layout: Any = self.layout
+        fits = layout is None or (isinstance(layout, Layout) and layout.event_size == size)
+        rule = f"`layout` must be None or a layout of event size {size}"
+        require(fits, f"{rule}, as `fv.Target.from_named` makes it", layout)
+        if (self.data is None) != (likelihood is None):
             rule = "`data` must be given together with `log_likelihood`; got one of them"
             raise ValueError(f"{rule}. Perhaps make it with `fv.Target.from_likelihood`?")
         if self.data is not None:

@@ -6,7 +6,7 @@ TypeError, all else a ValueError.
 """
 
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeGuard
 
 import jax
@@ -18,6 +18,19 @@ Shape = tuple[int, ...]
 
 #: The largest count or size that is accepted: XLA counts in 32 bits.
 INT32_MAX = 2**31 - 1
+
+
+def require(
+    condition: object,
+    rule: str,
+    got: object,
+    fix: str = "",
+    error: type[Exception] = ValueError,
+    say: Callable[[object], str] = repr,
+) -> None:
+    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds."""
+    if not condition:
+        raise error(f"{rule}; got {say(got)}. {fix}".rstrip())
 
 
 def shown(value: object, width: int = 120) -> str:
@@ -97,11 +110,3 @@ def trailing_shape(name: str, array: ArrayLike, shape: Shape, owner: str, fix: s
     if len(got) < len(shape) or got[len(got) - len(shape) :] != shape:
         rule = f"`{name}` must have a shape that ends in {shape} for {owner}"
         raise ValueError(f"{rule}; got shape {got}. {fix}".rstrip())
-
-
-def require(
-    condition: object, rule: str, got: object, fix: str = "", error: type[Exception] = ValueError
-) -> None:
-    """Raises an error that reads "RULE; got GOT. FIX" unless the condition holds."""
-    if not condition:
-        raise error(f"{rule}; got {got!r}.{fix and ' '}{fix}")

@@ -125,12 +125,13 @@ class MaskedNetwork:
     def bind(self, params: Params, context: Array | None = None) -> "Conditioner":
         """The conditioner x -> theta; the leading axes of context and x broadcast."""
         size = self.context_size
-        if size is None and context is not None:
+        if size is None:
             rule = "`context` must be None for a network without `context_size`"
-            raise ValueError(f"{rule}; got shape {jnp.shape(context)}.")
-        if size is not None and context is None:
+            got = f"shape {getattr(context, 'shape', ())}"
+            checks.require(context is None, rule, got, say=str)
+        elif context is None:
             raise ValueError(f"`context` must have a shape that ends in {(size,)}; got None.")
-        if size is not None and context is not None:
+        else:
             checks.trailing_shape("context", context, (size,), "this network")
         return Conditioner(self, params, context)
 

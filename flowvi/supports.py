@@ -85,7 +85,6 @@ class Support(abc.ABC):
 
     def bijector(self, dtype: DTypeLike | None = None) -> distrax.Bijector | None:
         """The map from the reals, None where that is the identity; a TypeError if there is none."""
-        del dtype
         raise TypeError(f"`support` must be one of real numbers between bounds; got {self!r}.")
 
 

@@ -111,10 +111,9 @@ class Dense(distrax.Bijector):
 
     def __init__(self, loc: Array, matrix: Array, inverse: Array, log_det: Array):
         shape = 2 * (jnp.shape(loc) or (0,))
-        for name, array in (("matrix", matrix), ("inverse", inverse)):
-            if jnp.shape(array) != shape:
-                rule = f"`{name}` must have shape {shape}, for a `loc` of shape {jnp.shape(loc)}"
-                raise ValueError(f"{rule}; got shape {jnp.shape(array)}.")
+        for name, got in (("matrix", jnp.shape(matrix)), ("inverse", jnp.shape(inverse))):
+            rule = f"`{name}` must have shape {shape}, for a `loc` of shape {jnp.shape(loc)}"
+            checks.require(got == shape, rule, f"shape {got}", say=str)
         self._loc, self._matrix, self._inverse, self._log_det = loc, matrix, inverse, log_det
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 

@@ -45,7 +45,7 @@ class Units(distrax.Bijector):
                 y = jnp.where(where, support.forward(safe), y)
                 log_det += jnp.where(where, support.forward_log_det_jacobian(safe, 0), 0)
             y = jnp.clip(y, *_open_ends(*self._bounds, y.dtype))
-        return y, self._sum(log_det)
+        return y, log_det.sum(tuple(range(-self.event_ndims_in, 0)))
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
@@ -60,15 +60,12 @@ class Units(distrax.Bijector):
                 log_det += jnp.where(where, support.inverse_log_det_jacobian(safe, 0), 0)
             log_det = jnp.where(outside, -jnp.inf, log_det)  # The density there is zero.
         shift, scale = self._rows(v)
-        return (v - shift) / scale, self._sum(log_det)
+        return (v - shift) / scale, log_det.sum(tuple(range(-self.event_ndims_in, 0)))
 
     def _rows(self, x: Array) -> tuple[Array, Array]:
         """Shift and scale with as many axes as x."""
         lead = tuple(range(jnp.ndim(x) - self.event_ndims_in))
         return jnp.expand_dims(self._shift, lead), jnp.expand_dims(self._scale, lead)
-
-    def _sum(self, log_det: Array) -> Array:
-        return log_det.sum(tuple(range(-self.event_ndims_in, 0)))
 
 
 def _supports(lower: Array, upper: Array) -> list[tuple[Array, tfb.Bijector]]:

@@ -275,7 +275,6 @@ def along(x: Array, score: Array, event_ndims: int) -> Array:
 
 
 def _refuse_kl(first: object, second: object, *unused: object, **kwargs: object) -> NoReturn:
-    del unused, kwargs
     raise NotImplementedError(
         f"KL({type(first).__name__} || {type(second).__name__}) has no closed form. Estimate it "
         "from samples: `p.kl_divergence(q, seed=key, num_samples=1000)` for a flow p, or "

@@ -122,8 +122,7 @@ class Family(abc.ABC):
     ) -> PyTree:
         check_params(self, params)
         check_key(key, " Perhaps `sample(params, key, sample_shape)`?")
-        context = _as_context(context)
-        self.check_context(context)
+        self.check_context(context := _as_context(context))
         return _draw(self, method, params, key, _as_shape(sample_shape), context)
 
     def check_context(self, context: Context) -> Shape:
@@ -161,8 +160,7 @@ def check_params(family: Family, params: Params) -> None:
         fix = " Perhaps they are in another place?" if hasattr(params, "shape") else ""
         fix = " Perhaps pass `result.params`?" if hasattr(params, "params") else fix
         raise TypeError(f"{rule}; got a {type(params).__name__}.{fix}")
-    missing = sorted(names - params.keys())
-    if missing:
+    if missing := sorted(names - params.keys()):
         raise ValueError(f"{rule}; got a dict without {', '.join(map(repr, missing))}.")
 
 

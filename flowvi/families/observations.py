@@ -48,7 +48,6 @@ class LocationScale(Parametric):
         return dict.fromkeys(names, self.event_shape)
 
     def init(self, key: Array) -> Params:
-        del key
         return {"scale": jnp.zeros(())} if self.scale == "learned" else {}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:

@@ -32,7 +32,6 @@ class Parametric(Family):
         """Names and shapes of the arguments, in their order."""
 
     def init(self, key: Array) -> Params:
-        del key
         return {}
 
     @abc.abstractmethod
@@ -41,7 +40,6 @@ class Parametric(Family):
 
     def initial_arguments(self, key: Array) -> dict[str, Array]:
         """Arguments to start from where they are parameters themselves: zeros."""
-        del key
         return {name: jnp.zeros(shape) for name, shape in self.arguments.items()}
 
     @property

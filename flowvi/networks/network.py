@@ -46,7 +46,6 @@ class Network(abc.ABC):
 
         The default is the evaluation form and unchanged parameters.
         """
-        del key
         return self.apply(params, x), params
 
 

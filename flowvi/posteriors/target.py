@@ -81,9 +81,8 @@ class Layout:
 
 def as_layout(parameters: Parameters) -> Layout:
     """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
-    if not isinstance(parameters, Mapping):
-        kind = type(parameters).__name__
-        raise TypeError(f"`parameters` must be a dict such as {_FORM}; got {kind}.")
+    kind, is_dict = type(parameters).__name__, isinstance(parameters, Mapping)
+    require(is_dict, f"`parameters` must be a dict such as {_FORM}", kind, error=TypeError, say=str)
     if not parameters:
         raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
     shapes, supports = [], []
@@ -218,16 +217,14 @@ class Target:
         if self.log_likelihood is None:
             return value + log_det
         terms = self.log_likelihood(theta, rows)
-        num_rows = jax.tree.leaves(rows)[0].shape[0]
-        if jnp.shape(terms) != (num_rows,):
-            rule = "`log_likelihood` must return one log density for each row, of shape"
-            fix = "Perhaps sum over the last axis of the data alone?"
-            raise ValueError(f"{rule} {(num_rows,)}; got shape {jnp.shape(terms)}. {fix}")
+        num_rows, got = jax.tree.leaves(rows)[0].shape[0], jnp.shape(terms)
+        rule = f"`log_likelihood` must return one log density for each row, of shape {(num_rows,)}"
+        fix = "Perhaps sum over the last axis of the data alone?"
+        require(got == (num_rows,), rule, f"shape {got}", fix, say=str)
         return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
 
     def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D] and rows of the data."""
-        del params, key
         return vectorise.over(self.at, z.reshape(-1, self.event_size), batch).reshape(z.shape[:-1])
 
     def constrain(self, u: ArrayLike) -> Theta:
@@ -287,10 +284,9 @@ def _as_rows(data: PyTree) -> PyTree:
 
 def _check_scalar(name: str, value: object) -> None:
     shape = getattr(value, "shape", () if isinstance(value, int | float) else None)
-    if shape != ():
-        got = type(value).__name__ if shape is None else f"shape {shape}"
-        rule = f"`{name}` must return a scalar for one vector of parameters"
-        raise ValueError(f"{rule}; got {got}. Perhaps sum the terms?")
+    got = type(value).__name__ if shape is None else f"shape {shape}"
+    rule = f"`{name}` must return a scalar for one vector of parameters"
+    require(shape == (), rule, got, "Perhaps sum the terms?", say=str)
     dtype = jnp.result_type(value)  # type: ignore[arg-type]
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`{name}` must return a floating number; got dtype {dtype}.")

@@ -13,10 +13,11 @@ import optax
 from jax.typing import ArrayLike
 
 from flowvi import checks, plotting
+from flowvi.checks import require
 from flowvi.compiling import compiled
 from flowvi.families import as_array, check_key
 from flowvi.objectives import Variational
-from flowvi.objectives.variational import Params, require
+from flowvi.objectives.variational import Params
 from flowvi.params import Array, PerRow, PyTree, is_per_row
 from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
@@ -243,11 +244,10 @@ def _with_state(params: Params, fresh: Params) -> Params:
 def check_data(vae: VAE, name: str, x: ArrayLike) -> Array | np.ndarray:
     """`x` as rows of the model's events, inside of the likelihood's support."""
     x = as_array(name, x)
-    if x.ndim == 0 or x.shape[1:] != vae.event_shape or not len(x):
-        raise ValueError(
-            f"`{name}` must have at least one row, and shape [num_rows, "
-            f"{', '.join(map(str, vae.event_shape))}] for {vae.likelihood!r}; got shape {x.shape}."
-        )
+    fits = x.ndim > 0 and x.shape[1:] == vae.event_shape and len(x)
+    shape = ", ".join(map(str, ("num_rows", *vae.event_shape)))
+    rule = f"`{name}` must have at least one row, and shape [{shape}] for {vae.likelihood!r}"
+    require(fits, rule, f"shape {x.shape}", say=str)
     x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
     return x
@@ -278,7 +278,6 @@ def scale_by_start() -> optax.GradientTransformation:
         return PerRow(jax.tree.map(lambda leaf: jnp.asarray(ROW_SPEED, leaf.dtype), node.value))
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        del params
         return jax.tree.map(jnp.multiply, updates, state), state
 
     init = functools.partial(jax.tree.map, of, is_leaf=is_per_row)

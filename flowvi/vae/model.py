@@ -12,10 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.families import Family, as_array, check_key
 from flowvi.objectives import ELBO, Joint, Variational
 from flowvi.objectives.bounds import KLRule, check_kl_rule
-from flowvi.objectives.variational import Batch, DensityAndState, Params, require
+from flowvi.objectives.variational import Batch, DensityAndState, Params
 from flowvi.params import Array, Origin, Shape
 from flowvi.vae import evaluation
 from flowvi.vae.evaluation import CHUNK, DRAWS, NAMES, Chunks, Evaluation

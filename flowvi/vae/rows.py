@@ -13,11 +13,12 @@ import optax
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.compiling import compiled
 from flowvi.families import Conditional, Family, Local, Wrapper, as_array, check_key, local
 from flowvi.families.family import Composed
 from flowvi.objectives import ELBO, ScoreFunction, Variational
-from flowvi.objectives.variational import Batch, Output, Params, require
+from flowvi.objectives.variational import Batch, Output, Params
 from flowvi.params import Array, Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
 from flowvi.vae.evaluation import Chunks, over_rows

@@ -54,10 +54,11 @@ def init_layers(
     key: Array, sizes: Shape, context_size: int | None, *, zero_output: bool
 ) -> dict[str, PyTree]:
     """Standard normal weights and zero biases between layers: {"layers"}, maybe "context"."""
-    pairs, keys = list(itertools.pairwise(sizes)), jax.random.split(key, len(sizes))
-    weights = [jax.random.normal(k, pair) for k, pair in zip(keys[1:], pairs, strict=True)]
+    pairs = list(itertools.pairwise(sizes))
+    keys = jax.random.split(key, len(sizes) - zero_output)
+    weights = [jax.random.normal(k, pair) for k, pair in zip(keys[1:], pairs, strict=False)]
     if zero_output:
-        weights[-1] = jnp.zeros(pairs[-1])
+        weights.append(jnp.zeros(pairs[-1]))
     layers = tuple({"w": w, "b": jnp.zeros(w.shape[1])} for w in weights)
     if context_size is None:
         return {"layers": layers}

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks, masks
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree, Shape
 
-Array = jax.Array
 Params = Mapping[str, PyTree]
 
 
@@ -49,6 +48,24 @@ def activation_function(activation: str | Callable[[Array], Array]) -> Callable[
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"`activation` must be a function or one of {known}; got {activation!r}.")
     return ACTIVATIONS[activation]
+
+
+def init_layers(
+    key: Array, sizes: Shape, context_size: int | None, *, zero_output: bool
+) -> dict[str, PyTree]:
+    """Standard normal weights and zero biases between layers: {"layers"}, maybe "context"."""
+    pairs = list(itertools.pairwise(sizes))
+    keys = jax.random.split(key, len(sizes) - zero_output)
+    weights = [jax.random.normal(k, pair) for k, pair in zip(keys[1:], pairs, strict=False)]
+    if zero_output:
+        weights.append(jnp.zeros(pairs[-1]))
+    layers = tuple({"w": w, "b": jnp.zeros(w.shape[1])} for w in weights)
+    if context_size is None:
+        return {"layers": layers}
+    # Without hidden layers these weights belong to the last layer.
+    is_zero, shape = zero_output and len(layers) == 1, (context_size, sizes[1])
+    context = jnp.zeros(shape) if is_zero else jax.random.normal(keys[0], shape)
+    return {"layers": layers, "context": context}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +97,11 @@ class MaskedNetwork:
     order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        set_ = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        set_("event_size", checks.positive_int("event_size", self.event_size))
+        set_ = functools.partial(object.__setattr__, self)
         set_("hidden_sizes", checks.sizes("hidden_sizes", self.hidden_sizes))
-        set_("num_params", checks.positive_int("num_params", self.num_params))
-        if self.context_size is not None:
-            set_("context_size", checks.positive_int("context_size", self.context_size))
+        for name in ("event_size", "num_params", "context_size"):
+            if name != "context_size" or self.context_size is not None:
+                set_(name, checks.positive_int(name, getattr(self, name)))
         if self.order is not None:
             set_("order", checks.permutation("order", self.order, self.event_size))
         activation_function(self.activation)
@@ -100,36 +116,23 @@ class MaskedNetwork:
     def init(self, key: Array) -> dict[str, PyTree]:
         """Fresh parameters: {"layers": ({"w", "b"}, ...)}, and "context" where there is one.
 
-        Hidden weights are standard normal, the last layer is zero. `weights` divides them by the
-        square root of the number of inputs that a unit sees, which gives the scale of LeCun,
-        Bottou, Orr, Mueller, "Efficient BackProp", 1998, and keeps it a property of the network: a
-        change of given size in the raw weights changes the function equally at every width.
+        `weights` divides them by the square root of the number of inputs that a unit sees, which
+        gives the scale of LeCun, Bottou, Orr, Mueller, "Efficient BackProp", 1998, and makes a
+        change of given size in them change the function equally at every width.
         """
-        sizes = (self.event_size, *self.hidden_sizes)
-        keys = jax.random.split(key, len(sizes))
-        layers = [
-            {"w": jax.random.normal(k, (size_in, size_out)), "b": jnp.zeros(size_out)}
-            for k, size_in, size_out in zip(keys[1:], sizes[:-1], sizes[1:], strict=True)
-        ]
-        size_out = self.event_size * self.num_params
-        layers.append({"w": jnp.zeros((sizes[-1], size_out)), "b": jnp.zeros(size_out)})
-        params: dict[str, PyTree] = {"layers": tuple(layers)}
-        if self.context_size is not None:
-            # Without hidden layers these weights belong to the last layer, which starts at zero.
-            shape = (self.context_size, layers[0]["b"].shape[0])
-            random = jax.random.normal(keys[0], shape)
-            params["context"] = random if self.hidden_sizes else jnp.zeros(shape)
-        return params
+        sizes = (self.event_size, *self.hidden_sizes, self.event_size * self.num_params)
+        return init_layers(key, sizes, self.context_size, zero_output=True)
 
     def bind(self, params: Params, context: Array | None = None) -> "Conditioner":
         """The conditioner x -> theta; the leading axes of context and x broadcast."""
         size = self.context_size
-        if size is None and context is not None:
+        if size is None:
             rule = "`context` must be None for a network without `context_size`"
-            raise ValueError(f"{rule}; got shape {jnp.shape(context)}.")
-        if size is not None and context is None:
+            got = f"shape {getattr(context, 'shape', ())}"
+            checks.require(context is None, rule, got, say=str)
+        elif context is None:
             raise ValueError(f"`context` must have a shape that ends in {(size,)}; got None.")
-        if size is not None and context is not None:
+        else:
             checks.trailing_shape("context", context, (size,), "this network")
         return Conditioner(self, params, context)
 

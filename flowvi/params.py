@@ -15,6 +15,8 @@ from jax.typing import DTypeLike
 
 #: Nested containers of arrays, such as parameters, data and states of optimizers.
 PyTree = Any
+Array = jax.Array
+Shape = tuple[int, ...]
 
 
 @jax.tree_util.register_dataclass

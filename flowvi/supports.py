@@ -70,9 +70,8 @@ class Support(abc.ABC):
         for chunk in chunks(array):
             places = np.argwhere(self.outside(np.asarray(array[chunk])))
             if first is None and len(places):
-                first = tuple(
-                    np.add(places[0], [chunk.start, *[0] * len(self.event_shape)]).tolist()
-                )
+                start, *place = places[0].tolist()
+                first = (chunk.start + start, *place)
             count += len(places)
         if first is None:
             return
@@ -86,7 +85,6 @@ class Support(abc.ABC):
 
     def bijector(self, dtype: DTypeLike | None = None) -> distrax.Bijector | None:
         """The map from the reals, None where that is the identity; a TypeError if there is none."""
-        del dtype
         raise TypeError(f"`support` must be one of real numbers between bounds; got {self!r}.")
 
 

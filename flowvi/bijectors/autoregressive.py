@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flowvi import checks, triangular
 from flowvi.bijectors.score import through_inverse
 from flowvi.masked import Conditioner
+from flowvi.params import Array
 from flowvi.transformers import Affine, Transformer
 
-Array = jax.Array
 ConditionerFn = Callable[[Array], Array]
 TransformerFn = Callable[[Array], distrax.Bijector]
 
@@ -145,10 +145,9 @@ def checked_theta(conditioner: ConditionerFn, transformer: TransformerFn, x: Arr
     size, shape = jnp.shape(x)[-1], jnp.shape(theta)
     if len(shape) < 2 or shape[-2] != size or num_params not in (None, shape[-1]):
         wanted = f"[..., {size}, {'P' if num_params is None else num_params}]"
-        raise ValueError(
-            f"`conditioner` must return an array of shape {wanted} for x of shape {jnp.shape(x)} "
-            f"and transformer {checks.shown(transformer)}; got shape {shape}."
-        )
+        given = f"x of shape {jnp.shape(x)} and transformer {checks.shown(transformer)}"
+        rule = f"`conditioner` must return an array of shape {wanted} for {given}"
+        raise ValueError(f"{rule}; got shape {shape}.")
     return theta
 
 
@@ -165,8 +164,7 @@ def invert_by_passes(
     first = scalar_bijector(jnp.zeros_like(y)).inverse_and_log_det(y)
 
     def one_pass(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        # Coordinates that are not determined yet may overflow, and zero weights times infinity is
-        # NaN.
+        # What is not determined yet may overflow, and zero weights times infinity is NaN.
         x = jnp.where(jnp.isfinite(state[0]), state[0], 0)
         return scalar_bijector(x).inverse_and_log_det(y), None
 

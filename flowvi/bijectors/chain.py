@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from flowvi.bijectors.score import forward_with_score
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 
-Array = jax.Array
 State = tuple[Array, ...]
 #: A tree's structure, and the shape and dtype of each leaf.
 Signature = tuple[jax.tree_util.PyTreeDef, list[tuple[tuple[int, ...], jnp.dtype]]]

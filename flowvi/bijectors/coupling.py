@@ -6,8 +6,7 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.bijectors.autoregressive import ConditionerFn, TransformerFn, checked_theta
-
-Array = jax.Array
+from flowvi.params import Array
 
 
 class Coupling(distrax.Bijector):
@@ -38,10 +37,8 @@ class Coupling(distrax.Bijector):
         event_size: int,
         odd: Array | bool = False,
     ):
-        self._conditioner = conditioner
-        self._transformer = transformer
-        self._event_size = event_size
-        self._odd = odd
+        self._conditioner, self._transformer = conditioner, transformer
+        self._event_size, self._odd = event_size, odd
         super().__init__(event_ndims_in=1)
 
     def __repr__(self) -> str:
@@ -107,8 +104,7 @@ class Coupling(distrax.Bijector):
         """The two halves as one array of shape [..., D]."""
         even, odd = jnp.where(self._odd, stays, moved), jnp.where(self._odd, moved, stays)
         pairs = jnp.stack([even, odd], -1)
-        joint = pairs.reshape(*pairs.shape[:-2], 2 * pairs.shape[-2])
-        return joint[..., : self._event_size]
+        return pairs.reshape(*pairs.shape[:-2], 2 * pairs.shape[-2])[..., : self._event_size]
 
     def _counts(self) -> Array:
         """Which of the H numbers of what moves are coordinates: the last may be a zero more."""

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import distrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-
-Array = jax.Array
+from flowvi.params import Array
 
 MAX_LOG_DIAGONAL = 5.0
 
@@ -89,12 +87,10 @@ class LULinear(distrax.Chain):
         off_diagonal = matrix * size**-0.5
         lower = eye + jnp.tril(off_diagonal, -1)
         upper = eye * scale[..., None, :] + jnp.triu(off_diagonal, 1)
-        factors = [
-            distrax.TriangularLinear(lower, is_lower=True),
-            distrax.TriangularLinear(upper, is_lower=False),
-        ]
-        shift = [] if bias is None else [distrax.Block(distrax.Shift(jnp.asarray(bias)), 1)]
-        super().__init__(shift + factors)
+        maps = [distrax.TriangularLinear(lower), distrax.TriangularLinear(upper, is_lower=False)]
+        if bias is not None:
+            maps.insert(0, distrax.Block(distrax.Shift(jnp.asarray(bias)), 1))
+        super().__init__(maps)
 
     def __repr__(self) -> str:
         return f"LULinear(event_size={self.bijectors[-1].matrix.shape[-1]})"
@@ -115,10 +111,9 @@ class Dense(distrax.Bijector):
 
     def __init__(self, loc: Array, matrix: Array, inverse: Array, log_det: Array):
         shape = 2 * (jnp.shape(loc) or (0,))
-        for name, array in (("matrix", matrix), ("inverse", inverse)):
-            if jnp.shape(array) != shape:
-                rule = f"`{name}` must have shape {shape}, for a `loc` of shape {jnp.shape(loc)}"
-                raise ValueError(f"{rule}; got shape {jnp.shape(array)}.")
+        for name, got in (("matrix", jnp.shape(matrix)), ("inverse", jnp.shape(inverse))):
+            rule = f"`{name}` must have shape {shape}, for a `loc` of shape {jnp.shape(loc)}"
+            checks.require(got == shape, rule, f"shape {got}", say=str)
         self._loc, self._matrix, self._inverse, self._log_det = loc, matrix, inverse, log_det
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 
@@ -137,16 +132,11 @@ class Dense(distrax.Bijector):
 
 
 class LowRank(distrax.Bijector):
-    """y = loc + scale * (x + U (gain * (U^T x))), with orthonormal columns of U.
+    """y = loc + scale * (x + U (gain * (U^T x))), U of shape [D, R] with orthonormal columns.
 
     log |det| = sum log scale + sum log(1 + gain), and the inverse is of the same form: with
-    w = (y - loc) / scale, x = w - U (gain / (1 + gain) * (U^T w)).
-
-    Args:
-        loc: of shape [D].
-        scale: of shape [D], positive.
-        basis: U, of shape [D, R], with orthonormal columns.
-        gain: of shape [R], above -1.
+    w = (y - loc) / scale, x = w - U (gain / (1 + gain) * (U^T w)). Scales are positive, of shape
+    [D], gains above -1, of shape [R].
     """
 
     def __init__(self, loc: Array, scale: Array, basis: Array, gain: Array):

@@ -12,16 +12,16 @@ Array = jax.Array
 class Marginal(distrax.Bijector):
     """x_i = Q_i(z_i): a monotone spline between knots, and a tail on each side of them.
 
-    Between its knots each coordinate is a rational quadratic spline. Outside, with s the slope dz/dx
-    at the last knot (x_K, z_K), t = Phi(-|z_K|) and u = |x - x_K|, the tail is one of
+    Between its knots each coordinate is a rational quadratic spline. Outside, with s the slope
+    dz/dx at the last knot (x_K, z_K), t = Phi(-|z_K|) and u = |x - x_K|, the tail is one of
 
         normal:   z = z_K + s (x - x_K)
         Pareto:   Phi(-|z|) = t (1 + shape u / sigma)^(-1 / shape),       sigma = t / (s phi(z_K))
         bounded:  Phi(-|z|) = t (|x - bound| / |x_K - bound|)^alpha,
 
     where alpha = s phi(z_K) |x_K - bound| / t makes the density continuous, as sigma does. So a
-    standard normal z gives x tails that fall like a normal's, like the power -1 - 1 / shape, or like
-    a power of the distance to a bound.
+    standard normal z gives x tails that fall like a normal's, like the power -1 - 1 / shape, or
+    like a power of the distance to a bound.
 
     Args:
         x: knots of shape [D, K + 1], increasing.

@@ -14,7 +14,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from flowvi.params import Array
 
 
 def forward_with_score(

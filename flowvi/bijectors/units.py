@@ -1,12 +1,10 @@
 """The map from standardised reals to the data's own units and support."""
 
 import distrax
-import jax
 import jax.numpy as jnp
 
 from flowvi._tfp import tfb
-
-Array = jax.Array
+from flowvi.params import Array
 
 
 class Units(distrax.Bijector):
@@ -19,13 +17,8 @@ class Units(distrax.Bijector):
         y = upper - exp(v)                        where only `upper` is finite
         y = lower + (upper - lower) sigmoid(v)    where both are
 
-    and results stay strictly between the bounds in floating point too.
-
-    Args:
-        shift: an array whose shape is that of an event.
-        scale: the same, positive.
-        lower: the same, -inf where there is no bound; None where no coordinate has any bound.
-        upper: the same, +inf where there is no bound.
+    and results stay strictly between the bounds in floating point too. All arrays have the shape of
+    an event; scales are positive, and bounds are infinite where there are none, or both None.
     """
 
     def __init__(
@@ -52,7 +45,7 @@ class Units(distrax.Bijector):
                 y = jnp.where(where, support.forward(safe), y)
                 log_det += jnp.where(where, support.forward_log_det_jacobian(safe, 0), 0)
             y = jnp.clip(y, *_open_ends(*self._bounds, y.dtype))
-        return y, self._sum(log_det)
+        return y, log_det.sum(tuple(range(-self.event_ndims_in, 0)))
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
@@ -67,15 +60,12 @@ class Units(distrax.Bijector):
                 log_det += jnp.where(where, support.inverse_log_det_jacobian(safe, 0), 0)
             log_det = jnp.where(outside, -jnp.inf, log_det)  # The density there is zero.
         shift, scale = self._rows(v)
-        return (v - shift) / scale, self._sum(log_det)
+        return (v - shift) / scale, log_det.sum(tuple(range(-self.event_ndims_in, 0)))
 
     def _rows(self, x: Array) -> tuple[Array, Array]:
         """Shift and scale with as many axes as x."""
         lead = tuple(range(jnp.ndim(x) - self.event_ndims_in))
         return jnp.expand_dims(self._shift, lead), jnp.expand_dims(self._scale, lead)
-
-    def _sum(self, log_det: Array) -> Array:
-        return log_det.sum(tuple(range(-self.event_ndims_in, 0)))
 
 
 def _supports(lower: Array, upper: Array) -> list[tuple[Array, tfb.Bijector]]:

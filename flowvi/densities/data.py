@@ -129,6 +129,7 @@ def _numbers(name: str, value: ArrayLike, integers: bool) -> np.ndarray:
 
 
 def num_held_out(fraction: float, num_rows: int) -> int:
+    """How many rows to hold out."""
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
         raise TypeError(f"`validation_fraction` must be a number; got {fraction!r}.")
     if not 0 <= fraction < 1:

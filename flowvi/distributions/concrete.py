@@ -7,25 +7,30 @@ Source: Maddison, Mnih, Teh, "The Concrete Distribution", 2017; Jang, Gu, Poole,
 Reparameterization with Gumbel-Softmax", 2017.
 """
 
-import abc
 import math
+from collections.abc import Callable
 
 import distrax
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-Array = jax.Array
-Shape = tuple[int, ...]
+from flowvi.params import Array, Shape
 
 
 class Concrete(distrax.Distribution):
-    """What both have in common: logits of shape [*batch, *event], and the temperature T."""
+    """What both have in common: logits of shape [*batch, *event], and the temperature T.
+
+    `_draw(key, n)` are n draws of y, `_value(y)` is z there, and `_log_prob(y)` is log p(z).
+    """
+
+    _draw: Callable[..., Array]
+    _value: Callable[..., Array]
+    _log_prob: Callable[..., Array]
 
     def __init__(self, logits: Array, temperature: ArrayLike):
         super().__init__()
-        self._logits = logits
-        self._temperature = jnp.asarray(temperature, logits.dtype)
+        self._logits, self._temperature = logits, jnp.asarray(temperature, logits.dtype)
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -38,18 +43,6 @@ class Concrete(distrax.Distribution):
     @property
     def dtype(self) -> jnp.dtype:
         return self._logits.dtype
-
-    @abc.abstractmethod
-    def _draw(self, key: Array, n: int) -> Array:
-        """n draws of y."""
-
-    @abc.abstractmethod
-    def _value(self, y: Array) -> Array:
-        """z at y."""
-
-    @abc.abstractmethod
-    def _log_prob(self, y: Array) -> Array:
-        """log p(z) at y."""
 
     def _sample_n(self, key: Array, n: int) -> Array:
         return self._value(self._draw(key, n))

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
-Shape = tuple[int, ...]
+from flowvi.params import Array, Shape
 
 
 def draw(
@@ -57,9 +56,8 @@ def draw_each(
     if reparameterized:
         z, log_choice = draw(distribution, key, sample_shape, reparameterized=True)
         return z[None], log_choice[None]
-    values = support(distribution)
-    batch = (*sample_shape, *distribution.batch_shape)
-    lone = values.reshape(len(values), *(1,) * len(batch), *distribution.event_shape)
+    values, batch = support(distribution), (*sample_shape, *distribution.batch_shape)
+    lone = jnp.expand_dims(values, tuple(range(1, 1 + len(batch))))
     z = jnp.broadcast_to(lone, (len(values), *batch, *distribution.event_shape))
     return z, distribution.log_prob(z)
 

@@ -18,10 +18,7 @@ import numpy as np
 from flowvi._tfp import tfd
 from flowvi.bijectors.score import forward_with_score
 from flowvi.distributions import draws
-from flowvi.params import PyTree
-
-Array = jax.Array
-Shape = tuple[int, ...]
+from flowvi.params import Array, PyTree, Shape
 
 
 def _closed_form(
@@ -221,15 +218,13 @@ class FlowDistribution(distrax.Transformed):
         eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
         steps = zero + jnp.expand_dims(eye, tuple(range(1, 1 + len(self.batch_shape))))
         columns = self.bijector.forward(steps) - self.bijector.forward(zero)
-        jacobian = jnp.moveaxis(columns, 0, -1)
-        return jacobian @ self._base_covariance() @ jnp.swapaxes(jacobian, -1, -2)
-
-    def _base_covariance(self) -> Array:
+        jacobian, base = jnp.moveaxis(columns, 0, -1), self.distribution
         # Distributions that have no such method have independent coordinates.
-        if hasattr(self.distribution, "covariance"):
-            return self.distribution.covariance().astype(self.dtype)
-        eye = jnp.eye(self.event_shape[0], dtype=self.dtype)
-        return self._base_rows(self.distribution.variance())[..., None] * eye
+        if hasattr(base, "covariance"):
+            inner = base.covariance().astype(self.dtype)
+        else:
+            inner = self._base_rows(base.variance())[..., None] * eye
+        return jacobian @ inner @ jnp.swapaxes(jacobian, -1, -2)
 
     @_closed_form("is_constant_jacobian", "`sample(seed=key, sample_shape=1000).var(0)`", rank=1)
     def variance(self) -> Array:
@@ -238,9 +233,7 @@ class FlowDistribution(distrax.Transformed):
     def stddev(self) -> Array:
         return jnp.sqrt(self.variance())
 
-    @_closed_form(
-        "is_constant_log_det", "the sample of largest `log_prob`, refined by an optimizer"
-    )
+    @_closed_form("is_constant_log_det", "the one of largest `log_prob`, refined by an optimizer")
     def mode(self) -> Array:
         return self.bijector.forward(self._base_rows(self.distribution.mode()))
 
@@ -282,7 +275,6 @@ def along(x: Array, score: Array, event_ndims: int) -> Array:
 
 
 def _refuse_kl(first: object, second: object, *unused: object, **kwargs: object) -> NoReturn:
-    del unused, kwargs
     raise NotImplementedError(
         f"KL({type(first).__name__} || {type(second).__name__}) has no closed form. Estimate it "
         "from samples: `p.kl_divergence(q, seed=key, num_samples=1000)` for a flow p, or "

@@ -90,16 +90,13 @@ def conditional(
     _check_output(family, network, output)
     trained = jax.eval_shape(network.train_apply, params, jax.random.key(0), inputs)
     leaves = jax.tree_util.tree_leaves_with_path
-    kinds = [
-        {str(path): leaf for path, leaf in leaves(each)} for each in (trained, (output, params))
-    ]
-    for name in sorted(kinds[0].keys() | kinds[1].keys()):
-        here, there = (str(kind.get(name, "nothing")) for kind in kinds)
+    found = [{str(k): leaf for k, leaf in leaves(each)} for each in (trained, (output, params))]
+    for name in sorted(found[0].keys() | found[1].keys()):
+        here, there = (str(each.get(name, "nothing")) for each in found)
         if there != here:
             rule = "outputs and parameters of the same shapes in training as in evaluation"
-            raise ValueError(
-                f"`network` must return {rule}; got {here} for {there} of {network!r}."
-            )
+            got = f"{here} for {there} of {network!r}"
+            raise ValueError(f"`network` must return {rule}; got {got}.")
     return Conditional(family, network)
 
 

@@ -20,9 +20,7 @@ class CustomDistribution(distrax.Distribution):
 
     def __init__(self, family: "Custom", first: tuple[PyTree, ...], context: Array | None):
         super().__init__()
-        self._family = family
-        self._first = first
-        self._context = context
+        self._family, self._first, self._context = family, first, context
 
     @property
     def event_shape(self) -> Shape:
@@ -38,12 +36,11 @@ class CustomDistribution(distrax.Distribution):
 
     def _mapped(self, function: Callable[..., Array], rows: Array, shape: Shape) -> Array:
         """A function of an event or a key, and of the context's row, over leading axes `shape`."""
-        arrays = [rows.reshape(math.prod(shape), *rows.shape[len(shape) :])]
+        arrays = [rows]
         if self._context is not None:
             row = self._context.shape[len(self.batch_shape) :]
-            arrays.append(
-                jnp.broadcast_to(self._context, shape + row).reshape(math.prod(shape), *row)
-            )
+            arrays.append(jnp.broadcast_to(self._context, shape + row))
+        arrays = [each.reshape(math.prod(shape), *each.shape[len(shape) :]) for each in arrays]
         result = jax.vmap(functools.partial(function, *self._first))(*arrays)
         return result.reshape(shape + result.shape[1:])
 
@@ -123,10 +120,10 @@ def custom(
         (5,)
     """
     for name, value in (("log_density", log_density), ("sampler", sampler), ("init", init)):
-        if not (callable(value) or (value is None and name != "log_density")):
-            raise TypeError(f"`{name}` must be a function; got {value!r}.")
-    if reparameterized and sampler is None:
-        raise ValueError("`sampler` must be given for a reparameterised family; got None.")
+        is_function = callable(value) or (value is None and name != "log_density")
+        checks.require(is_function, f"`{name}` must be a function", value, error=TypeError)
+    rule = "`sampler` must be given for a reparameterised family"
+    checks.require(sampler is not None or not reparameterized, rule, None)
     shape = checks.shape("event_shape", event_shape)
     given = None if context_shape is None else checks.shape("context_shape", context_shape)
     key, number = jax.random.key(0), jnp.zeros(()).dtype
@@ -136,8 +133,7 @@ def custom(
     tried += [] if sampler is None else [("sampler", sampler, key, shape)]
     for name, function, argument, wanted in tried:
         got = jax.eval_shape(function, *first, argument, *last)
-        if getattr(got, "shape", None) != wanted:
-            rule = f"`{name}` must return an array of shape {wanted} for one event"
-            raise ValueError(f"{rule}; got {got}.")
+        rule = f"`{name}` must return an array of shape {wanted} for one event"
+        checks.require(getattr(got, "shape", None) == wanted, rule, got)
     within = as_support(support, shape)
     return Custom(log_density, shape, sampler, init, given, bool(reparameterized), within)

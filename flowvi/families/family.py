@@ -15,11 +15,9 @@ from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.compiling import KEPT, compiled
-from flowvi.params import Origin, PyTree
+from flowvi.params import Array, Origin, PyTree, Shape
 from flowvi.supports import Interval, Support
 
-Array = jax.Array
-Shape = tuple[int, ...]
 Params = PyTree
 #: An array, a dict of arrays by name, or None.
 Context = PyTree
@@ -131,8 +129,7 @@ class Family(abc.ABC):
     ) -> PyTree:
         check_params(self, params)
         check_key(key, " Perhaps `sample(params, key, sample_shape)`?")
-        context = _as_context(context)
-        self.check_context(context)
+        self.check_context(context := _as_context(context))
         return _draw(self, method, params, key, as_shape(sample_shape), context)
 
     def check_context(self, context: Context) -> Shape:
@@ -170,8 +167,7 @@ def check_params(family: Family, params: Params) -> None:
         fix = " Perhaps they are in another place?" if hasattr(params, "shape") else ""
         fix = " Perhaps pass `result.params`?" if hasattr(params, "params") else fix
         raise TypeError(f"{rule}; got a {type(params).__name__}.{fix}")
-    missing = sorted(names - params.keys())
-    if missing:
+    if missing := sorted(names - params.keys()):
         raise ValueError(f"{rule}; got a dict without {', '.join(map(repr, missing))}.")
 
 
@@ -272,6 +268,7 @@ def _as_context(context: Context) -> Context:
 
 
 def as_shape(sample_shape: SampleShape) -> Shape:
+    """The shape that a number or a tuple of numbers stands for."""
     try:
         sizes = tuple(sample_shape) if isinstance(sample_shape, Iterable) else (sample_shape,)
         shape = tuple(map(operator.index, sizes))
@@ -316,9 +313,6 @@ class Wrapper(Family):
     def support(self) -> Support:
         return self.family.support
 
-    def owns(self, family: Family) -> bool:
-        return super().owns(family) or self.family.owns(family)
-
 
 class Composed(Wrapper):
     """A family of another one, whose context is computed and whose distribution may be moved on.
@@ -359,6 +353,3 @@ class Composed(Wrapper):
         features, new = self.train_features(params, key, context)
         inner, own = self.family.train_distribution(params["family"], family_key, features)
         return self.push(params, inner, context), replaced(params, family=own, **new)
-
-    def owns(self, family: Family) -> bool:
-        return Family.owns(self, family)

@@ -11,6 +11,7 @@ from distrax import Distribution
 
 from flowvi import checks
 from flowvi.bijectors import Units
+from flowvi.checks import require
 from flowvi.distributions import FlowDistribution
 from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, shown
 from flowvi.families.parametric import positive
@@ -42,13 +43,12 @@ class Flow(Composed):
     context_size: int | None = None
 
     def __post_init__(self) -> None:
-        base, own = self.base, self.context_shape
-        if base.event_shape != self.event_shape:
-            rule = f"`base` must have event shape {self.event_shape}, that of the flow"
-            raise ValueError(f"{rule}; got {base.event_shape} of {base!r}.")
-        if base.context_shape not in (None, own):
-            rule = f"`base` must take no context or that of the flow, {own}"
-            raise ValueError(f"{rule}; got context shape {base.context_shape} of {base!r}.")
+        event, taken = self.base.event_shape, self.base.context_shape
+        rule = f"`base` must have event shape {self.event_shape}, that of the flow"
+        require(event == self.event_shape, rule, f"{event} of {self.base!r}", say=str)
+        rule = f"`base` must take no context or that of the flow, {self.context_shape}"
+        got = f"context shape {taken} of {self.base!r}"
+        require(taken in (None, self.context_shape), rule, got, say=str)
 
     def __repr__(self) -> str:
         base = None if isinstance(self.base, StandardNormal) else self.base
@@ -98,7 +98,6 @@ class StandardNormal(Family):
         return shown("standard_normal", self.event_shape)
 
     def init(self, key: Array) -> Params:
-        del key
         return {}
 
     def distribution(self, params: Params, context: Context = None) -> Distribution:
@@ -121,10 +120,8 @@ class Linear:
 
     def init(self, key: Array) -> Params:
         size = self.event_size
-        raw = (
-            {"raw_factor": jnp.zeros((size, size))} if self.full else {"raw_scale": jnp.zeros(size)}
-        )
-        return {"loc": jnp.zeros(size), **raw}
+        name, shape = ("raw_factor", (size, size)) if self.full else ("raw_scale", (size,))
+        return {"loc": jnp.zeros(size), name: jnp.zeros(shape)}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
         if not self.full:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from distrax import Distribution
 
 from flowvi import distributions
-from flowvi.families.family import Array, Family, Params, Trained, as_family, bare_init, replaced
-from flowvi.params import PyTree
+from flowvi.checks import require
+from flowvi.families.family import Family, Params, Trained, as_family, bare_init
+from flowvi.params import Array, PyTree, Shape
 from flowvi.supports import Support, concatenated
 
 Draws = tuple[Array, Array]
@@ -35,11 +36,11 @@ class JointDistribution(Distribution):
         self._first = member(0, None)
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
+    def event_shape(self) -> Shape:
         return (sum(self._sizes),)
 
     @property
-    def batch_shape(self) -> tuple[int, ...]:
+    def batch_shape(self) -> Shape:
         return self._first.batch_shape
 
     @property
@@ -56,48 +57,31 @@ class JointDistribution(Distribution):
         return total
 
     def _sample_n(self, key: Array, n: int) -> Array:
-        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
-            return q.sample(seed=key, sample_shape=shape), jnp.zeros(())
-
-        return self._draws(key, (n,), one)[0]
+        return self._draws(key, (n,), _sample)[0]
 
     def _sample_n_and_log_prob(self, key: Array, n: int) -> Draws:
-        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
-            return q.sample_and_log_prob(seed=key, sample_shape=shape)
+        return self._draws(key, (n,), _sample_and_log_prob)
 
-        return self._draws(key, (n,), one)
+    def draw(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
+        return self._draws(key, sample_shape, distributions.draw)
 
-    def draw(self, key: Array, sample_shape: tuple[int, ...], reparameterized: bool) -> Draws:
-        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
-            return distributions.draw(q, key, shape, reparameterized=flag)
+    def draw_each(self, key: Array, sample_shape: Shape, reparameterized: bool) -> Draws:
+        return self._draws(key, sample_shape, distributions.draw_each)
 
-        return self._draws(key, sample_shape, one)
-
-    def draw_each(self, key: Array, sample_shape: tuple[int, ...], reparameterized: bool) -> Draws:
-        def one(q: Distribution, key: Array, shape: tuple[int, ...], flag: bool) -> Draws:
-            return distributions.draw_each(q, key, shape, reparameterized=flag)
-
-        return self._draws(key, sample_shape, one, combine=True)
-
-    def _draws(
-        self, key: Array, shape: tuple[int, ...], one: Callable[..., Draws], combine: bool = False
-    ) -> Draws:
+    def _draws(self, key: Array, shape: Shape, one: Callable[..., Draws]) -> Draws:
         """Draws of one member after the other, and the sum of a number that comes with each."""
-        whole: PyTree = None
-        total, keys = jnp.zeros(()), jax.random.split(key, len(self._sizes))
-        for number, (key, flag) in enumerate(zip(keys, self._flags, strict=True)):
-            before = None if number == 0 else whole[..., -self._sizes[number - 1] :]
-            q = self._member(number, before) if number else self._first
-            part, value = one(q, key, () if number else shape, flag)
+        keys, combine = jax.random.split(key, len(self._sizes)), one is distributions.draw_each
+        whole, total = one(self._first, keys[0], shape, reparameterized=self._flags[0])
+        whole = whole.astype(self.dtype)
+        for number, flag in enumerate(self._flags[1:], 1):
+            q = self._member(number, whole[..., -self._sizes[number - 1] :])
+            part, value = one(q, keys[number], (), reparameterized=flag)
             part, total = part.astype(self.dtype), value + total
-            if number and combine:
-                # Every choice of this member with every one of those before.
+            if combine:  # every choice of this member with every one of those before
                 whole = jnp.broadcast_to(whole, (len(part), *whole.shape))
-            if number:
-                part = jnp.concatenate([whole, part], -1)
-            if number and combine:
-                part, total = (a.reshape(-1, *a.shape[2:]) for a in (part, total))
-            whole = part
+            whole = jnp.concatenate([whole, part], -1)
+            if combine:
+                whole, total = (a.reshape(-1, *a.shape[2:]) for a in (whole, total))
         return whole, total
 
     def num_choices(self, reparameterized: bool) -> int | None:
@@ -117,6 +101,14 @@ class JointDistribution(Distribution):
         """All members, at some values of those before."""
         before = [jnp.zeros((*self.batch_shape, size)) for size in self._sizes[:-1]]
         return [self._first, *(self._member(i, z) for i, z in enumerate(before, 1))]
+
+
+def _sample(q: Distribution, key: Array, shape: Shape, reparameterized: bool) -> Draws:
+    return q.sample(seed=key, sample_shape=shape), jnp.zeros(())
+
+
+def _sample_and_log_prob(q: Distribution, key: Array, shape: Shape, reparameterized: bool) -> Draws:
+    return q.sample_and_log_prob(seed=key, sample_shape=shape)
 
 
 def _product(counts: Iterable[int | None]) -> int | None:
@@ -139,11 +131,11 @@ class JointFamily(Family):
         return concatenated([family.support for family in self.families])
 
     @property
-    def event_shape(self) -> tuple[int, ...]:
+    def event_shape(self) -> Shape:
         return (sum(family.event_shape[0] for family in self.families),)
 
     @property
-    def context_shape(self) -> tuple[int, ...] | None:
+    def context_shape(self) -> Shape | None:
         return self.families[0].context_shape
 
     @property
@@ -187,10 +179,9 @@ class JointFamily(Family):
             new.append(own)
             key = jax.random.fold_in(draw_key, number)
             before = jax.lax.stop_gradient(distribution.sample(seed=key))
-        old = params["families"]
-        same = all(a is b for a, b in zip(new, old, strict=True))
-        new_params = replaced(params, families=old if same else tuple(new))
-        return JointDistribution(member, self.families), new_params
+        if any(a is not b for a, b in zip(new, params["families"], strict=True)):
+            params = {**params, "families": tuple(new)}
+        return JointDistribution(member, self.families), params
 
     def _seen(self, number: int, before: Array | None, context: PyTree) -> Array | None:
         """The context of a family: the z before it, where it wants that with the context too."""
@@ -231,8 +222,7 @@ def joint(*families: Family) -> JointFamily:
         if len(as_family(family, f"families[{number}]").event_shape) != 1:
             got = f"event shape {family.event_shape} of {family!r} in place {number}"
             raise ValueError(f"`families` must be over vectors; got {got}.")
-    if len(families) < 2:
-        raise ValueError(f"`families` must be at least two; got {len(families)}.")
+    require(len(families) >= 2, "`families` must be at least two", len(families))
     own = families[0].context_shape
     for number, (before, family) in enumerate(itertools.pairwise(families), 1):
         size = before.event_shape[0]

@@ -136,7 +136,7 @@ def covariance(z: np.ndarray) -> np.ndarray:
     """
     from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 
-    count, size = z.shape
+    size = z.shape[1]
     half = len(z) // 2
     if half > 2 * size:
         scores = [

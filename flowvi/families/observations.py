@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.distributions import FlowDistribution
 from flowvi.families import discrete
 from flowvi.families.family import Array, Params, Shape, shown
@@ -47,7 +48,6 @@ class LocationScale(Parametric):
         return dict.fromkeys(names, self.event_shape)
 
     def init(self, key: Array) -> Params:
-        del key
         return {"scale": jnp.zeros(())} if self.scale == "learned" else {}
 
     def build(self, params: Params, arguments: dict[str, Array]) -> distrax.Distribution:
@@ -80,10 +80,9 @@ def _location_scale(noise: str, event_shape: int | Shape, scale: object) -> Loca
     rule = f"`scale` must be one of {', '.join(map(repr, names))} or a positive number"
     if isinstance(scale, bool) or not isinstance(scale, int | float | str):
         raise TypeError(f"{rule}; got {scale!r}.")
-    if scale not in names if isinstance(scale, str) else not 0 < scale < math.inf:
-        raise ValueError(f"{rule}; got {scale!r}.")
-    if scale == "full" and len(shape) != 1:
-        raise ValueError(f'`event_shape` must be that of a vector for `scale="full"`; got {shape}.')
+    require(scale in names if isinstance(scale, str) else 0 < scale < math.inf, rule, scale)
+    rule = '`event_shape` must be that of a vector for `scale="full"`'
+    require(scale != "full" or len(shape) == 1, rule, shape)
     return LocationScale(noise, shape, scale if isinstance(scale, str) else float(scale))
 
 
@@ -237,8 +236,8 @@ class FromDistrax(Parametric):
             function = CONSTRAINTS[constraint] if isinstance(constraint, str) else constraint
             arguments = {**arguments, name: function(arguments[name])}
         found = self.constructor(**arguments)
-        if not isinstance(found, distrax.Distribution):
-            raise TypeError(f"`constructor` must return a distribution of Distrax; got {found!r}.")
+        rule = "`constructor` must return a distribution of Distrax"
+        require(isinstance(found, distrax.Distribution), rule, found, error=TypeError)
         return independent(found, self.event_shape)
 
 
@@ -271,22 +270,20 @@ def from_distrax(
         >>> family.sample({}, jax.random.key(0), 2, jnp.zeros((5, 6))).shape
         (2, 5, 3)
     """
-    if not callable(constructor):
-        raise TypeError(f"`constructor` must be a class or a function; got {constructor!r}.")
+    rule = "`constructor` must be a class or a function"
+    require(callable(constructor), rule, constructor, error=TypeError)
     shape = checks.shape("event_shape", event_shape)
-    if isinstance(arguments, str) or not all(isinstance(name, str) for name in arguments):
-        raise TypeError(f"`arguments` must be names, or shapes by name; got {arguments!r}.")
+    are_names = not isinstance(arguments, str) and all(isinstance(n, str) for n in arguments)
+    rule = "`arguments` must be names, or shapes by name"
+    require(are_names, rule, arguments, error=TypeError)
     given = arguments if isinstance(arguments, Mapping) else dict.fromkeys(arguments, shape)
     named = {name: checks.shape(f'arguments["{name}"]', each) for name, each in given.items()}
-    if not named:
-        raise ValueError(f"`arguments` must name at least one argument; got {arguments!r}.")
+    require(named, "`arguments` must name at least one argument", arguments)
     constraints = dict(constraints or {})
     for name, constraint in constraints.items():
-        if name not in named:
-            raise ValueError(f"`constraints` must be for {', '.join(named)}; got {name!r}.")
-        if not callable(constraint) and constraint not in CONSTRAINTS:
-            rule = f"functions or one of {', '.join(map(repr, CONSTRAINTS))}"
-            raise ValueError(f"`constraints` must be {rule}; got {constraint!r}.")
+        require(name in named, f"`constraints` must be for {', '.join(named)}", name)
+        rule = f"`constraints` must be functions or one of {', '.join(map(repr, CONSTRAINTS))}"
+        require(callable(constraint) or constraint in CONSTRAINTS, rule, constraint)
     options = tuple(constraints.items()), bool(reparameterized), as_support(support, shape)
     family = FromDistrax(constructor, shape, tuple(named.items()), *options)
     context = jax.ShapeDtypeStruct((2, *family.context_shape), jnp.zeros(()).dtype)
@@ -297,8 +294,6 @@ def from_distrax(
 
     event, batch = (each.shape for each in jax.eval_shape(shapes, context))
     if (event, batch) != (shape, (2,)):
-        raise ValueError(
-            f"`constructor` must return a distribution over events of shape {shape} and of batch "
-            f"shape (2,) for 2 rows; got {event} and {batch}."
-        )
+        rule = f"a distribution over events of shape {shape} and of batch shape (2,) for 2 rows"
+        raise ValueError(f"`constructor` must return {rule}; got {event} and {batch}.")
     return family

@@ -1,6 +1,7 @@
 """Families of a context that is their parameters."""
 
 import abc
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -31,7 +32,6 @@ class Parametric(Family):
         """Names and shapes of the arguments, in their order."""
 
     def init(self, key: Array) -> Params:
-        del key
         return {}
 
     @abc.abstractmethod
@@ -40,7 +40,6 @@ class Parametric(Family):
 
     def initial_arguments(self, key: Array) -> dict[str, Array]:
         """Arguments to start from where they are parameters themselves: zeros."""
-        del key
         return {name: jnp.zeros(shape) for name, shape in self.arguments.items()}
 
     @property
@@ -68,14 +67,13 @@ class Parametric(Family):
             got = ", ".join(map(str, context)) or "no names"
             rule = f"`context` must be a dict of {', '.join(expected)} for {self!r}"
             raise ValueError(f"{rule}; got {got}.")
-        batch_shapes = {}
+        leading = {}
         for name, shape in expected.items():
             checks.trailing_shape(f'context["{name}"]', context[name], shape, f"{self!r}")
-            batch_shapes[name] = jnp.shape(context[name])[: jnp.ndim(context[name]) - len(shape)]
-        if len(set(batch_shapes.values())) > 1:
-            rule = f"`context` must be arrays with the same leading axes for {self!r}"
-            raise ValueError(f"{rule}; got {batch_shapes}.")
-        return next(iter(batch_shapes.values()))
+            leading[name] = jnp.shape(context[name])[: jnp.ndim(context[name]) - len(shape)]
+        rule = f"`context` must be arrays with the same leading axes for {self!r}"
+        checks.require(len(set(leading.values())) == 1, rule, leading)
+        return next(iter(leading.values()))
 
     def take_apart(self, context: Context) -> dict[str, Array]:
         """The arguments by name, from a context in either form."""
@@ -85,11 +83,10 @@ class Parametric(Family):
         if len(self.arguments) == 1:
             return {next(iter(self.arguments)): context}
         batch_shape = context.shape[: context.ndim - len(self.context_shape)]
-        result, start = {}, 0
-        for (name, shape), size in zip(self.arguments.items(), self._pieces(), strict=True):
-            result[name] = context[..., start : start + size].reshape(batch_shape + shape)
-            start += size
-        return result
+        cuts = itertools.pairwise(itertools.accumulate(self._pieces(), initial=0))
+        parts = [context[..., start:end] for start, end in cuts]
+        pairs = zip(self.arguments.items(), parts, strict=True)
+        return {name: part.reshape(batch_shape + shape) for (name, shape), part in pairs}
 
     def distribution(self, params: Params, context: Context = None) -> distrax.Distribution:
         self.check_context(context)

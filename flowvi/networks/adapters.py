@@ -1,6 +1,7 @@
 """Networks from anywhere, made to look the same to a family."""
 
 import functools
+from collections.abc import Callable
 
 import haiku as hk
 
@@ -13,16 +14,12 @@ from flowvi.networks.network import Network, Shape
 from flowvi.params import PyTree
 
 
-class Kept:
+def _kept(module: PyTree) -> Callable[..., PyTree]:
     """A constructor that returns a module that there is already; equal to nothing but itself."""
-
-    def __init__(self, module: PyTree):
-        self.module = module
-        kind = type(module[0] if isinstance(module, tuple) else module)
-        self.__qualname__ = f"a {kind.__qualname__}"
-
-    def __call__(self, **unused: PyTree) -> PyTree:
-        return self.module
+    constructor = lambda **unused: module  # noqa: E731
+    kind = type(module[0] if isinstance(module, tuple) else module)
+    constructor.__qualname__ = f"a {kind.__qualname__}"
+    return constructor
 
 
 def as_network(
@@ -64,18 +61,16 @@ def as_network(
     own = getattr(network, "input_shape", None)
     if own is not None and input_shape is not None:
         own, input_shape = (checks.shape("context_shape", each) for each in (own, input_shape))
-        if own != input_shape:
-            rule = f"`context_shape` must be {own}, the input shape of {network!r}"
-            raise ValueError(f"{rule}; got {input_shape!r}.")
+        rule = f"`context_shape` must be {own}, the input shape of {network!r}"
+        checks.require(own == input_shape, rule, input_shape)
     if isinstance(network, Network):
         return network
     input_shape = own if input_shape is None else input_shape
     kind, source = _recognise(network)
     if kind is None:
-        raise TypeError(
-            "`network` must have `init` and `apply`, or be a module of Flax or Equinox, or make a "
-            f"module; got {network!r}. Perhaps wrap a Haiku function in `hk.transform`?"
-        )
+        rule = "have `init` and `apply`, or be a module of Flax or Equinox, or make a module"
+        fix = "Perhaps wrap a Haiku function in `hk.transform`?"
+        raise TypeError(f"`network` must {rule}; got {network!r}. {fix}")
     if input_shape is None:
         rule = "`context_shape` must be given for a network that does not know its input shape"
         raise ValueError(f"{rule}; got None for {network!r}.")
@@ -101,7 +96,7 @@ def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
     if isinstance(network, hk.Transformed | hk.TransformedWithState):
         return foreign.HaikuNetwork, network
     if library is not None:
-        return (LinenNetwork, network) if library == LINEN else (MADE_BY[library], Kept(network))
+        return (LinenNetwork, network) if library == LINEN else (MADE_BY[library], _kept(network))
     if isinstance(network, tuple) and len(network) == 2 and all(map(callable, network)):
         return foreign.PlainNetwork, network
     if not isinstance(network, type) and hasattr(network, "init") and hasattr(network, "apply"):
@@ -112,10 +107,8 @@ def _recognise(network: PyTree) -> tuple[type[ForeignNetwork] | None, PyTree]:
 def _library(kind: type) -> str | None:
     """The library to which a class belongs, told by name: none is imported for it."""
     modules = [base.__module__ + "." for base in kind.__mro__]
-    for library in (LINEN, *MADE_BY):
-        if any(name.startswith(library + ".") for name in modules):
-            return library
-    return None
+    known = (each for each in (LINEN, *MADE_BY) if any(m.startswith(f"{each}.") for m in modules))
+    return next(known, None)
 
 
 def _library_made(function: PyTree) -> str:

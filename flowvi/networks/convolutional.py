@@ -33,9 +33,8 @@ class _Images:
     def __post_init__(self) -> None:
         for name in ("image_shape", "channels", "hidden_sizes"):
             object.__setattr__(self, name, checks.sizes(name, getattr(self, name)))
-        if len(self.image_shape) not in (2, 3):
-            rule = "`image_shape` must be (height, width) or (height, width, channels)"
-            raise ValueError(f"{rule}; got {self.image_shape}.")
+        rule = "`image_shape` must be (height, width) or (height, width, channels)"
+        checks.require(len(self.image_shape) in (2, 3), rule, self.image_shape)
         for name in {"input_size", "output_size"} & vars(self).keys():
             object.__setattr__(self, name, checks.size_or_shape(name, getattr(self, name)))
         checks.positive_int("kernel_size", self.kernel_size)

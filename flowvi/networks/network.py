@@ -2,20 +2,16 @@
 
 import abc
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.masked import activation_function, add, context_term, product
-from flowvi.params import PyTree
+from flowvi.masked import activation_function, add, context_term, init_layers, product
+from flowvi.params import Array, PyTree, Shape
 
-Array = jax.Array
-Shape = tuple[int, ...]
 #: An output, or parameters, and what comes with it.
 Pair = tuple[PyTree, PyTree]
 Activation = str | Callable[[Array], Array]
@@ -50,7 +46,6 @@ class Network(abc.ABC):
 
         The default is the evaluation form and unchanged parameters.
         """
-        del key
         return self.apply(params, x), params
 
 
@@ -121,19 +116,7 @@ class MLP(Network):
 
     def init(self, key: Array) -> PyTree:
         sizes = (math.prod(self.input_shape), *self.hidden_sizes, math.prod(self.output_shape))
-        keys = jax.random.split(key, len(sizes))
-        layers = [
-            {"w": jax.random.normal(k, pair), "b": jnp.zeros(pair[1])}
-            for k, pair in zip(keys[1:], itertools.pairwise(sizes), strict=True)
-        ]
-        if self.zero_output:
-            layers[-1]["w"] = jnp.zeros_like(layers[-1]["w"])
-        params: PyTree = {"layers": tuple(layers)}
-        if self.context_size is not None:
-            w = jax.random.normal(keys[0], (self.context_size, sizes[1]))
-            is_zero = self.zero_output and not self.hidden_sizes
-            params["context"] = jnp.zeros_like(w) if is_zero else w
-        return params
+        return init_layers(key, sizes, self.context_size, zero_output=self.zero_output)
 
     def apply(self, params: PyTree, x: Array, context: Array | None = None) -> Array:
         h = x.reshape(*leading_shape(x, self), math.prod(self.input_shape))

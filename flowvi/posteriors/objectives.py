@@ -8,17 +8,8 @@ import jax.numpy as jnp
 from flowvi import checks
 from flowvi.distributions import FlowDistribution, along
 from flowvi.objectives.likelihood import cross_entropy
-from flowvi.objectives.variational import (
-    Output,
-    Params,
-    Variational,
-    density_and_state,
-    finish,
-    with_gradient,
-)
-from flowvi.params import Fixed, PyTree
-
-Array = jax.Array
+from flowvi.objectives.variational import Loss, Params, Step, Variational, with_gradient
+from flowvi.params import Array, Fixed
 
 #: The part of a tempered fit in which the temperature falls to 1.
 COOLING = 0.3
@@ -27,18 +18,8 @@ COOLING = 0.3
 FORWARD = 10.0
 
 
-class _Reparameterized(Variational):
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_reparameterized("fv.objectives.ScoreFunction")
-
-    def _path(self, z: Array, log_q: Array, score: Array) -> Array:
-        """log q at draws z, with the gradient that flows through z alone."""
-        return jax.lax.stop_gradient(log_q) + along(z, score, len(self.family.event_shape))
-
-
 @dataclasses.dataclass(frozen=True)
-class WideELBO(_Reparameterized):
+class WideELBO(Variational):
     """Minus the evidence lower bound of a flow, whose gradient is taken at wider draws.
 
     The path gradient vanishes draw by draw where q is the posterior, of whatever distribution the
@@ -51,20 +32,17 @@ class WideELBO(_Reparameterized):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.width >= 1:
-            raise ValueError(f"`width` must be at least 1; got {self.width!r}.")
+        self._check_reparameterized()
+        checks.require(self.width >= 1, "`width` must be at least 1", self.width)
 
-    def __call__(self, params: Params, key: Array, batch: PyTree) -> Output:
-        train_key, draw_key, model_key = jax.random.split(key, 3)
-        approximation = self._approximation(params, train_key, batch)
-        q = approximation.distribution
-        if not isinstance(q, FlowDistribution):
-            raise ValueError(f"`family` must be a flow; got {self.family!r}.")
-        x = q.sample_root(draw_key, (self.num_samples,))
+    def _loss(self, step: Step) -> Loss:
+        q, batch = step.q.distribution, step.batch
+        checks.require(isinstance(q, FlowDistribution), "`family` must be a flow", self.family)
+        x = q.sample_root(step.key, (self.num_samples,))
         z, log_q, score = q.push_with_score(self.width * x)
         z = self._guarded(z)
-        log_joint, new = density_and_state(self.log_joint, params, model_key, z, batch)
-        losses = self._path(z, log_q, score) - log_joint
+        log_joint, new = step.density(self.log_joint, z)
+        losses = jax.lax.stop_gradient(log_q) + along(z, score, 1) - log_joint
         good, metrics = self._good(losses)
         tilt = q.root.log_prob(self.width * x) - q.root.log_prob(x)
         if good is not None:
@@ -72,11 +50,11 @@ class WideELBO(_Reparameterized):
         shares = jax.nn.softmax(tilt, axis=0).astype(losses.dtype)
         rows = jnp.sum(jnp.where(shares == 0, 0, shares * losses), axis=0)
         loss = with_gradient(self._mean(rows, None, batch), self._mean(losses, good, batch))
-        return finish(loss, metrics, params, {**approximation.new, **new})
+        return loss, metrics, new
 
 
 @dataclasses.dataclass(frozen=True)
-class Tempered(_Reparameterized):
+class Tempered(Variational):
     """KL(q || p^b) + 10 e KL(p || q), for e the effective sample size as a part of the draws.
 
     The power b rises from `power` to 1 in the first 0.3 of the steps: while it is small the modes
@@ -91,29 +69,28 @@ class Tempered(_Reparameterized):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.power <= 1:
-            raise ValueError(f"`power` must be above 0 and at most 1; got {self.power!r}.")
+        self._check_reparameterized()
+        checks.require(0 < self.power <= 1, "`power` must be above 0 and at most 1", self.power)
         checks.positive_int("num_steps", self.num_steps)
 
     def init(self, key: Array) -> Params:
         """{"posterior": ..., "control": Fixed(steps done)}."""
         return {**super().init(key), "control": Fixed(jnp.zeros((), jnp.int32))}
 
-    def __call__(self, params: Params, key: Array, batch: PyTree) -> Output:
-        step = params["control"].value
-        power = self.power ** (1 - jnp.minimum(step / self.num_steps / COOLING, 1))
-        train_key, draw_key, model_key = jax.random.split(key, 3)
-        q = self._approximation(params, train_key, batch).distribution
-        z, log_q, score = q.sample_with_score(draw_key, (self.num_samples,))
+    def _loss(self, step: Step) -> Loss:
+        done = step.params["control"].value
+        power = self.power ** (1 - jnp.minimum(done / self.num_steps / COOLING, 1))
+        z, log_q, score = step.q.distribution.sample_with_score(step.key, (self.num_samples,))
         z = self._guarded(z)
-        log_joint, _ = density_and_state(self.log_joint, params, model_key, z, batch)
+        log_joint, new = step.density(self.log_joint, z)
         log_weights = jax.lax.stop_gradient(log_joint - log_q)
         good, metrics = self._good(log_weights)
-        elbo = self._mean(power * log_joint - self._path(z, log_q, score), good, batch)
+        path = jax.lax.stop_gradient(log_q) + along(z, score, 1)
+        elbo = self._mean(power * log_joint - path, good, step.batch)
         if good is not None:
             log_weights = jnp.where(good, log_weights, -jnp.inf)
         effective = 1 / (self.num_samples * jnp.sum(jnp.square(jax.nn.softmax(log_weights))))
         forward = FORWARD * effective * cross_entropy(log_weights, log_q, own=True)
         # The value stays that of the first divergence, on which progress is judged.
         loss = with_gradient(-elbo, forward - elbo)
-        return loss, metrics, {**params, "control": Fixed(step + 1)}
+        return loss, metrics, {**new, "control": Fixed(done + 1)}

@@ -13,7 +13,7 @@ from flowvi import checks, diagnostics, plotting
 from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 from flowvi.plotting.samples import as_table
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
 from flowvi.posteriors.start import Start
@@ -23,7 +23,6 @@ from flowvi.training import Fitted
 if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
 
-Array = jax.Array
 Draws = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: Draws of a diagnosis, and how many of them are evaluated together.
@@ -81,11 +80,11 @@ class Posterior(Fitted):
 
     def log_evidence(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> Estimate:
         """The log of the normalising constant, in nats, by importance sampling from q."""
-        return diagnostics.log_evidence(_or_none(self.log_weights(key, num_samples)))
+        return diagnostics.log_evidence(_weightless(self.log_weights(key, num_samples)))
 
     def psis(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> PSIS:
         """Pareto-smoothed importance weights of the draws that `sample` gives at the same key."""
-        return _smoothed(self.log_weights(key, num_samples))
+        return diagnostics.psis(_weightless(self.log_weights(key, num_samples)))
 
     def resample(self, key: Array, num_samples: int, *, num_proposals: int | None = None) -> Theta:
         """Draws as `sample` gives them, corrected by importance resampling.
@@ -97,8 +96,8 @@ class Posterior(Fitted):
         num_samples = checks.positive_int("num_samples", num_samples)
         count = 10 * num_samples if num_proposals is None else num_proposals
         draw_key, choice_key = jax.random.split(key)
-        u, _, weights = self._draws(draw_key, checks.positive_int("num_proposals", count))
-        smoothed = _smoothed(weights).log_weights
+        u, _, weights = self._draws(draw_key, count, "num_proposals")
+        smoothed = diagnostics.psis(_weightless(weights)).log_weights
         # One stratum for each draw: less noise than independent choices.
         rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
         places = (np.arange(num_samples) + rng.random(num_samples)) / num_samples
@@ -112,10 +111,11 @@ class Posterior(Fitted):
     def summary(self, key: Array, num_samples: int = NUM_DIAGNOSIS) -> "Summary":
         """Mean, standard deviation and quantiles of every parameter, under q and reweighted."""
         u, _, log_weights = self._draws(key, num_samples)
-        x, weights = as_table(self.constrain(u)), np.exp(_smoothed(log_weights).log_weights)
-        q05, median, q95 = np.quantile(x, [0.05, 0.5, 0.95], axis=0)
+        x = as_table(self.constrain(u))
+        weights = np.exp(diagnostics.psis(_weightless(log_weights)).log_weights)
         mean = weights @ x
         sd = np.sqrt(weights @ (x - mean) ** 2)
+        q05, median, q95 = np.quantile(x, [0.05, 0.5, 0.95], axis=0)
         return Summary(self.target.labels(), x.mean(0), x.std(0), q05, median, q95, mean, sd)
 
     def plot(
@@ -130,19 +130,16 @@ class Posterior(Fitted):
         key = jax.random.key(0) if key is None else key
         return plotting.pairs(self, key, names=names, num_samples=num_samples, reference=reference)
 
-    def _draws(self, key: Array, num_samples: int) -> Draws:
-        num_samples = checks.positive_int("num_samples", num_samples)
-        return draws(self.family, self.target, self.params, key, num_samples)
+    def _draws(self, key: Array, num_samples: int, name: str = "num_samples") -> Draws:
+        count = checks.positive_int(name, num_samples)
+        return draws(self.family, self.target, self.params, key, count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A table of the parameters.
+    """A table of the parameters: one number for each of the `labels`.
 
-    Attributes:
-        labels: the parameters' names.
-        mean, sd, q05, median, q95: of draws, one number for each label.
-        weighted_mean, weighted_sd: the same draws by their importance weights.
+    The first columns are those of draws, the weighted ones of the same by their importance weights.
     """
 
     labels: list[str]
@@ -155,22 +152,18 @@ class Summary:
     weighted_sd: np.ndarray
 
     def __str__(self) -> str:
-        names = [field.name for field in dataclasses.fields(self)[1:]]
-        width = max(10, *(len(label) for label in self.labels))
-        rows = [" " * width + "".join(f"{name.replace('_', ' '):>15}" for name in names)]
-        columns = [getattr(self, name) for name in names]
-        for label, *cells in zip(self.labels, *columns, strict=True):
+        labels, *columns = vars(self).values()
+        width = max(10, *map(len, labels))
+        heads = [name.replace("_", " ") for name in vars(self)][1:]
+        rows = [" " * width + "".join(f"{head:>15}" for head in heads)]
+        for label, *cells in zip(labels, *columns, strict=True):
             rows.append(f"{label:<{width}}" + "".join(f"{cell:15.4g}" for cell in cells))
         return "\n".join(rows)
 
 
-def _or_none(log_weights: np.ndarray) -> np.ndarray:
+def _weightless(log_weights: np.ndarray) -> np.ndarray:
     """Log weights, in which a draw without a density has no weight."""
     return np.where(np.isnan(log_weights), -np.inf, log_weights)
-
-
-def _smoothed(log_weights: np.ndarray) -> PSIS:
-    return diagnostics.psis(_or_none(log_weights))
 
 
 def draws(

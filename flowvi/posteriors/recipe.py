@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.families import Family, Flow, Whitened, check_key, full_rank, iaf, mean_field, whitened
 from flowvi.objectives import ELBO
-from flowvi.params import PyTree, cast
+from flowvi.params import Array, PyTree, cast
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose, warnings_of_fit, warnings_of_modes
 from flowvi.posteriors.objectives import Tempered, WideELBO
 from flowvi.posteriors.posterior import Posterior, draws
@@ -23,8 +23,6 @@ from flowvi.posteriors.start import find
 from flowvi.posteriors.target import Target, Theta
 from flowvi.training import Plateau, TrainingOptions, check_names, fit
 from flowvi.transformers import Transformer
-
-Array = jax.Array
 
 #: Up to the first size there are autoregressive layers; beyond, marginal maps, and directions of a
 #: low-rank start.
@@ -42,10 +40,9 @@ class Budget(NamedTuple):
     width: float
 
 
-#: The careful rate is that of a family of the user's, whose networks may be of any kind, of a
-#: tempered fit, which loses modes and tails at higher ones, and of a fit with little to gain.
-#: Few coordinates leave time for long fits; beyond `MODERATE` there is no network at all. Wide
-#: draws leave the bulk of the density where there are many coordinates.
+#: The careful rate is that of a user's family, whose networks may be of any kind, of a tempered
+#: fit, which loses modes and tails at higher ones, and of a fit with little to gain. Wide draws
+#: leave the bulk of the density where there are many coordinates.
 BUDGETS = (
     Budget(10, 4_000, 256, 2e-2, 5e-3, 1.3),
     Budget(50, 2_500, 128, 5e-2, 1e-2, 1.0),
@@ -67,7 +64,8 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 #: and only if k-hat falls by more than its noise.
 HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.03, 1.04), 5e-3, 0.05
 
-Objective = Callable[[Family, Callable[..., PyTree]], Callable[..., PyTree]]
+#: (family, log joint) -> a loss.
+Objective = Callable[..., Callable[..., PyTree]]
 
 
 def default_family(event_size: int, *, transformer: str | Transformer = "affine") -> Flow:
@@ -106,24 +104,23 @@ def fit_posterior(
 
     1. The start is the best, by ELBO, of many normal distributions along paths of L-BFGS, improved
        by variational Newton steps where the target can be differentiated twice.
-    2. A flow that begins as the identity, before that normal distribution's affine map, is fitted
-       by path gradients of the ELBO until that stops improving. Up to 10 coordinates the draws come
-       from a base 1.3 times as wide, so the tails are fitted with the rest. Beyond 200 the flow is
-       a map of each marginal after the affine map. Where JAX is in double precision, so is all of
-       this but the flow's networks while they are fitted.
+    2. A flow that begins as the identity, before the start's affine map, is fitted by path
+       gradients of the ELBO until that stops improving. Up to 10 coordinates the draws come from a
+       base 1.3 times as wide, so that tails are fitted with the rest; beyond 200 the flow is a map
+       of each marginal after the affine map. All but the flow's networks keeps JAX's precision.
     3. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
        above 0.3, a base up to 4 % wider is tried, for at most 0.005 nats.
     4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
 
-    Importance weights cannot see a mode that the approximation misses altogether: they look fine,
-    and the log evidence is too small by the log of the mass that was found. Up to 200 coordinates
-    runs of L-BFGS, from near zero and from up to 40 standard deviations around the start, search
-    for such modes, and a warning names what they find. If there may be several modes, fit again
-    with `tempering=0.1`, and compare the log evidence. Of a curved ridge hundreds of times as long
-    as it is thick a fit may follow the middle only; then the log evidence rises with more steps. In
-    high dimension tails are lost slowly before any of these numbers moves.
+    Importance weights cannot see a mode that is missed altogether: the log evidence is then too
+    small by the log of the mass that was found. Up to 200 coordinates runs of L-BFGS, from near
+    zero and from up to 40 standard deviations around the start, search for such modes, and a
+    warning names what they find. If there may be several modes, fit again with `tempering=0.1`, and
+    compare the log evidence. Of a curved ridge hundreds of times as long as thick a fit may follow
+    the middle only; then the log evidence rises with more steps. In high dimension tails are lost
+    slowly before any of these numbers moves.
 
     Args:
         target: the target.
@@ -175,17 +172,17 @@ def fit_posterior(
     if num_samples is None:
         num_samples = budget.num_samples if tempering is None else TEMPERED_SAMPLES
     placed = _placed(size, family, tempering)
+    kind: Objective
     every: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
-    loss_fn: Callable[..., PyTree]
     if objective is not None:
-        loss_fn = objective(placed, target.log_joint)
+        kind, every = objective, {}
     elif tempering is not None:
-        every |= {"power": float(tempering), "num_steps": steps}
-        loss_fn = Tempered(placed, target.log_joint, **every)
+        kind, every = Tempered, {**every, "power": float(tempering), "num_steps": steps}
     elif family is None and budget.width > 1:
-        loss_fn = WideELBO(placed, target.log_joint, width=budget.width, **every)
+        kind, every = WideELBO, {**every, "width": budget.width}
     else:
-        loss_fn = ELBO(placed, target.log_joint, path=True, **every)
+        kind, every = ELBO, {**every, "path": True}
+    loss_fn = kind(placed, target.log_joint, **every)
 
     start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
     found = find(target, start_key, start, tempering or 1.0, placed.rank)
@@ -203,21 +200,20 @@ def fit_posterior(
     careful = family is not None or tempering is not None
     if single and num_steps is None and optimizer is None and not careful and candidates[0].easy:
         careful, steps = True, min(steps, EASY_STEPS)
-    if optimizer is None:
-        rate = budget.careful_rate if careful else budget.learning_rate
-        optimizer = default_optimizer(steps, rate)
+    rate = budget.careful_rate if careful else budget.learning_rate
     plateau = PLATEAU if tempering is None else None
-    defaults = {"max_bad_steps": steps, "plateau": plateau, "data": target.data}
+    given = {"max_bad_steps": steps, "plateau": plateau, "data": target.data, **options}
+    given |= {"num_steps": steps, "optimizer": optimizer or default_optimizer(steps, rate)}
     result = fit(
         loss_fn,
         cast(params, jnp.float32) if single else params,
         key=fit_key,
         configuration={"num_steps": str(steps)},  # on which the default schedule depends
-        **{**defaults, **options, "num_steps": steps, "optimizer": optimizer},
+        **given,
     )
     if single:
-        full = [cast(each, jnp.result_type(float)) for each in (result.params, result.last_params)]
-        result = dataclasses.replace(result, params=full[0], last_params=full[1])
+        full = {name: getattr(result, name) for name in ("params", "last_params")}
+        result = dataclasses.replace(result, **cast(full, jnp.result_type(float)))
     candidates.insert(0, judged(result.params["posterior"]))
     if tempering is None and found.best is not found.whitening:
         candidates.append(judged(placed.place(fresh, found.best)))
@@ -253,31 +249,29 @@ class _Judged(NamedTuple):
 
 
 def _check_options(
-    target: object, family: object, objective: object, tempering: object, options: TrainingOptions
+    target: Any, family: Any, objective: object, tempering: object, options: TrainingOptions
 ) -> None:
-    if not isinstance(target, Target):
-        rule = "`target` must be a target, such as `fv.Target(log_density, 2)`"
-        raise TypeError(f"{rule}; got {target!r}.")
+    rule = "`target` must be a target, such as `fv.Target(log_density, 2)`"
+    checks.require(isinstance(target, Target), rule, target, error=TypeError)
     check_names(options)
     if family is not None:
-        if not isinstance(family, Family):
-            raise TypeError(f"`family` must be a family, such as `fv.iaf(2)`; got {family!r}.")
+        rule = "`family` must be a family, such as `fv.iaf(2)`"
+        checks.require(isinstance(family, Family), rule, family, error=TypeError)
         shape = (target.event_size,)
-        if family.event_shape != shape:
-            rule = f"`family` must have event shape {shape}, that of the target's vector"
-            raise ValueError(f"{rule}; got {family.event_shape}.")
-        if (got := family.context_shape) is not None:
-            raise ValueError(f"`family` must take no context; got context shape {got}.")
-    if not (objective is None or callable(objective)):
-        rule = "`objective` must be a function (family, log_joint) -> loss"
-        raise TypeError(f"{rule}, such as `fv.objectives.IWELBO`; got {objective!r}.")
+        rule = f"`family` must have event shape {shape}, that of the target's vector"
+        checks.require(family.event_shape == shape, rule, family.event_shape)
+        is_free = family.context_shape is None
+        checks.require(is_free, "`family` must take no context", family)
+    is_function = objective is None or callable(objective)
+    rule = "`objective` must be a function (family, log_joint) -> loss, such as "
+    checks.require(is_function, f"{rule}`fv.objectives.IWELBO`", objective, error=TypeError)
     batch_size = options.get("batch_size")
-    if batch_size is not None and target.data is None:
-        rule = "`batch_size` must be None for a target without rows of data"
-        fix = "Perhaps make it with `fv.Target.from_likelihood`?"
-        raise ValueError(f"{rule}; got {batch_size!r}. {fix}")
-    if not (tempering is None or (isinstance(tempering, int | float) and 0 < tempering < 1)):
-        raise ValueError(f"`tempering` must be None or between 0 and 1; got {tempering!r}.")
+    rule = "`batch_size` must be None for a target without rows of data"
+    fix = "Perhaps make it with `fv.Target.from_likelihood`?"
+    checks.require(batch_size is None or target.data is not None, rule, batch_size, fix)
+    is_power = isinstance(tempering, int | float) and 0 < tempering < 1
+    rule = "`tempering` must be None or between 0 and 1"
+    checks.require(tempering is None or is_power, rule, tempering)
     if tempering is not None and objective is not None:
         raise ValueError("`tempering` must be None where `objective` is given; got both.")
 
@@ -309,8 +303,8 @@ def _widened(family: Whitened, judged: Callable[[PyTree], _Judged], fitted: _Jud
             break
         tried.append(wide)
     best = min(tried, key=lambda each: each.diagnosis.khat)
-    good = best.diagnosis.khat <= max(HEAVY, fitted.diagnosis.khat - KHAT_NOISE)
-    return best if good else fitted
+    limit = max(HEAVY, fitted.diagnosis.khat - KHAT_NOISE)
+    return best if best.diagnosis.khat <= limit else fitted
 
 
 #: What runs once need not run fast: without optimisations it compiles in a third of the time.

@@ -10,12 +10,11 @@ import numpy as np
 import optax
 
 from flowvi.compiling import compiled
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.normals import Normal
 from flowvi.posteriors.target import Target, as_float
 
-Array = jax.Array
 Places = list[tuple[int, int]]
 
 #: Up to this size a Hessian is taken at every candidate, and up to the second one at all.

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi.compiling import compiled
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.normals import Normal
 from flowvi.posteriors.search import NUM_PATHS, Candidate, Candidates, Path, Search, elbo_of
 from flowvi.posteriors.target import Target, Theta, as_float
-
-Array = jax.Array
 
 #: Points of each run that become candidates, and draws around its end.
 NUM_POINTS, NUM_END_DRAWS = 10, 32

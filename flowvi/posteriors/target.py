@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.compiling import compiled
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree, Shape
 from flowvi.posteriors import vectorise
 from flowvi.supports import Interval, SupportLike, as_support, concatenated
-
-Array = jax.Array
-Shape = tuple[int, ...]
 
 #: {name: (shape, support)}, as users write it.
 Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]
@@ -83,20 +81,16 @@ class Layout:
 
 def as_layout(parameters: Parameters) -> Layout:
     """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
-    kind = type(parameters).__name__
-    if not isinstance(parameters, Mapping):
-        raise TypeError(f"`parameters` must be a dict such as {_FORM}; got {kind}.")
+    kind, is_dict = type(parameters).__name__, isinstance(parameters, Mapping)
+    require(is_dict, f"`parameters` must be a dict such as {_FORM}", kind, error=TypeError, say=str)
     if not parameters:
         raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
     shapes, supports = [], []
     for name, pair in parameters.items():
-        if not isinstance(name, str):
-            raise TypeError(f"`parameters` must have strings as names; got {name!r}.")
-        place = f"parameters[{name!r}]"
-        if not (isinstance(pair, tuple | list) and len(pair) == 2):
-            raise TypeError(
-                f"`{place}` must be a pair (shape, support), as in {_FORM}; got {pair!r}."
-            )
+        rule, place = "`parameters` must have strings as names", f"parameters[{name!r}]"
+        require(isinstance(name, str), rule, name, error=TypeError)
+        rule, is_pair = f"`{place}` must be a pair (shape, support)", isinstance(pair, tuple | list)
+        require(is_pair and len(pair) == 2, f"{rule}, as in {_FORM}", pair, error=TypeError)
         shapes.append(checks.shape(f"{place}[0]", pair[0]))
         try:
             supports.append(as_support(pair[1], shapes[-1]))
@@ -146,17 +140,15 @@ class Target:
     def __post_init__(self) -> None:
         size = checks.positive_int("event_size", self.event_size)
         object.__setattr__(self, "event_size", size)
-        functions: dict[str, object] = {self._density_name: self.log_density}
-        if self.log_likelihood is not None:
-            functions["log_likelihood"] = self.log_likelihood
-        for name, function in functions.items():
-            if not callable(function):
-                raise TypeError(f"`{name}` must be a function; got {function!r}.")
-        layout: object = self.layout
-        if not (layout is None or (isinstance(layout, Layout) and layout.event_size == size)):
-            rule = f"`layout` must be None or a layout of event size {size}"
-            raise ValueError(f"{rule}, as `fv.Target.from_named` makes it; got {layout!r}.")
-        if (self.data is None) != (self.log_likelihood is None):
+        likelihood: Any = self.log_likelihood
+        pairs = ((self._density_name, self.log_density), ("log_likelihood", likelihood))
+        for name, function in pairs[: 1 if likelihood is None else 2]:
+            require(callable(function), f"`{name}` must be a function", function, error=TypeError)
+        layout: Any = self.layout
+        fits = layout is None or (isinstance(layout, Layout) and layout.event_size == size)
+        rule = f"`layout` must be None or a layout of event size {size}"
+        require(fits, f"{rule}, as `fv.Target.from_named` makes it", layout)
+        if (self.data is None) != (likelihood is None):
             rule = "`data` must be given together with `log_likelihood`; got one of them"
             raise ValueError(f"{rule}. Perhaps make it with `fv.Target.from_likelihood`?")
         if self.data is not None:
@@ -225,16 +217,14 @@ class Target:
         if self.log_likelihood is None:
             return value + log_det
         terms = self.log_likelihood(theta, rows)
-        num_rows = jax.tree.leaves(rows)[0].shape[0]
-        if jnp.shape(terms) != (num_rows,):
-            rule = "`log_likelihood` must return one log density for each row, of shape"
-            fix = "Perhaps sum over the last axis of the data alone?"
-            raise ValueError(f"{rule} {(num_rows,)}; got shape {jnp.shape(terms)}. {fix}")
+        num_rows, got = jax.tree.leaves(rows)[0].shape[0], jnp.shape(terms)
+        rule = f"`log_likelihood` must return one log density for each row, of shape {(num_rows,)}"
+        fix = "Perhaps sum over the last axis of the data alone?"
+        require(got == (num_rows,), rule, f"shape {got}", fix, say=str)
         return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
 
     def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D] and rows of the data."""
-        del params, key
         return vectorise.over(self.at, z.reshape(-1, self.event_size), batch).reshape(z.shape[:-1])
 
     def constrain(self, u: ArrayLike) -> Theta:
@@ -294,10 +284,9 @@ def _as_rows(data: PyTree) -> PyTree:
 
 def _check_scalar(name: str, value: object) -> None:
     shape = getattr(value, "shape", () if isinstance(value, int | float) else None)
-    if shape != ():
-        got = type(value).__name__ if shape is None else f"shape {shape}"
-        rule = f"`{name}` must return a scalar for one vector of parameters"
-        raise ValueError(f"{rule}; got {got}. Perhaps sum the terms?")
+    got = type(value).__name__ if shape is None else f"shape {shape}"
+    rule = f"`{name}` must return a scalar for one vector of parameters"
+    require(shape == (), rule, got, "Perhaps sum the terms?", say=str)
     dtype = jnp.result_type(value)  # type: ignore[arg-type]
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`{name}` must return a floating number; got dtype {dtype}.")

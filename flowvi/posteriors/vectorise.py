@@ -12,9 +12,8 @@ from typing import TypeVar
 
 import jax
 
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 
-Array = jax.Array
 T = TypeVar("T")
 
 #: Versions of JAX that cut, and the multiplications from which on they do.

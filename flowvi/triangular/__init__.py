@@ -17,11 +17,10 @@ The solve
     from what is already there: forward substitution for a triangular system that is not linear.
     Every row of every weight matrix is used once, so all D steps together cost one pass.
 
-    Rows of a product need only the columns before them. The coordinates are cut into a few groups.
-    At the start of a group one product per layer collects what all earlier groups contribute to its
-    units, which skips the zero half of the weights; the steps inside of the group then work on the
-    group's own block, which is small and stays in cache. Buffers are feature-major, [units, n], so
-    that the rows of a step are contiguous.
+    The coordinates are cut into a few groups. At the start of a group one product per layer
+    collects what all earlier groups contribute to its units, which skips the zero half of the
+    weights; the steps inside of the group then work on its own block, which stays in cache. Buffers
+    are feature-major, [units, n], so that the rows of a step are contiguous.
 
 The derivatives
     The state s = (a_1..a_L, o, x) of the walk solves F(s; weights, y) = 0, with
@@ -66,13 +65,11 @@ Source: forward substitution in blocks, as in Golub, Van Loan, "Matrix Computati
 3.1; the derivative is the implicit function theorem, as in Krantz, Parks, "The Implicit Function
 Theorem", 2013.
 
-Related work keeps what a step has computed for the next one: cached activations of convolutional
-autoregressive networks (Ramachandran et al., "Fast Generation for Convolutional Autoregressive
-Models", 2017, arXiv 1704.06001), and caches of keys and values in flows made of transformers. Song,
-Meng, Liao, Ermon, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving",
-2021, arXiv 2002.03629, solve for all coordinates at once by fixed-point iterations. What is new
-here, as far as we know, is the walk for masked networks, with its adjoint and derivatives of every
-order.
+Related work caches what a step has computed for the next one (Ramachandran et al., "Fast Generation
+for Convolutional Autoregressive Models", 2017, arXiv 1704.06001), or solves for all coordinates at
+once by fixed-point iterations (Song, Meng, Liao, Ermon, "Accelerating Feedforward Computation via
+Parallel Nonlinear Equation Solving", 2021, arXiv 2002.03629). New here, as far as we know, is the
+walk for masked networks, with its adjoint and derivatives of every order.
 """
 
 from flowvi.triangular.solve import forward_with_score, inverse_and_log_det

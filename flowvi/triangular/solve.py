@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from flowvi import masked
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 from flowvi.transformers import Transformer
 from flowvi.triangular.walks import Group, ascend, descend, groups
 
-Array = jax.Array
 Weights = tuple[tuple[Array, Array], ...]
 #: A number for each unit and output, by layer, and for each coordinate.
 Solution = tuple[list[Array], Array]
@@ -91,13 +91,11 @@ def _solve_jvp(system: _System, primals: PyTree, tangents: PyTree) -> tuple[PyTr
             return (r_k - (t_o_k * do).sum(0)) / t_x_k
 
         aux = (r_y, t_x, t_o.reshape(r_y.shape[0], num_params, r_y.shape[-1]))
-        hidden = lambda z, slope: slope * z  # noqa: E731
         transposed = [w.T for w in matrices]
-        return ascend(system.plan, transposed, r, list(slopes), hidden, coordinate, aux)
+        return ascend(system.plan, transposed, r, list(slopes), operator.mul, coordinate, aux)
 
     def solve_down(_: object, rhs: Solution) -> Solution:
-        g, g_x = rhs
-        return descend(system.plan, matrices, g, slopes, g_x, t_x, t_o)
+        return descend(system.plan, matrices, rhs[0], slopes, rhs[1], t_x, t_o)
 
     n = x.shape[-1]
     r = [
@@ -122,16 +120,11 @@ def _tied(parts: Solution) -> Solution:
 def forward_with_score(
     conditioner: masked.Conditioner, transformer: Transformer, x: Array, score: Array
 ) -> tuple[Array, Array, Array]:
-    """y_k = t(x_k; theta_k(x_<k)) for draws x, and the score of the density of y.
+    """y_k = t(x_k; theta_k(x_<k)), the log-determinant, and the score of the density of y.
 
-    With s(x) the gradient of log p(x), the gradient of log p(y) = log p(x) - log |det J| is
-
-        J^-T (s(x) - gradient of log |det J|)
-
-    which is the walk down of `flowvi.triangular` alone: its state is known from the pass forward.
-
-    Leading axes of x and of the context broadcast. Returned are (y, log_det, score); no gradient
-    flows through the score.
+    By the formula of `flowvi.bijectors.score` that is the walk down alone: its state is known from
+    the pass forward. Leading axes of x and of the context broadcast; no gradient flows through the
+    score.
     """
     network, context = conditioner.network, conditioner.context
     order = network.order

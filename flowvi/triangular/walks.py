@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import masked, masks
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 
-Array = jax.Array
 Slice = tuple[int, int]
 
 # No index counts from the end, and looking whether one does takes time in each step.

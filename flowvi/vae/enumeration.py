@@ -43,15 +43,12 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
     all rows, or for as many as fit into memory.
 
     Args:
-        vae: a model whose prior is discrete.
+        vae: a model whose prior is discrete, of at most 65,536 values.
         params: its parameters.
         x: of shape [*batch, *event_shape].
 
     Returns:
         An array of shape [*batch], in nats.
-
-    Raises:
-        ValueError: if the prior is not discrete, or has more than 65,536 values.
 
     Example:
         >>> import jax, flowvi as fv
@@ -79,7 +76,7 @@ def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
 
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
-    Args and errors are those of `log_marginal`, whose example shows both.
+    Arguments are those of `log_marginal`, whose example shows both.
     """
     own, rows, batch_shape = _checked(vae, params, x)
     z, log_joint = _table(vae, own, rows)

@@ -18,14 +18,18 @@ from flowvi.compiling import compiled
 from flowvi.objectives import closed_form
 from flowvi.objectives.bounds import KLRule
 from flowvi.objectives.variational import Params
-from flowvi.params import PyTree
+from flowvi.params import Array, PyTree
 
 if TYPE_CHECKING:
     from flowvi.vae.model import VAE
 
-Array = jax.Array
 Count = Array | np.int32
 Terms = tuple[tuple[Array, ...], Array]
+#: x, and the contexts of q.
+Rows = tuple[Array, Array]
+
+#: The keys of a model's parameters.
+NAMES = ("prior", "likelihood", "posterior")
 
 #: Evaluations of the decoder that are in memory together, and draws of one row at most.
 CHUNK, DRAWS = 4096, 64
@@ -98,20 +102,14 @@ def _terms(vae: "VAE", params: Params, q: distrax.Distribution, x: Array, key: A
 
 @compiled(static_argnums=(5, 6))
 def evaluate(
-    vae: "VAE",
-    params: Params,
-    key: Array,
-    rows: tuple[Array, Array],
-    num_samples: Count,
-    chunks: Chunks,
-    kl: KLRule,
+    vae: "VAE", params: Params, key: Array, rows: Rows, count: Count, chunks: Chunks, kl: KLRule
 ) -> Evaluation:
     """The evaluation of rows (x, context of q): one program for any number of draws."""
 
     def of_row(key: Array, x: Array, context: Array) -> Evaluation:
         q = vae.posterior.distribution(params["posterior"], context)
         of_draws = jax.vmap(functools.partial(_terms, vae, params, q, x))
-        means, log_mean = _over_draws(of_draws, key, num_samples, chunks.draws)
+        means, log_mean = _over_draws(of_draws, key, count, chunks.draws)
         prior, likelihood, posterior = means
         rate = posterior - prior
         if kl != "sampled":
@@ -128,18 +126,13 @@ def evaluate(
 
 @compiled(static_argnums=(4, 5))
 def log_weights(
-    vae: "VAE",
-    params: Params,
-    key: Array,
-    rows: tuple[Array, Array],
-    num_samples: int,
-    chunks: Chunks,
+    vae: "VAE", params: Params, key: Array, rows: Rows, count: int, chunks: Chunks
 ) -> Array:
     """log p(x, z_k) - log q(z_k | x) of shape [K, N], at the draws that `evaluate` takes."""
 
     def of_row(key: Array, x: Array, context: Array) -> Array:
         q = vae.posterior.distribution(params["posterior"], context)
-        keys, together = _keys(key, 0, num_samples), min(num_samples, chunks.draws)
+        keys, together = _keys(key, 0, count), min(count, chunks.draws)
         of_draw = functools.partial(_terms, vae, params, q, x)
         return jax.lax.map(lambda key: of_draw(key)[1], keys, batch_size=together)
 
@@ -167,8 +160,7 @@ def prior_bound(
 @compiled()
 def init(vae: "VAE", key: Array) -> Params:
     """Fresh parameters."""
-    names = ("prior", "likelihood", "posterior")
-    keys = zip(names, jax.random.split(key, 3), strict=True)
+    keys = zip(NAMES, jax.random.split(key, 3), strict=True)
     return {name: getattr(vae, name).init(key) for name, key in keys}
 
 

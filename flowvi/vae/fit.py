@@ -13,17 +13,17 @@ import optax
 from jax.typing import ArrayLike
 
 from flowvi import checks, plotting
+from flowvi.checks import require
 from flowvi.compiling import compiled
 from flowvi.families import as_array, check_key
 from flowvi.objectives import Variational
-from flowvi.objectives.variational import Params, require
-from flowvi.params import PerRow, PyTree, is_per_row
+from flowvi.objectives.variational import Params
+from flowvi.params import Array, PerRow, PyTree, is_per_row
 from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
 from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
 
-Array = jax.Array
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -166,11 +166,10 @@ def fit_vae(
     check_key(key)
     check_names(options)
     x = check_data(vae, "x", x)
-    batch_size = options.get("batch_size")
-    batch_size = min(BATCH_SIZE, len(x)) if batch_size is None else batch_size
+    if (batch_size := options.get("batch_size")) is None:
+        batch_size = min(BATCH_SIZE, len(x))
     options["batch_size"] = batch_size = check_batch_size(batch_size, len(x)) or len(x)
-    num_steps = options.get("num_steps")
-    if num_steps is None:
+    if (num_steps := options.get("num_steps")) is None:
         num_steps = int(np.clip(EPOCHS * len(x) // batch_size, MIN_STEPS, MAX_STEPS))
     options["num_steps"] = num_steps = checks.positive_int("num_steps", num_steps)
     loss_fn = vae.loss() if objective is None else objective
@@ -235,24 +234,20 @@ def state_beside(loss_fn: Variational, key: Array) -> Params:
 
 def _with_state(params: Params, fresh: Params) -> Params:
     """The model's parameters and the state of an objective; that of an earlier fit if it is one."""
-
-    def is_known(name: str) -> bool:
-        trees: list[PyTree] = [params.get(name), fresh[name]]
-        old, new = (str(jax.tree.structure(tree)) for tree in trees)
-        return old == new
-
-    known = {name: params[name] for name in filter(is_known, fresh)}
-    return {**{name: params[name] for name in NAMES}, **fresh, **known}
+    state = {}
+    for name, new in fresh.items():
+        structures = {str(jax.tree.structure(tree)) for tree in (params.get(name), new)}
+        state[name] = params[name] if len(structures) == 1 else new
+    return {**{name: params[name] for name in NAMES}, **state}
 
 
 def check_data(vae: VAE, name: str, x: ArrayLike) -> Array | np.ndarray:
     """`x` as rows of the model's events, inside of the likelihood's support."""
     x = as_array(name, x)
-    if x.ndim == 0 or x.shape[1:] != vae.event_shape or not len(x):
-        raise ValueError(
-            f"`{name}` must have at least one row, and shape [num_rows, "
-            f"{', '.join(map(str, vae.event_shape))}] for {vae.likelihood!r}; got shape {x.shape}."
-        )
+    fits = x.ndim > 0 and x.shape[1:] == vae.event_shape and len(x)
+    shape = ", ".join(map(str, ("num_rows", *vae.event_shape)))
+    rule = f"`{name}` must have at least one row, and shape [{shape}] for {vae.likelihood!r}"
+    require(fits, rule, f"shape {x.shape}", say=str)
     x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
     return x
@@ -261,10 +256,8 @@ def check_data(vae: VAE, name: str, x: ArrayLike) -> Array | np.ndarray:
 def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:
     """Weights whose mean is 1."""
     weights = np.asarray(as_array("weights", weights), np.float64)
-    if weights.shape != (num_rows,):
-        raise ValueError(
-            f"`weights` must have shape {(num_rows,)}, one for each row; got {weights.shape}."
-        )
+    rule = f"`weights` must have shape {(num_rows,)}, one for each row"
+    require(weights.shape == (num_rows,), rule, weights.shape)
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any() or not weights.any():
         got = f"{weights[bad][0]} in row {np.argmax(bad)}" if bad.any() else "zeros"
@@ -284,13 +277,10 @@ def scale_by_start() -> optax.GradientTransformation:
             return jnp.sqrt(jnp.where(square > 0, square, 1))
         return PerRow(jax.tree.map(lambda leaf: jnp.asarray(ROW_SPEED, leaf.dtype), node.value))
 
-    def init(params: PyTree) -> PyTree:
-        return jax.tree.map(of, params, is_leaf=is_per_row)
-
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        del params
-        return jax.tree.map(lambda update, size: update * size, updates, state), state
+        return jax.tree.map(jnp.multiply, updates, state), state
 
+    init = functools.partial(jax.tree.map, of, is_leaf=is_per_row)
     return optax.GradientTransformation(init, update)
 
 
@@ -300,12 +290,6 @@ def default_optimizer(
     num_steps: int, learning_rate: float = LEARNING_RATE
 ) -> optax.GradientTransformation:
     """Adam relative to the parameters' size at start; a warm-up, and a cosine decay to zero."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=learning_rate / 10,
-        peak_value=learning_rate,
-        warmup_steps=min(int(RISE * num_steps), MOST_RISE),
-        decay_steps=num_steps,
-    )
-    return optax.chain(
-        optax.scale_by_adam(), scale_by_start(), optax.scale_by_learning_rate(schedule)
-    )
+    rise = min(int(RISE * num_steps), MOST_RISE)
+    rate = optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rise, num_steps)
+    return optax.chain(optax.scale_by_adam(), scale_by_start(), optax.scale_by_learning_rate(rate))

@@ -12,22 +12,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.families import Family, as_array, check_key
 from flowvi.objectives import ELBO, Joint, Variational
 from flowvi.objectives.bounds import KLRule, check_kl_rule
-from flowvi.objectives.variational import Batch, DensityAndState, Params, require
-from flowvi.params import Origin
+from flowvi.objectives.variational import Batch, DensityAndState, Params
+from flowvi.params import Array, Origin, Shape
 from flowvi.vae import evaluation
-from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
+from flowvi.vae.evaluation import CHUNK, DRAWS, NAMES, Chunks, Evaluation
 
-Array = jax.Array
-Shape = tuple[int, ...]
 Data = ArrayLike
 Size = int | Sequence[int]
 Rows = ArrayLike | None
-
-#: The keys of a model's parameters.
-NAMES = ("prior", "likelihood", "posterior")
 
 
 class Options(TypedDict, total=False):
@@ -206,9 +202,8 @@ class VAE:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
         count, chunks = _chunks(num_samples, chunk_size)
         flat, batch_shape = self._rows(x, rows)
-        found = evaluation.log_weights(
-            self, own_params(self, params, key), key, flat, count, chunks
-        )
+        own = own_params(self, params, key)
+        found = evaluation.log_weights(self, own, key, flat, count, chunks)
         return found.reshape(count, *batch_shape)
 
     def prior_bound(
@@ -304,11 +299,9 @@ class VAE:
             require(rows is None, rule, rows)
             return as_float(x)
         shape = self._batch_shape(x)
-        if rows is None:
-            rows = np.arange(math.prod(shape)).reshape(shape)
-        rows = as_array("rows", rows)
-        if rows.shape != shape:
-            raise ValueError(f"`rows` must have shape {shape}, as `x` does; got {rows.shape}.")
+        count = math.prod(shape)
+        rows = np.arange(count).reshape(shape) if rows is None else as_array("rows", rows)
+        require(rows.shape == shape, f"`rows` must have shape {shape}, as `x` does", rows.shape)
         self.posterior.check_context(rows)
         return jnp.asarray(rows)
 
@@ -331,10 +324,8 @@ def own_params(vae: VAE, params: Params, key: Array | None = None) -> Params:
     if not isinstance(params, dict) or any(name not in params for name in NAMES):
         got = sorted(params) if isinstance(params, dict) else type(params).__name__
         fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
-        raise ValueError(
-            "`params` must be a dict with the keys prior, likelihood and posterior, such as "
-            f"`vae.init(key)`; got {got}.{fix}"
-        )
+        rule = "`params` must be a dict with the keys prior, likelihood and posterior, such as"
+        raise ValueError(f"{rule} `vae.init(key)`; got {got}.{fix}")
     for name in NAMES:
         family, own = getattr(vae, name), params[name]
         origin = own.get("origin") if isinstance(own, dict) else None

@@ -13,17 +13,17 @@ import optax
 from jax.typing import ArrayLike
 
 from flowvi import checks
+from flowvi.checks import require
 from flowvi.compiling import compiled
 from flowvi.families import Conditional, Family, Local, Wrapper, as_array, check_key, local
+from flowvi.families.family import Composed
 from flowvi.objectives import ELBO, ScoreFunction, Variational
 from flowvi.objectives.variational import Batch, Output, Params
-from flowvi.params import Fixed, PyTree
+from flowvi.params import Array, Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
 from flowvi.vae.evaluation import Chunks, over_rows
 from flowvi.vae.fit import BATCH_SIZE, FittedVAE, check_data, state_beside
-from flowvi.vae.model import VAE, as_float, check_vae, own_params
-
-Array = jax.Array
+from flowvi.vae.model import NAMES, VAE, as_float, check_vae, own_params
 
 #: Steps of each row, their learning rate at first, and draws in a step.
 STEPS, LEARNING_RATE, DRAWS = 500, 0.1, 8
@@ -73,17 +73,16 @@ def fit_rows(
     num_steps = checks.positive_int("num_steps", options.get("num_steps", STEPS))
     params = own_params(vae, params)
     x = check_data(vae, "x", x)
-    size = options.get("batch_size")
-    size = checks.positive_int("batch_size", BATCH_SIZE if size is None else size)
-    options["batch_size"] = batch_size = min(size, len(x))
+    if (size := options.get("batch_size")) is None:
+        size = BATCH_SIZE
+    options["batch_size"] = batch_size = min(checks.positive_int("batch_size", size), len(x))
     begin_key, state_key, fit_key = jax.random.split(key, 3)
     own, start = begin_rows(vae, params, begin_key, x)
-    training = VAE(*(Evaluated(f) for f in (own.prior, own.likelihood, own.posterior)))
+    training = VAE(*(Evaluated(getattr(own, name)) for name in NAMES))
     kind = ELBO if training.posterior.reparameterized else ScoreFunction
     loss_fn = objective(training) if objective else training.loss(kind, num_samples=DRAWS)
-    total = -(-num_steps * len(x) // batch_size)
+    options["num_steps"] = total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
-    options["num_steps"] = total
     params = {**freeze(start), **state_beside(loss_fn, state_key)}
     data = {"x": x, "row": np.arange(len(x), dtype=np.int32)}
     result = fit(Frozen(loss_fn), params, key=fit_key, data=data, **options)
@@ -105,20 +104,16 @@ def begin_rows(vae: VAE, params: Params, key: Array, x: Array | np.ndarray) -> t
     """The model in which each row of x has its own posterior, and where that begins."""
     old, shared = vae.posterior, params["posterior"]
     if not isinstance(old, Conditional | Local):
-        raise TypeError(
-            f"`vae` must have a posterior by `fv.conditional` or `fv.local`; got {old!r}."
-        )
-    posterior = local(old.family, len(x))
-    if isinstance(old, Conditional):
-        rows = _features(old, shared, x)
-    else:
-        rows = posterior.init(key)["rows"].value
+        rule = "`vae` must have a posterior by `fv.conditional` or `fv.local`"
+        raise TypeError(f"{rule}; got {old!r}.")
+    posterior, is_new = local(old.family, len(x)), isinstance(old, Local)
+    rows = posterior.init(key)["rows"].value if is_new else _features(old, shared, x)
     begun = {**own_params(vae, params), "posterior": posterior.with_rows(shared, rows)}
     return dataclasses.replace(vae, posterior=posterior), begun
 
 
 @compiled()
-def _features(posterior: Conditional, params: Params, x: Array | np.ndarray) -> PyTree:
+def _features(posterior: Composed, params: Params, x: Array | np.ndarray) -> PyTree:
     """What the encoder says of each row."""
     return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
 
@@ -152,6 +147,9 @@ class Evaluated(Wrapper):
     """A family whose training form is that of evaluation: without dropout, and nothing moves."""
 
     family: Family
+
+    def owns(self, family: Family) -> bool:
+        return super().owns(family) or self.family.owns(family)
 
     def init(self, key: Array) -> PyTree:
         return self.family.init(key)
@@ -226,10 +224,8 @@ def amortization_gap(
     Source: Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018.
     """
     check_vae(vae)
-    if not isinstance(vae.posterior, Conditional):
-        raise TypeError(
-            f"`vae` must have an encoder, a posterior by `fv.conditional`; got {vae.posterior!r}."
-        )
+    rule, old = "`vae` must have an encoder, a posterior by `fv.conditional`", vae.posterior
+    require(isinstance(old, Conditional), rule, old, error=TypeError)
     num_samples = checks.positive_int("num_samples", num_samples)
     fit_key, key = jax.random.split(key)
     x = as_array("x", x)
@@ -242,10 +238,10 @@ def amortization_gap(
     _, start = begin_rows(vae, params, key, x)
     rows = jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-        found.params["posterior"]["rows"].value,
-        start["posterior"]["rows"].value,
+        found.params["posterior"]["rows"],
+        start["posterior"]["rows"],
     )
-    posterior = local(vae.posterior.family, len(x)).with_rows(found.params["posterior"], rows)
+    posterior = {**found.params["posterior"], "rows": rows}
     kept = dataclasses.replace(found.result, params={**found.params, "posterior": posterior})
     return AmortizationGap(
         encoder=encoder.elbo,

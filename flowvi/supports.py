@@ -122,6 +122,23 @@ class Interval(Support):
         dtype = values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else lower.dtype
         return (values <= lower.astype(dtype)) | (values >= upper.astype(dtype))
 
+    def moved_inside(self, x: ArrayLike) -> ArrayLike:
+        """Numbers of which those on a bound, as rounding puts them there, are the next ones inside.
+
+        What is outside stays there.
+        """
+        if self.is_real or not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            return x
+        ours = np if isinstance(x, np.ndarray) else jnp
+        dtype = jnp.result_type(x)
+        for bound, other, sign in zip(self.bounds(), reversed(self.bounds()), (1, -1), strict=True):
+            bound = bound.astype(dtype)
+            # Processors flush smaller numbers than `tiny` to zero.
+            least = sign * jnp.finfo(dtype).tiny
+            inside = np.where(bound == 0, least, np.nextafter(bound, other.astype(dtype)))
+            x = ours.where((x == bound) & np.isfinite(bound), inside.astype(dtype), x)
+        return x
+
     def rule(self, place: Shape, owner: str) -> tuple[str, str]:
         lower, upper = (bound[place] for bound in self.bounds())
         inside = f"lie strictly inside its support ({lower:g}, {upper:g})"

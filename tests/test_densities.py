@@ -426,8 +426,8 @@ CASES = {
             "x": np.where(np.arange(100).reshape(50, 2) == 9, -1.5, POSITIVE),
             "support": "positive",
         },
-        r"strictly inside its support \(0, 1\); got 1.0 in row 0, column 1, and 49 more": {
-            "x": np.stack([X[:, 0], np.ones(50)], 1),
+        r"strictly inside its support \(0, 1\); got 1.5 in row 0, column 1, and 49 more": {
+            "x": np.stack([X[:, 0], np.full(50, 1.5)], 1),
             "support": [None, (0, 1)],
         },
         "`support` must be None, .*; got 'negative'": {"support": "negative"},

@@ -4,6 +4,7 @@ from flowvi.bijectors.autoregressive import IAF, MAF
 from flowvi.bijectors.chain import Chain, Stack
 from flowvi.bijectors.coupling import Coupling
 from flowvi.bijectors.linear import Dense, LowRank, LULinear, Permutation
+from flowvi.bijectors.marginal import Marginal
 from flowvi.bijectors.units import Units
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Dense",
     "LULinear",
     "LowRank",
+    "Marginal",
     "Permutation",
     "Stack",
     "Units",

@@ -66,8 +66,8 @@ class Marginal(distrax.Bijector):
 
     def _tail(self, side: int) -> "_Tail":
         place = -side
-        ends = (each[:, place] for each in (self._x, self._z, self._slope))
-        return _Tail(2 * side - 1, *ends, self._shape[:, side], self._bound[:, side])
+        x, z, slope = (each[:, place] for each in (self._x, self._z, self._slope))
+        return _Tail(2 * side - 1, x, z, slope, self._shape[:, side], self._bound[:, side])
 
     def _body(self, value: Array, own: Array, other: Array) -> tuple[Array, Array]:
         """The image of values on the side `own` of the knots, and log dz/dx there."""

@@ -79,7 +79,7 @@ class Density(Fitted):
         checks.trailing_shape("x", rows, self.family.event_shape, repr(self.family))
         draws = self.sample(key, checks.positive_int("num_draws", num_draws), context)
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
-        return calibration(rows, np.float64(draws), seed)
+        return calibration(rows, np.asarray(draws, np.float64), seed)
 
     def distribution(self, context: ArrayLike | None = None) -> distrax.Distribution:
         """The Distrax distribution, with the batch shape of the context."""

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from flowvi import plotting
-from flowvi.supports import Support
+from flowvi.supports import Interval
 
 if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
@@ -22,8 +22,8 @@ MUCH = 0.25
 #: Training and held-out rows part ways by so many nats, and so many standard errors.
 PARTED, ERRORS = 0.5, 5.0
 
-#: Numbers pile up at a bound if there are so many of them.
-PILED = 0.01
+#: Numbers pile up at a bound if they are this part of a column, and so many.
+PILED, LEAST_PILED = 0.01, 4
 
 #: Columns that a message names.
 MOST_COLUMNS = 5
@@ -75,7 +75,7 @@ def calibration(x: np.ndarray, draws: np.ndarray, seed: int) -> Calibration:
     )
 
 
-def about_columns(x: np.ndarray, support: Support) -> list[str]:
+def about_columns(x: np.ndarray, support: Interval) -> list[str]:
     """What of the columns makes a density doubtful, or another support worth a thought."""
     messages = []
     tied = {i: len(np.unique(column)) for i, column in enumerate(x.T)}
@@ -90,8 +90,8 @@ def about_columns(x: np.ndarray, support: Support) -> list[str]:
     lower, upper = support.bounds()
     ends = {"smallest": (x.min(0), lower), "largest": (x.max(0), upper)}
     for name, (end, bound) in ends.items():
-        piled = np.flatnonzero((x == end).mean(0) >= PILED)
-        piled = [i for i in piled if i not in tied or np.isfinite(bound[i])]
+        many = np.flatnonzero((x == end).sum(0) >= max(PILED * len(x), LEAST_PILED))
+        piled = [i for i in many if i not in tied or np.isfinite(bound[i])]
         if piled:
             shares = [f"{(x[:, i] == end[i]).mean():.0%} of column {i}" for i in piled]
             messages.append(
@@ -103,8 +103,8 @@ def about_columns(x: np.ndarray, support: Support) -> list[str]:
     if near.any():
         listed = [f"column {i}" for i in np.flatnonzero(near)]
         messages.append(
-            f'{_several(listed)} never crosses zero and comes near it. Perhaps '
-            '`support="positive"` for it, so that draws stay above?"
+            f"{_several(listed)} never crosses zero and comes near it. Perhaps "
+            '`support="positive"` for it, so that draws stay above?'
         )
     return messages
 

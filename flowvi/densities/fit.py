@@ -25,6 +25,7 @@ from flowvi.families import (
     standard_normal,
     standardized,
 )
+from flowvi.families.flows import Layers
 from flowvi.params import Origin, PyTree
 from flowvi.supports import Interval, SupportLike
 from flowvi.training import TrainingOptions, check_names
@@ -116,6 +117,8 @@ def fit_density(
     """
     if x is None and not isinstance(family, Family):
         family, x = None, family
+    if x is None:
+        raise TypeError("`x` must be given, the rows of data; got None.")
     if not isinstance(family, Family | None):
         raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
     check_key(key)
@@ -125,6 +128,9 @@ def fit_density(
     own = _placed_family(family, support)
     rows = check_x(family, x)
     context_rows = check_context(family, context, rows)
+    given = rows
+    if isinstance(own.support, Interval) and not own.support.is_real:
+        rows = np.asarray(own.support.moved_inside(rows))
     own.check_support(rows)
     num_held = num_held_out(validation_fraction, len(rows))
     if patience is not None:
@@ -139,8 +145,7 @@ def fit_density(
     init_key, split_key, fit_key = jax.random.split(key, 3)
     training = Training(patience, dict(options))
     order = shuffled(split_key, len(rows))
-    plain = isinstance(family, Flow) and family.base == standard_normal(family.event_shape)
-    can = plain and num_held > 1 and params is None and len(rows) >= FEW_ROWS
+    can = _is_plain_flow(family) and num_held > 1 and params is None and len(rows) >= FEW_ROWS
     if combine is None:
         combine = can
     if combine and not can:
@@ -151,7 +156,7 @@ def fit_density(
         )
     messages = []
     if isinstance(own.support, Interval) and len(own.event_shape) == 1:
-        some = Split(rows, None, order[:0]).some(split_key, LOOKED_AT)[0]
+        some = Split(given, None, order[:0]).some(split_key, LOOKED_AT)[0]
         messages = diagnosis.about_columns(some, own.support)
     fitted: dict[str, Any]
     if combine and isinstance(own, Standardized):
@@ -166,6 +171,13 @@ def fit_density(
         warnings.warn(" ".join(messages), DensityWarning, stacklevel=2)
     dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else np.dtype(np.float32)
     return Density(**fitted, dtype=dtype.name, messages=tuple(messages))
+
+
+def _is_plain_flow(family: Family) -> bool:
+    """Whether this is a flow of layers from a standard normal."""
+    if not isinstance(family, Flow) or not isinstance(family.transform, Layers):
+        return False
+    return family.base == standard_normal(family.event_shape)
 
 
 def _placed_family(family: Family, support: SupportLike) -> Family:

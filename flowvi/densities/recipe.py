@@ -27,7 +27,7 @@ from flowvi.training import StopReason
 Array = jax.Array
 
 #: With fewer rows each is held out once, in one of so many parts.
-FEW_ROWS, PARTS = 1_500, 5
+FEW_ROWS, PARTS = 1_500, 4
 
 #: An estimate of less weight is left out; a mixture of them must gain so many standard errors.
 LEAST_WEIGHT, LEAST_ERRORS = 0.01, 2.0
@@ -53,7 +53,7 @@ class Score:
     estimate: str
 
 
-def default_flow(x: ArrayLike | None, context: ArrayLike | None) -> Family:
+def default_flow(x: ArrayLike, context: ArrayLike | None) -> Family:
     """The flow for rows of data, where the user names none."""
     array = as_array("x", x)
     if array.ndim != 2 or not array.size:
@@ -66,7 +66,7 @@ def default_flow(x: ArrayLike | None, context: ArrayLike | None) -> Family:
             rule = "`context` must have shape [num_rows, C], where no family is given"
             raise ValueError(f"{rule}; got shape {shape}.")
         size = shape[1]
-    return maf(array.shape[1], context_size=size)
+    return maf(array.shape[1], context_size=size, mixing="lu")
 
 
 def combined(
@@ -86,11 +86,10 @@ def combined(
     parts = np.split(order[: len(x) // PARTS * PARTS], PARTS) if few else [order[:num_held_out]]
     splits = [Split(x, context, part) for part in parts]
 
-    tried: list[dict[Setting, np.ndarray]] = []
+    tried = []
     for split in splits:
-        rows = np.float64(split.some(some_key, textbook.MAX_ROWS)[0])
-        held_out = np.float64(split.held_out()["x"])
-        tried.append(textbook.scores(rows, held_out, support, seed))
+        rows = _double(split.some(some_key, textbook.MAX_ROWS)[0])
+        tried.append(textbook.scores(rows, _double(split.held_out()["x"]), support, seed))
     chosen = _best(tried)
     bins = max(chosen.values(), key=lambda pair: pair[1].mean())[0].num_bins
     placed = gaussianized(flow, support, num_bins=bins)
@@ -98,7 +97,8 @@ def combined(
     columns = {} if context is not None else {name: each for name, (_, each) in chosen.items()}
     results, flow_scores = [], []
     for split in splits:
-        result = training.run(placed, _placed(placed, fit_key, split), split, fit_key)
+        start = placed.place(_init(placed, fit_key), *split.some(fit_key, MAX_ROWS))
+        result = training.run(placed, start, split, fit_key)
         score = functools.partial(_scores, placed, result.params)
         held_out = split.held_out()
         flow_scores.append(score(held_out["x"], held_out.get("context")))
@@ -106,53 +106,56 @@ def combined(
         if result.stop_reason == StopReason.INTERRUPTED:
             break
     seen = score(*split.some(some_key, len(split.rows_out)))
-    result = results[-1]
     columns["flow"] = np.concatenate(flow_scores)
-    if few and result.stop_reason != StopReason.INTERRUPTED:
-        whole = Split(x, context, order[:0])
-        stop = round(np.mean([each.best_step for each in results]))
-        result = training.run(placed, _placed(placed, fit_key, whole), whole, fit_key, stop=stop)
+    columns = {name: each[: len(columns["flow"])] for name, each in columns.items()}
+    weights = chosen_weights(columns)
 
-    length = min(map(len, columns.values()))
-    columns = {name: each[:length] for name, each in columns.items()}
-    weights = _weights(columns)
-    rows = np.float64(Split(x, context, order[:0]).some(some_key, textbook.MAX_ROWS)[0])
-    members: dict[str, tuple[Family, PyTree]] = {}
-    for name in weights:
+    # Textbook estimates are made anew of all rows; of few rows, the flows of all parts see them.
+    rows = _double(Split(x, context, order[:0]).some(some_key, textbook.MAX_ROWS)[0])
+    members: list[tuple[Family, PyTree, float]] = []
+    for name, weight in weights.items():
         if name == "flow":
-            members[name] = placed, _bare(result.params)
+            share = weight / len(results)
+            members += [(placed, _bare(each.params), share) for each in results]
         else:
-            members[name] = textbook.build(chosen[name][0], rows, support, seed)
-    every = np.log(list(weights.values())) + np.stack([columns[n] for n in weights], 1)
-    columns["all"] = np.logaddexp.reduce(every, axis=1)
-    described = {name: repr(setting) for name, (setting, _) in chosen.items()}
-    scores = tuple(
-        Score(name, _mean(each), weights.get(name, 0.0), described.get(name, repr(placed)))
-        for name, each in columns.items()
-    )
-    family = Stacked(tuple(family for family, _ in members.values()))
-    log_weights = Fixed(jnp.log(jnp.asarray(list(weights.values()))))
-    params = {
-        "origin": Origin(family),
-        "families": [each for _, each in members.values()],
-        "log_weights": log_weights,
-    }
+            members.append((*textbook.build(chosen[name][0], rows, support, seed), weight))
+    family = Stacked(tuple(member for member, _, _ in members))
+    log_weights = Fixed(jnp.log(jnp.asarray([weight for _, _, weight in members])))
+    each = [params for _, params, _ in members]
+    params = {"origin": Origin(family), "families": each, "log_weights": log_weights}
+
+    columns["all"] = mixed(columns, weights)
+    described = {name: str(setting) for name, (setting, _) in chosen.items()}
+    described |= {"flow": f"{len(results)} x {placed!r}" if few else repr(placed), "all": ""}
     numbers = np.concatenate([split.rows_out for split in splits])
-    messages = diagnosis.about_scores(columns["all"], numbers, seen if "flow" in weights else None)
-    result = dataclasses.replace(result, params=params)
     return {
         "family": family,
-        "result": result,
-        "scores": scores,
-        "messages": messages,
+        "result": dataclasses.replace(results[-1], params=params, last_params=None),
+        "scores": tuple(
+            Score(name, _mean(each), weights.get(name, float(name == "all")), described[name])
+            for name, each in columns.items()
+        ),
+        "messages": diagnosis.about_scores(
+            columns["all"], numbers, seen if "flow" in weights else None
+        ),
         "num_rows": len(x),
     }
+
+
+def mixed(columns: dict[str, np.ndarray], weights: dict[str, float]) -> np.ndarray:
+    """Scores by a mixture of estimates."""
+    each = [np.log(weight) + columns[name] for name, weight in weights.items()]
+    return np.logaddexp.reduce(np.stack(each), axis=0)
+
+
+def _double(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64)
 
 
 def _scores(
     family: Family, params: PyTree, x: np.ndarray, context: np.ndarray | None
 ) -> np.ndarray:
-    return np.float64(family.log_prob(_bare(params), x, context))
+    return _double(np.asarray(family.log_prob(_bare(params), x, context)))
 
 
 def _bare(params: PyTree) -> PyTree:
@@ -186,24 +189,19 @@ def _best(tried: list[dict[Setting, np.ndarray]]) -> dict[str, tuple[Setting, np
     return best
 
 
-def _placed(family: Standardized, key: Array, split: Split) -> PyTree:
-    return family.place(_init(family, key), *split.some(key, MAX_ROWS))
-
-
 @compiled()
 def _init(family: Family, key: Array) -> PyTree:
     return family.init(key)
 
 
-def _weights(columns: dict[str, np.ndarray]) -> dict[str, float]:
+def chosen_weights(columns: dict[str, np.ndarray]) -> dict[str, float]:
     """Weights of estimates by their scores of the same rows.
 
     The first of them that is not plainly worse than their best mixture has it all: what a few
     held-out rows seem to gain by more is chance.
     """
-    table = np.stack(list(columns.values()), 1)
-    best = stacking_weights(table)
-    mixture = np.logaddexp.reduce(np.log(np.maximum(best, 1e-300)) + table, axis=1)
+    best = stacking_weights(np.stack(list(columns.values()), 1))
+    mixture = mixed(columns, dict(zip(columns, np.maximum(best, 1e-300), strict=True)))
     for name, each in columns.items():
         loss = _mean(mixture - each)
         if loss.value < LEAST_ERRORS * loss.standard_error:

@@ -29,7 +29,7 @@ EPOCHS, MIN_STEPS, MAX_STEPS = 80, 1_000, 20_000
 AVERAGING = 0.995
 
 #: Validations over the length of a fit, and how many without a new best end it.
-VALIDATIONS, PATIENCE = 50, 15
+VALIDATIONS, PATIENCE = 50, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,8 @@ class Training:
     patience: int | None
     options: dict[str, Any]
 
-    def run(
-        self, own: Family, params: PyTree, split: Split, key: Array, stop: int | None = None
-    ) -> FitResult:
-        """Trains on a split of the data; `stop` ends it so early, on the way of the full length."""
+    def run(self, own: Family, params: PyTree, split: Split, key: Array) -> FitResult:
+        """Trains on a split of the data."""
         batch_size = self.options.get("batch_size")
         if batch_size is None:
             batch_size = min(BATCH_SIZE, split.num_rows)
@@ -81,7 +79,7 @@ class Training:
             "optimizer": default_optimizer(steps),
             "averaging": self.options.get("averaging", AVERAGING),
             **given,
-            "num_steps": stop or steps,
+            "num_steps": steps,
             "batch_size": batch_size,
         }
         # The default schedule and the moments of validations depend on the number of steps.

@@ -19,6 +19,7 @@ from flowvi.families.family import (
     Params,
     SampleShape,
     Shape,
+    as_array,
     as_shape,
     bare_init,
 )
@@ -94,7 +95,8 @@ class StackedDistribution(Distribution):
             missing = self.batch_shape[: len(self.batch_shape) - len(each.batch_shape)]
             draws.append(each.sample(seed=its_key, sample_shape=(n, *missing)))
         choice = jax.random.categorical(key, self._log_weights, shape=shape)
-        return _chosen(jnp.stack(draws), choice)
+        each = jnp.stack(draws)
+        return jnp.take_along_axis(each, _place(choice, each.ndim), 0)[0]
 
 
 @compiled(0)
@@ -103,10 +105,9 @@ def _mixed(log_weights: Array, log_probs: Sequence[Array]) -> Array:
     return jax.nn.logsumexp(log_weights.astype(each.dtype) + each, -1)
 
 
-def _chosen(draws: Array, choice: Array) -> Array:
-    """Of draws [M, *shape, *event] those of the components that a choice [*shape] names."""
-    place = choice.reshape(1, *choice.shape, *[1] * (draws.ndim - 1 - choice.ndim))
-    return (np if isinstance(draws, np.ndarray) else jnp).take_along_axis(draws, place, 0)[0]
+def _place(choice: Array, ndim: int) -> Array:
+    """Where in draws [M, *shape, *event], of so many axes, those of a choice [*shape] are."""
+    return choice.reshape(1, *choice.shape, *[1] * (ndim - 1 - choice.ndim))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -164,6 +165,7 @@ class Stacked(Family):
         self, params: Params, key: Array, sample_shape: SampleShape = (), context: Context = None
     ) -> tuple[np.ndarray, np.ndarray]:
         key, *keys = jax.random.split(key, 1 + len(self.families))
+        context = None if context is None else as_array("context", context)
         batch_shape = self.check_context(context)
         shape = (*as_shape(sample_shape), *batch_shape)
         draws = []
@@ -171,5 +173,6 @@ class Stacked(Family):
             own_shape = sample_shape if f.context_shape == self.context_shape else shape
             draws.append(f.sample_exactly(p, its_key, own_shape, c)[0])
         choice = jax.random.categorical(key, params["log_weights"].value, shape=shape)
-        x = _chosen(np.stack(draws), np.asarray(choice))
+        each = np.stack(draws)
+        x = np.take_along_axis(each, np.asarray(_place(choice, each.ndim)), 0)[0]
         return x, np.asarray(self.log_prob(params, x, context))

@@ -12,8 +12,7 @@ from distrax import Bijector, Block, Chain, Distribution, ScalarAffine
 from jax.typing import ArrayLike, DTypeLike
 
 from flowvi import checks
-from flowvi.bijectors import Dense, LowRank, Units
-from flowvi.bijectors.marginal import Marginal
+from flowvi.bijectors import Dense, LowRank, Marginal, Units
 from flowvi.compiling import compiled
 from flowvi.distributions import FlowDistribution
 from flowvi.families import marginals
@@ -55,7 +54,7 @@ class Standardized(Composed):
     """
 
     family: Family
-    support: Support = dataclasses.field()
+    support: Interval = dataclasses.field()
 
     def __repr__(self) -> str:
         support = None if self.support.is_real else self.support
@@ -82,6 +81,7 @@ class Standardized(Composed):
 
     def log_prob(self, params: Params, x: ArrayLike, context: PyTree = None) -> jax.Array:
         x, context = self._check_data(params, x, context)
+        x = self.support.moved_inside(x)
         is_double = [isinstance(a, np.ndarray) and a.dtype == np.float64 for a in (x, context)]
         if jnp.result_type(float) == np.float64 or not any(is_double):
             return super().log_prob(params, x, context)
@@ -190,7 +190,7 @@ class Gaussianized(Standardized):
         features = super().features(params, context)
         if features is None or "context_marginals" not in params:
             return features
-        flat = features.reshape(*features.shape[: features.ndim - len(self.context_shape)], -1)
+        flat = features.reshape(*self.check_context(context), -1)
         marginal = Marginal(**_cast(params["context_marginals"].value, features.dtype))
         return marginal.inverse(flat).reshape(features.shape)
 
@@ -217,8 +217,8 @@ class Gaussianized(Standardized):
             columns = zip(z.T, ends, strict=True)
             tables = [marginals.fitted(column, self.num_bins, *end) for column, end in columns]
             params["marginals"] = _tables(tables)
-            with jax.enable_x64(True):
-                z = np.asarray(_gaussianize(_double(params["marginals"].value), jnp.asarray(z)))
+            flat = {**params, "whitening": _dense(np.zeros(len(shift)), np.eye(len(shift)))}
+            z = self.standardize(flat, array)[0]
         params["whitening"] = _dense(z.mean(0), marginals.covariance(z))
         if context is None or "context_marginals" not in params:
             return params
@@ -229,6 +229,7 @@ class Gaussianized(Standardized):
             place = {"shift": shift, "scale": scale}
             shaped = {name: each.reshape(self.context_shape) for name, each in place.items()}
             params["context_units"] = _units(**shaped, old=params["context_units"])
+            shift, scale = map(np.ravel, _host_units(params["context_units"]))
             columns = ((seen - shift) / scale).T
             params["context_marginals"] = _tables(
                 [marginals.fitted(column, CONTEXT_BINS) for column in columns]
@@ -243,16 +244,14 @@ class Gaussianized(Standardized):
         with jax.enable_x64(True):
             y, log_det = _to_inner(self, own, jnp.asarray(array))
             if context is not None and "context_marginals" in params:
-                context = self.features(_double(own), jnp.asarray(np.float64(context)))
-            return (
-                np.asarray(y),
-                np.asarray(log_det),
-                None if context is None else np.asarray(context),
-            )
+                context = self.features(_double(own), jnp.asarray(np.asarray(context, np.float64)))
+            features = None if context is None else np.asarray(context)
+            return np.asarray(y), np.asarray(log_det), features
 
     def unstandardize(self, params: Params, y: ArrayLike) -> np.ndarray:
         with jax.enable_x64(True):
-            return np.asarray(_from_inner(self, _own(params), jnp.asarray(np.float64(y))))
+            inner = jnp.asarray(np.asarray(y, np.float64))
+            return np.asarray(_from_inner(self, _own(params), inner))
 
 
 def _own(params: Params) -> Params:
@@ -277,11 +276,6 @@ def _dense(loc: np.ndarray, covariance: np.ndarray) -> Fixed:
     inverse, log_det = np.linalg.inv(factor), np.log(np.diag(factor)).sum()
     arrays = {"loc": loc, "matrix": factor, "inverse": inverse, "log_det": log_det}
     return Fixed(_cast(arrays, jnp.result_type(float)))
-
-
-@compiled(0)
-def _gaussianize(tables: Numbers, x: jax.Array) -> jax.Array:
-    return Marginal(**tables).inverse(x)
 
 
 @compiled()
@@ -414,7 +408,9 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         got = f"{family!r}, whose events lie in {family.support!r}"
         raise ValueError(f"`family` must be over all real numbers; got {got}.")
     described = as_support(support, family.event_shape)
-    described.bijector()
+    if not isinstance(described, Interval):
+        rule = "`support` must be one of real numbers between bounds"
+        raise TypeError(f"{rule}; got {described!r}.")
     return Standardized(family, described)
 
 

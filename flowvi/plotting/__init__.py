@@ -4,10 +4,11 @@ Matplotlib is imported when one is drawn; where it is missing, an ImportError sa
 """
 
 from flowvi.plotting.curves import curves
-from flowvi.plotting.samples import density, marginals, pairs
+from flowvi.plotting.samples import calibration, density, marginals, pairs
 from flowvi.plotting.vaes import latent_space, manifold, prior_samples, reconstructions
 
 __all__ = [
+    "calibration",
     "curves",
     "density",
     "latent_space",

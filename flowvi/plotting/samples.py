@@ -250,3 +250,33 @@ def _contours(
     axis.set(xlim=spans[0], ylim=spans[1], xlabel=labels[0], ylabel=labels[1])
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def calibration(pit: ArrayLike, *, names: Names = None) -> "Figure":
+    """How far probability integral transforms are from uniform ones, column by column.
+
+    Each panel shows the part of the rows whose transform is at most u, less u, over u; and the band
+    in which 99 of 100 such curves of uniform numbers stay.
+
+    Args:
+        pit: of shape [n, D], as in `flowvi.densities.Calibration`; the first 8 columns are shown.
+        names: names of the columns.
+    """
+    table = as_table(pit)
+    count = len(table)
+    columns = min(table.shape[1], MOST)
+    labels = [f"x[{i}]" for i in range(columns)] if names is None else list(names)[:columns]
+    figure, axes = panels(2.4, 2.0, -(-columns // 4), min(columns, 4))
+    for axis in axes.flat[columns:]:
+        axis.set_visible(False)
+    band = 1.63 / np.sqrt(count)
+    for axis, label, column in zip(axes.flat, labels, table.T, strict=False):
+        axis.axhspan(-band, band, color=LIGHT, alpha=0.4, linewidth=0)
+        axis.axhline(0, color="black", linewidth=0.6)
+        place = np.concatenate([[0], np.sort(column), [1]])
+        part = np.concatenate([np.arange(count + 1), [count]]) / count
+        axis.plot(place, part - place, color=DARK, linewidth=1.2)
+        most = max(1.5 * band, 1.1 * np.abs(part - place).max())
+        axis.set(title=label, xlim=(0, 1), ylim=(-most, most))
+        axis.tick_params(labelsize=7)
+    return figure

@@ -1,0 +1,283 @@
+"""What `fit_density` does with no settings: marginal maps, textbook estimates, a flow, weights."""
+
+import pickle
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import flowvi as fv
+from flowvi.bijectors import Marginal
+from flowvi.densities import DensityWarning, diagnosis, recipe, textbook
+from flowvi.densities.textbook import Setting
+from flowvi.families import Gaussianized, gaussianized, marginals
+from flowvi.families.known import Stacked
+from flowvi.supports import as_support
+from tests.training.helpers import assert_trees_equal
+
+KEY = jax.random.key(0)
+SMALL = fv.maf(2, num_layers=1, hidden_sizes=[8], transformer="affine")
+REAL = as_support(None, (2,))
+
+
+def two_groups(num_rows, seed=0):
+    generator = np.random.default_rng(seed)
+    far = generator.uniform(size=(num_rows, 1)) < 0.3
+    return 1e6 + 10.0 * (generator.normal(size=(num_rows, 2)) + 20.0 * far)
+
+
+# --------------------------------------------------------------------------------- marginal maps
+
+TAILS = {
+    "normal": (stats.norm(3, 10), (-np.inf, np.inf)),
+    "student": (stats.t(2), (-np.inf, np.inf)),
+    "log-normal": (stats.lognorm(1.5), (-np.inf, np.inf)),
+    "gamma": (stats.gamma(0.3), (0, np.inf)),
+    "beta": (stats.beta(0.5, 0.5), (0, 1)),
+    "uniform": (stats.uniform(), (-np.inf, np.inf)),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_a_marginal_map_has_the_density_and_the_quantiles_of_its_column(name):
+    true, support = TAILS[name]
+    generator = np.random.default_rng(0)
+    x, new = (true.rvs(size=(n, 1), random_state=generator) for n in (10_000, 20_000))
+    family = gaussianized(fv.standard_normal(1), [support], num_bins=24)
+    params = family.place(jax.jit(family.init)(KEY), x)
+    z, log_det, _ = family.standardize(params, new)
+    gap = np.mean(true.logpdf(new[:, 0]) - stats.norm.logpdf(z[:, 0]) - log_det)
+    assert -0.003 < gap < 0.02
+    part = np.array([1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
+    found = family.unstandardize(params, stats.norm.ppf(part)[:, None])[:, 0]
+    back = true.cdf(found)
+    error = np.sqrt(part * (1 - part) / 10_000)
+    assert (np.abs(back - part) < 4 * error + 3e-4).all()
+
+
+def test_far_away_and_on_a_bound():
+    x = np.random.default_rng(0).beta(0.5, 0.5, size=(2000, 1)).astype(np.float32)
+    x[:3, 0] = 0, 1, 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        density = fv.fit_density(
+            fv.mean_field(1), x, support=(0, 1), key=KEY, num_steps=1, progress=False
+        )
+    ends = density.log_prob(np.array([[0.0], [1.0], [0.5], [-0.1], [1.1]], np.float32))
+    assert np.isfinite(ends[:3]).all() and np.isneginf(ends[3:]).all()
+    family = gaussianized(fv.standard_normal(1), num_bins=None)
+    x = 1.7e9 + 100 * np.random.default_rng(1).normal(size=(1000, 1))
+    params = family.place(jax.jit(family.init)(KEY), x)
+    gap = stats.norm(1.7e9, 100).logpdf(x[:, 0]) - family.log_prob(params, x)
+    assert np.abs(gap.mean()) < 0.01
+    draws = family.sample_exactly(params, KEY, 1000)[0]
+    assert len(np.unique(draws)) == 1000 and abs(draws.std() - 100) < 10
+
+
+def test_neither_an_outlier_nor_a_far_group_sets_the_units():
+    x = np.random.default_rng(0).normal(size=2000)
+    clean = marginals.units(x)
+    x[:20] = 1e6
+    np.testing.assert_allclose(marginals.units(x), clean, atol=0.05)
+
+
+def test_tables_of_ties_constants_and_few_rows_are_maps():
+    generator = np.random.default_rng(0)
+    for column in (
+        np.repeat(np.arange(3.0), 100),
+        generator.integers(0, 60, 1000).astype(float),
+        np.concatenate([np.zeros(500), generator.normal(size=500)]),
+        generator.normal(size=20),
+    ):
+        table = marginals.fitted(column, 8)
+        assert (np.diff(table["x"]) > 0).all() and (np.diff(table["z"]) > 0).all()
+        assert (table["slope"] > 0).all() and np.isfinite(table["slope"]).all()
+
+
+def test_a_covariance_is_shrunk_where_that_helps():
+    generator = np.random.default_rng(0)
+    narrow = generator.multivariate_normal([0, 0], [[1, 0.9999], [0.9999, 1]], 5000)
+    assert np.linalg.det(marginals.covariance(narrow)) < 3e-4
+    few = generator.normal(size=(30, 20))
+    smallest = np.linalg.eigvalsh(marginals.covariance(few))[0]
+    assert smallest > 0.2 > np.linalg.eigvalsh(np.cov(few.T))[0]
+
+
+# ---------------------------------------------------------------------------- textbook estimates
+
+
+@pytest.mark.parametrize("kind", ["normal", "mixture", "kernel"])
+def test_an_estimate_is_built_as_it_was_scored(kind):
+    x, held_out = two_groups(400), two_groups(300, seed=1)
+    found = textbook.scores(x, held_out, REAL, 0)
+    setting = max((s for s in found if s.kind == kind), key=lambda s: found[s].mean())
+    family, params = textbook.build(setting, x, REAL, 0)
+    log_prob = family.log_prob(params, held_out)
+    np.testing.assert_allclose(log_prob, found[setting], rtol=1e-4, atol=2e-4)
+    draws, its_log_prob = family.sample_exactly(params, KEY, 2000)
+    np.testing.assert_allclose(its_log_prob, family.log_prob(params, draws), atol=2e-3)
+    np.testing.assert_allclose(draws.mean(0), held_out.mean(0), atol=20)
+    if kind == "mixture":
+        assert setting.size >= 2
+        assert found[setting].mean() > found[Setting("normal", None)].mean() + 0.3
+
+
+def test_weights():
+    generator = np.random.default_rng(0)
+    x = np.where(generator.uniform(size=20_000) < 0.2, generator.normal(size=20_000), 8.0)
+    x = x + generator.normal(size=20_000)
+    table = np.stack([stats.norm(loc, s).logpdf(x) for loc, s in ((0, 2**0.5), (8, 1), (30, 1))], 1)
+    np.testing.assert_allclose(recipe.stacking_weights(table), [0.2, 0.8, 0], atol=0.01)
+    # What is plainly not worse than the mixture, and simpler, has it all.
+    right, chance = stats.norm.logpdf(x), 0.01 * generator.normal(size=len(x))
+    assert recipe.chosen_weights({"normal": right, "flow": right + chance}) == {"normal": 1.0}
+    columns = {"normal": table[:, 0], "kernel": table[:, 1]}
+    assert recipe.chosen_weights(columns).keys() == columns.keys()
+
+
+# --------------------------------------------------------------------------------------- the whole
+
+
+def fit(x, family=SMALL, **options):
+    options = {"num_steps": 20, "progress": False, "key": KEY, **options}
+    return fv.fit_density(family, x, **options)
+
+
+@pytest.fixture(scope="module")
+def few():
+    return fit(two_groups(300))
+
+
+@pytest.mark.compilations(150)
+def test_a_mixture_of_estimates(few, tmp_path):
+    assert isinstance(few.family, Stacked) and few.num_rows == 300
+    names = [each.name for each in few.scores]
+    assert names == ["normal", "mixture", "kernel", "flow", "all"]
+    weights = [each.weight for each in few.scores[:-1]]
+    np.testing.assert_allclose(sum(weights), 1, rtol=1e-6)
+    best = max(each.log_prob.value for each in few.scores[:-1])
+    assert few.scores[-1].log_prob.value > best - 3 * few.scores[-1].log_prob.standard_error
+    assert "held-out nats" in few.summary() and "mixture" in few.summary()
+    assert len(repr(few)) < 400
+    new = two_groups(2000, seed=1)
+    log_prob = few.log_prob(new)
+    assert log_prob.mean() > -8.5
+    # Of numbers near zero, the compiled form says the same.
+    x, its_log_prob = few.sample_and_log_prob(KEY, 500)
+    assert x.shape == (500, 2) and x.dtype == np.float64
+    np.testing.assert_allclose(its_log_prob, few.log_prob(x), rtol=1e-5)
+    assert abs(np.mean(x[:, 0] > 1e6 + 100) - 0.3) < 0.08
+    few.save(tmp_path / "few.flowvi")
+    for again in (fv.load(tmp_path / "few.flowvi"), pickle.loads(pickle.dumps(few))):
+        np.testing.assert_array_equal(again.log_prob(new), log_prob)
+        assert again.scores == few.scores
+
+
+@pytest.mark.compilations(150)
+def test_the_same_key_gives_the_same_bits_and_the_distribution_the_same_numbers():
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    one, other = fit(x), fit(x.tolist())
+    assert_trees_equal(one.params, other.params)
+    distribution = one.distribution()
+    np.testing.assert_allclose(
+        jax.jit(distribution.log_prob)(jnp.float32(x)), one.log_prob(x), atol=1e-4
+    )
+    assert distribution.sample(seed=KEY, sample_shape=(3,)).shape == (3, 2)
+
+
+@pytest.mark.compilations(150)
+def test_a_context():
+    generator = np.random.default_rng(0)
+    context = 1e5 + 1e-2 * generator.uniform(-1, 1, size=(200, 1))
+    x = generator.normal(size=(200, 2)) + 100 * (context - 1e5)
+    family = fv.maf(2, num_layers=1, hidden_sizes=[8], transformer="affine", context_size=1)
+    density = fit(x, family, context=context, num_steps=100)
+    assert [each.name for each in density.scores] == ["flow", "all"]
+    assert density.log_prob(x[:5], context[:5]).shape == (5,)
+    draws = density.sample(KEY, 7, context[:3])
+    assert draws.shape == (7, 3, 2)
+    low, high = (density.sample(KEY, 500, c).mean() for c in ([1e5 - 1e-2], [1e5 + 1e-2]))
+    assert high > low + 0.3
+
+
+@pytest.mark.compilations(150)
+def test_no_family():
+    x = np.random.default_rng(0).normal(size=(60, 1))
+    density = fv.fit_density(x, key=KEY, num_steps=2, progress=False)
+    assert density.log_prob(x).shape == (60,)
+    with pytest.raises(TypeError, match="`x` must be given"):
+        fv.fit_density(key=KEY)
+    with pytest.raises(ValueError, match=r"`x` must have shape \[num_rows, D\]"):
+        fv.fit_density(x[:, 0], key=KEY)
+
+
+def test_what_is_not_combined():
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    for options in ({"combine": False}, {"validation_fraction": 0}, {"family": fv.mean_field(2)}):
+        density = fit(x, **options)
+        assert density.scores == () and not isinstance(density.family, Stacked)
+    with pytest.raises(ValueError, match="`combine` must be False unless"):
+        fit(x, fv.mean_field(2), combine=True)
+
+
+# -------------------------------------------------------------------------------------- diagnosis
+
+
+def test_messages_about_columns():
+    generator = np.random.default_rng(0)
+    normal = generator.normal(size=1000)
+    x = np.stack([normal, np.round(normal), np.maximum(normal, -0.5), np.exp(normal)], 1)
+    messages = diagnosis.about_columns(x, as_support(None, (4,)))
+    assert len(messages) == 3
+    assert "olumn 1 holds" in messages[0] and "add uniform noise" in messages[0]
+    assert "of column 2 equal their smallest number" in messages[1]
+    assert "olumn 3 never crosses zero" in messages[2] and "positive" in messages[2]
+    assert not diagnosis.about_columns(x[:, :1], as_support(None, (1,)))
+    assert not diagnosis.about_columns(x[:, 3:], as_support("positive", (1,)))
+    with pytest.warns(DensityWarning, match="Column 1 holds 7 different numbers in 1000 rows"):
+        fit(x, fv.mean_field(4))
+
+
+def test_messages_about_scores():
+    scores, numbers = np.random.default_rng(0).normal(size=500), np.arange(500) + 7
+    assert not diagnosis.about_scores(scores, numbers, scores)
+    scores[3] = -1e4
+    (message,) = diagnosis.about_scores(scores, numbers, None)
+    assert message.startswith("Row 10 alone lowers the held-out score by 20")
+    scores[3] = 0
+    (message,) = diagnosis.about_scores(scores, numbers, scores + 2)
+    assert "Training rows score 2 nats above held-out ones" in message
+
+
+def test_calibration():
+    x = np.random.default_rng(0).normal(size=(2000, 2))
+    density = fit(x, fv.mean_field(2), num_steps=300, optimizer=None)
+    new = np.random.default_rng(1).normal(size=(1000, 2)) * [1, 2]
+    found = density.calibration(new, key=KEY)
+    assert found.pit.shape == (1000, 2)
+    assert found.p_value[0] > 1e-3 > 1e-6 > found.p_value[1]
+    assert len(found.plot(["one", "two"]).axes) == 2
+
+
+def test_ties_and_draws_of_each_row():
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 3, (3000, 1)).astype(float)
+    draws = generator.integers(0, 3, (3000, 1)).astype(float)
+    assert diagnosis.calibration(x, draws, 0).p_value > 1e-3
+    own = generator.normal(size=(200, 500, 1)) + np.arange(500)[:, None]
+    rows = generator.normal(size=(500, 1)) + np.arange(500)[:, None]
+    assert diagnosis.calibration(rows, own, 0).p_value > 1e-3
+
+
+@pytest.mark.compilations(140)
+def test_the_bijector_is_one():
+    generator = np.random.default_rng(0)
+    x = np.stack([generator.standard_t(2, 3000), generator.normal(size=3000)], 1)
+    family = gaussianized(fv.standard_normal(2), num_bins=6)
+    assert isinstance(family, Gaussianized)
+    tables = family.place(jax.jit(family.init)(KEY), x)["marginals"].value
+    z = jnp.asarray(3 * generator.normal(size=(6, 2)), jnp.float32)
+    fv.testing.check_bijector(Marginal(**tables), z)

@@ -237,7 +237,7 @@ def test_messages_about_columns():
     assert "olumn 3 never crosses zero" in messages[2] and "positive" in messages[2]
     assert not diagnosis.about_columns(x[:, :1], as_support(None, (1,)))
     assert not diagnosis.about_columns(x[:, 3:], as_support("positive", (1,)))
-    with pytest.warns(DensityWarning, match="Column 1 holds 7 different numbers in 1000 rows"):
+    with pytest.warns(DensityWarning, match="Column 1 holds . different numbers in 1000 rows"):
         fit(x, fv.mean_field(4))
 
 
@@ -272,12 +272,40 @@ def test_ties_and_draws_of_each_row():
     assert diagnosis.calibration(rows, own, 0).p_value > 1e-3
 
 
-@pytest.mark.compilations(140)
-def test_the_bijector_is_one():
+@pytest.fixture(scope="module")
+def marginal():
     generator = np.random.default_rng(0)
-    x = np.stack([generator.standard_t(2, 3000), generator.normal(size=3000)], 1)
-    family = gaussianized(fv.standard_normal(2), num_bins=6)
+    columns = [
+        generator.standard_t(2, 3000),
+        generator.normal(size=3000),
+        generator.gamma(2, size=3000),
+    ]
+    support = [None, None, "positive"]
+    family = gaussianized(fv.standard_normal(3), support, num_bins=6)
     assert isinstance(family, Gaussianized)
-    tables = family.place(jax.jit(family.init)(KEY), x)["marginals"].value
-    z = jnp.asarray(3 * generator.normal(size=(6, 2)), jnp.float32)
-    fv.testing.check_bijector(Marginal(**tables), z)
+    tables = family.place(jax.jit(family.init)(KEY), np.stack(columns, 1))["marginals"].value
+    return tables, np.float32(2.5 * generator.normal(size=(200, 3)))
+
+
+def test_a_marginal_bijector(marginal):
+    tables, z = marginal
+
+    @jax.jit
+    def walk(z):
+        bijector = Marginal(**tables)
+        x, log_det = bijector.forward_and_log_det(z)
+        back, its_log_det = bijector.inverse_and_log_det(x)
+        jacobian = jax.vmap(jax.jacfwd(bijector.forward))(z)
+        return back, log_det + its_log_det, log_det - jnp.linalg.slogdet(jacobian)[1]
+
+    back, both, gap = walk(z)
+    np.testing.assert_allclose(back, z, atol=2e-4)
+    np.testing.assert_allclose(both, 0, atol=2e-3)
+    np.testing.assert_allclose(gap, 0, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.compilations(200)
+def test_it_has_all_properties_of_a_bijector(marginal):
+    tables, z = marginal
+    fv.testing.check_bijector(Marginal(**tables), jnp.asarray(z[:6]))

@@ -32,6 +32,9 @@ FEW_ROWS, PARTS = 1_500, 4
 #: An estimate of less weight is left out; a mixture of them must gain so many standard errors.
 LEAST_WEIGHT, LEAST_ERRORS = 0.01, 2.0
 
+#: With more columns a flow has fewer layers, of so many units at most.
+MANY_COLUMNS, MOST_WIDTH = 64, 256
+
 #: Rows that marginal maps are taken from at most.
 MAX_ROWS = 100_000
 
@@ -66,7 +69,15 @@ def default_flow(x: ArrayLike, context: ArrayLike | None) -> Family:
             rule = "`context` must have shape [num_rows, C], where no family is given"
             raise ValueError(f"{rule}; got shape {shape}.")
         size = shape[1]
-    return maf(array.shape[1], context_size=size, mixing="lu")
+    columns = array.shape[1]
+    if columns <= MANY_COLUMNS:
+        return maf(columns, context_size=size, mixing="lu")
+    # Marginal maps and whitening have done the most; what is left must not take hours.
+    widths = (min(columns, MOST_WIDTH),) * 2
+    transformer = "spline" if columns <= 2 * MANY_COLUMNS else "affine"
+    return maf(
+        columns, context_size=size, num_layers=3, hidden_sizes=widths, transformer=transformer
+    )
 
 
 def combined(

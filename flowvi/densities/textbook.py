@@ -32,7 +32,7 @@ COMPONENTS, ROWS_EACH = (2, 4, 8, 16, 32, 64, 96), 2.0
 FAR_BEHIND, SURE_SIZE = 0.02, 16
 
 #: The variance that is added to those of components, of whitened rows; more where numbers repeat.
-LEAST_VARIANCE, LEAST_TIED_VARIANCE = 1e-9, 1e-5
+LEAST_VARIANCE, LEAST_TIED_VARIANCE = 1e-9, 1e-6
 
 #: Bandwidths that are tried, over that of the normal rule n^(-1 / (D + 4)).
 BANDWIDTHS = np.geomspace(0.08, 1.4, 11)

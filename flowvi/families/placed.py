@@ -95,7 +95,7 @@ class Standardized(Composed):
         context = None if context is None else as_array("context", context)
         self.check_context(context)
         with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
-            features = self.features(params, context)
+            features = None if context is None else _features(self, _own(params), context)
         features = None if features is None else np.asarray(features)
         y, log_prob = self.family.sample_and_log_prob(params["family"], key, sample_shape, features)
         # Units are put on in double precision, as they were taken off.
@@ -244,7 +244,7 @@ class Gaussianized(Standardized):
         with jax.enable_x64(True):
             y, log_det = _to_inner(self, own, jnp.asarray(array))
             if context is not None and "context_marginals" in params:
-                context = self.features(_double(own), jnp.asarray(np.asarray(context, np.float64)))
+                context = _features(self, own, jnp.asarray(np.asarray(context, np.float64)))
             features = None if context is None else np.asarray(context)
             return np.asarray(y), np.asarray(log_det), features
 
@@ -256,10 +256,6 @@ class Gaussianized(Standardized):
 
 def _own(params: Params) -> Params:
     return {name: params[name] for name in params if name not in ("family", "origin")}
-
-
-def _double(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, np.float64), tree)
 
 
 def _cast(arrays: Mapping[str, ArrayLike], dtype: DTypeLike) -> dict[str, jax.Array]:
@@ -281,6 +277,11 @@ def _dense(loc: np.ndarray, covariance: np.ndarray) -> Fixed:
 @compiled()
 def _to_inner(family: Gaussianized, own: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return Chain(family._bijectors(own, x.dtype)).inverse_and_log_det(x)
+
+
+@compiled()
+def _features(family: Standardized, own: Params, context: PyTree) -> PyTree:
+    return family.features(own, context)
 
 
 @compiled()

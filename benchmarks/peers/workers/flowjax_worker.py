@@ -134,5 +134,19 @@ def train(what, steps):
     )
 
 
+def density(x, context, seed):
+    """The flow of its tutorials and the defaults of `fit_to_data`."""
+    flow_key, fit_key = jr.split(jr.key(seed))
+    flow = masked_autoregressive_flow(
+        flow_key,
+        base_dist=Normal(jnp.zeros(x.shape[1])),
+        transformer=RationalQuadraticSpline(knots=8, interval=4),
+        cond_dim=None if context is None else context.shape[1],
+    )
+    data = jnp.asarray(x) if context is None else (jnp.asarray(x), jnp.asarray(context))
+    flow, _ = fit_to_data(fit_key, flow, data, show_progress=False)
+    return eqx.filter_jit(lambda x, c: flow.log_prob(x, c))
+
+
 if __name__ == "__main__":
-    serve(["flowjax", "jax", "jaxlib", "equinox"], build, moons, train)
+    serve(["flowjax", "jax", "jaxlib", "equinox"], build, moons, train, density)

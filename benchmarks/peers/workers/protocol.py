@@ -7,6 +7,7 @@ and answers each with one line: {"answer": ...}, {"absent": reason} or {"error":
     {"do": "prepare", "task": ..., "size": ...}  builds and compiles; seconds of the first run
     {"do": "run", "task": ...}                   runs a prepared task once; seconds
     {"do": "moons", ...}                         fits two moons to a bar; seconds and more
+    {"do": "density", "path": ..., "seed": ...}  fits a density; see `density_task`
     {"do": "train", "what": ..., "steps": ...}   a fit of so many steps, compiled before; seconds
     {"do": "quit"}
 
@@ -44,7 +45,7 @@ def version(name):
         return importlib.import_module(name).__version__
 
 
-def serve(packages, build, moons=None, train=None):
+def serve(packages, build, moons=None, train=None, density=None):
     """Answers requests until told to quit.
 
     Args:
@@ -53,6 +54,7 @@ def serve(packages, build, moons=None, train=None):
             Raises `Absent`.
         moons: (request) -> dict, or None.
         train: (what, steps) -> (function without arguments that does the fit), or None.
+        density: (rows, context or None, seed) -> (test rows, context) -> log densities; or None.
     """
     # What a library prints must not stand between the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -87,6 +89,10 @@ def serve(packages, build, moons=None, train=None):
             if moons is None:
                 raise Absent("not part of this comparison")
             return moons(request)
+        if what == "density":
+            if density is None:
+                raise Absent("not part of this comparison")
+            return density_task(density, request["path"], request["seed"])
         if what == "train":
             if train is None:
                 raise Absent("not part of this comparison")
@@ -111,6 +117,28 @@ def serve(packages, build, moons=None, train=None):
             answer = {"error": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def density_task(density, path, seed):
+    """Fits standardised rows of a file and scores others.
+
+    The file of numpy arrays has `train` and `test`, and `num_context`, the number of columns at the
+    front that are a context. Log densities are in the units of the rows.
+    """
+    import numpy as np
+
+    data = np.load(path)
+    train, test, count = data["train"], data["test"], int(data["num_context"])
+    start = time.perf_counter()
+    shift, scale = train.mean(0), train.std(0)
+    x, new = ((rows - shift) / scale for rows in (train, test))
+    split = lambda rows: (rows[:, count:], rows[:, :count] if count else None)  # noqa: E731
+    score = density(*split(x.astype(np.float32)), seed)
+    seconds = time.perf_counter() - start
+    scores = np.asarray(score(*split(new.astype(np.float32))), np.float64)
+    scores = scores - np.log(scale[count:]).sum()
+    np.save(path + ".npy", scores)
+    return {"seconds": seconds}
 
 
 def jax_task(task, size, params, log_prob, sample):
@@ -223,3 +251,44 @@ class Clock:
 
     def seconds(self):
         return time.perf_counter() - self._start - self._held
+
+
+def torch_density(flow, x, context, log_prob, *, epochs=100, patience=10, batch_size=256):
+    """Trains a flow of torch with Adam at 1e-3 until a held-out tenth stops improving.
+
+    Their tutorials train for a fixed number of steps; this is the rule of flowjax's loop.
+    """
+    import copy
+
+    import torch
+
+    context = torch.zeros(len(x), 0) if context is None else torch.from_numpy(context)
+    rows = torch.utils.data.TensorDataset(torch.from_numpy(x), context)
+    held = max(len(x) // 10, 1)
+    train, held_out = torch.utils.data.random_split(rows, [len(x) - held, held])
+    loader = torch.utils.data.DataLoader(train, batch_size=batch_size, shuffle=True)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    best, best_state, worse = float("inf"), None, 0
+    for _ in range(epochs):
+        for batch in loader:
+            optimizer.zero_grad()
+            loss = -log_prob(*batch).mean()
+            if torch.isfinite(loss):
+                loss.backward()
+                optimizer.step()
+        with torch.no_grad():
+            loss = -log_prob(*held_out[:]).mean().item()
+        worse += 1
+        if loss < best:
+            best, best_state, worse = loss, copy.deepcopy(flow.state_dict()), 0
+        if worse > patience:
+            break
+    if best_state is not None:
+        flow.load_state_dict(best_state)
+
+    def score(x, context):
+        context = torch.zeros(len(x), 0) if context is None else torch.from_numpy(context)
+        with torch.no_grad():
+            return log_prob(torch.from_numpy(x), context).numpy()
+
+    return score

@@ -2,7 +2,7 @@
 
 import torch
 import zuko
-from protocol import serve, torch_task
+from protocol import serve, torch_density, torch_task
 
 ACTIVATIONS = {"silu": torch.nn.SiLU, "relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}
 
@@ -27,5 +27,14 @@ def build(task, size):
     )
 
 
+def density(x, context, seed):
+    """The flow of its tutorial: three layers of splines, Adam at 1e-3."""
+    torch.manual_seed(seed)
+    size = 0 if context is None else context.shape[1]
+    flow = zuko.flows.NSF(x.shape[1], size, transforms=3, hidden_features=(128, 128))
+
+    return torch_density(flow, x, context, lambda x, c: flow(c).log_prob(x))
+
+
 if __name__ == "__main__":
-    serve(["zuko", "torch"], build)
+    serve(["zuko", "torch"], build, density=density)

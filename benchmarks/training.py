@@ -210,6 +210,7 @@ def python_loop(quick):
             batch_size=batch,
             optimizer=optimizer,
             patience=None,
+            combine=False,
         )
 
     with terminal():
@@ -275,7 +276,13 @@ def fit_file(path, num_rows, event_size):
     x = np.memmap(path, np.float32, "r", shape=(num_rows, event_size))
     family = fv.maf(event_size, num_layers=2, hidden_sizes=[32], transformer="affine")
     result = fv.fit_density(
-        family, x, key=jax.random.key(0), num_steps=2000, batch_size=256, progress=False
+        family,
+        x,
+        key=jax.random.key(0),
+        num_steps=2000,
+        batch_size=256,
+        combine=False,
+        progress=False,
     )
     done.set()
     watcher.join()

@@ -2,7 +2,7 @@
 
 from flowvi import diagnostics, networks, objectives, testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
-from flowvi.densities import Density, fit_density
+from flowvi.densities import Calibration, Density, DensityWarning, fit_density
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
@@ -17,6 +17,7 @@ from flowvi.families import (
     from_distrax,
     full_rank,
     gaussian,
+    gaussianized,
     gumbel,
     iaf,
     joint,
@@ -55,8 +56,10 @@ __all__ = [
     "MAF",
     "VAE",
     "Annealing",
+    "Calibration",
     "Chain",
     "Density",
+    "DensityWarning",
     "Estimate",
     "Family",
     "FitResult",
@@ -89,6 +92,7 @@ __all__ = [
     "from_distrax",
     "full_rank",
     "gaussian",
+    "gaussianized",
     "gumbel",
     "iaf",
     "joint",

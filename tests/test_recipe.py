@@ -189,6 +189,15 @@ def test_the_same_key_gives_the_same_bits_and_the_distribution_the_same_numbers(
 
 
 @pytest.mark.compilations(150)
+def test_it_resumes(tmp_path):
+    x, options = two_groups(120), {"checkpoint_dir": tmp_path, "checkpoint_every": 5}
+    whole = fit(x)
+    fit(x, **options, callback=lambda progress: progress.step >= 5)
+    again = fit(x, **options, resume=True)
+    assert_trees_equal(again.params, whole.params)
+
+
+@pytest.mark.compilations(150)
 def test_a_context():
     generator = np.random.default_rng(0)
     context = 1e5 + 1e-2 * generator.uniform(-1, 1, size=(200, 1))

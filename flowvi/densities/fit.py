@@ -61,8 +61,8 @@ def fit_density(
     A flow, which is also what is trained where no family is given, is fitted beside textbook
     estimates: a normal, mixtures of normals and a kernel estimate. All stand in whitened units of
     the data or under marginal maps with tails of their own, as in `flowvi.families.gaussianized`,
-    and are judged on held-out rows: of fewer than 1,500 rows each is held out once, in one of five
-    parts, and the flow is trained again on all of them. The result is the simplest estimate that is
+    and are judged on held-out rows: of fewer than 1,500 rows each is held out once, in one of four
+    parts, and the flows of all parts are used. The result is the simplest estimate that is
     not plainly worse than the best mixture of all, or else that mixture; its `summary()` says which
     and why. So it is never much worse than the best of them.
 

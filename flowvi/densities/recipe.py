@@ -102,14 +102,14 @@ def combined(
         rows = _double(split.some(some_key, textbook.MAX_ROWS)[0])
         tried.append(textbook.scores(rows, _double(split.held_out()["x"]), support, seed))
     chosen = _best(tried)
-    bins = max(chosen.values(), key=lambda pair: pair[1].mean())[0].num_bins
-    placed = gaussianized(flow, support, num_bins=bins)
+    # A fresh flow is the identity: so it begins where the normal stands.
+    placed = gaussianized(flow, support, num_bins=chosen["normal"][0].num_bins)
 
     columns = {} if context is not None else {name: each for name, (_, each) in chosen.items()}
     results, flow_scores = [], []
-    for split in splits:
+    for number, split in enumerate(splits):
         start = placed.place(_init(placed, fit_key), *split.some(fit_key, MAX_ROWS))
-        result = training.run(placed, start, split, fit_key)
+        result = training.of_part(number, few).run(placed, start, split, fit_key)
         score = functools.partial(_scores, placed, result.params)
         held_out = split.held_out()
         flow_scores.append(score(held_out["x"], held_out.get("context")))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -51,6 +52,14 @@ class Training:
 
     patience: int | None
     options: dict[str, Any]
+
+    def of_part(self, number: int, several: bool) -> "Training":
+        """That of one part of the rows, with checkpoints of its own where there are several."""
+        folder = self.options.get("checkpoint_dir")
+        if folder is None or not several:
+            return self
+        options = {**self.options, "checkpoint_dir": pathlib.Path(folder) / f"part_{number}"}
+        return dataclasses.replace(self, options=options)
 
     def run(self, own: Family, params: PyTree, split: Split, key: Array) -> FitResult:
         """Trains on a split of the data."""

@@ -8,13 +8,13 @@ from flowvi.diagnostics import fit_pareto
 Tables = dict[str, np.ndarray]
 
 #: Rows beyond the last knot: at a light tail, and the part of them at one that may be heavy.
-LIGHT_ROWS, HEAVY_PART, MAX_HEAVY_ROWS = 25, 0.02, 400
+LIGHT_ROWS, HEAVY_PART, MAX_HEAVY_ROWS = 25, 0.05, 1000
 
 #: Where a column has fewer different numbers, or rows, it keeps an affine map.
 FEW_VALUES = 50
 
-#: Nats of likelihood that a Pareto tail must gain over a normal one, and its least shape.
-LEAST_GAIN, LEAST_SHAPE = 2.0, 0.02
+#: Nats of likelihood that a Pareto tail must gain over others, and a shape that is exponential.
+LEAST_GAIN, LEAST_SHAPE = 1.0, 0.005
 
 
 def units(x: np.ndarray, lower: float = -np.inf, upper: float = np.inf) -> tuple[float, float]:
@@ -102,12 +102,17 @@ def _end(x: np.ndarray, bound: float, heavy: int) -> tuple[float, float, float, 
     excess = np.maximum(excess, 0)
     if not excess.mean() > 0:
         return mass, place, density / max(x.std(), np.finfo(float).tiny), 0.0
-    shape, sigma = fit_pareto(excess[excess > 0])
     slope, normal = _normal_tail(excess, z)
+    sigma = excess.mean()
+    # The likeliest of a normal, an exponential and a Pareto tail, which has one parameter more.
+    tails = [(normal, np.nan, 0.0), (-len(excess) * (np.log(sigma) + 1), sigma, LEAST_SHAPE)]
+    shape, sigma = fit_pareto(excess[excess > 0])
     if np.isfinite(shape) and shape > LEAST_SHAPE:
         pareto = np.sum(-np.log(sigma) - (1 + 1 / shape) * np.log1p(shape * excess / sigma))
-        if pareto > normal + LEAST_GAIN:
-            return mass, place, density / sigma, float(shape)
+        tails.append((pareto - LEAST_GAIN, sigma, float(shape)))
+    _, sigma, shape = max(tails)
+    if shape > 0:
+        return mass, place, density / sigma, shape
     if heavy > LIGHT_ROWS:
         mass, place, z, excess = knot(LIGHT_ROWS)
         if excess.mean() > 0:

@@ -50,6 +50,7 @@ def moons(request):
         family,
         x,
         key=jax.random.key(request["seed"]),
+        combine=False,
         progress=False,
         callback=lambda look: score(look.params),
         **MOONS_FIT | ({"num_steps": 40} if request["quick"] else {}),
@@ -82,6 +83,7 @@ def train(what, steps):
                 batch_size=TRAIN["batch"],
                 optimizer=optimizer,
                 patience=None,
+                combine=False,
             )
 
         return fit

@@ -213,6 +213,15 @@ def test_a_context():
 
 
 @pytest.mark.compilations(150)
+def test_a_memory_map_is_the_array(tmp_path):
+    x = two_groups(100).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    here, there = fit(x), fit(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert [each.weight for each in here.scores] == [each.weight for each in there.scores]
+    np.testing.assert_allclose(here.log_prob(x), there.log_prob(x), rtol=1e-5)
+
+
+@pytest.mark.compilations(150)
 def test_no_family():
     x = np.random.default_rng(0).normal(size=(60, 1))
     density = fv.fit_density(x, key=KEY, num_steps=2, progress=False)
@@ -248,6 +257,18 @@ def test_messages_about_columns():
     assert not diagnosis.about_columns(x[:, 3:], as_support("positive", (1,)))
     with pytest.warns(DensityWarning, match="Column 1 holds . different numbers in 1000 rows"):
         fit(x, fv.mean_field(4))
+
+
+def test_dependent_and_rare_columns():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(200, 2))
+    (message,) = diagnosis.about_columns(np.c_[x, x.sum(1)], as_support(None, (3,)))
+    assert message.startswith("A column is a linear function of others")
+    assert not diagnosis.about_columns(
+        np.c_[x, x.sum(1) + 1e-2 * generator.normal(size=200)], as_support(None, (3,))
+    )
+    found = marginals.covariance(np.c_[x[:99], np.zeros(99)])
+    assert np.linalg.eigvalsh(found)[0] > 0
 
 
 def test_messages_about_scores():
@@ -318,3 +339,78 @@ def test_a_marginal_bijector(marginal):
 def test_it_has_all_properties_of_a_bijector(marginal):
     tables, z = marginal
     fv.testing.check_bijector(Marginal(**tables), jnp.asarray(z[:6]))
+
+
+# ------------------------------------------------------------------------- what it must reach, slow
+
+
+def ring(num_rows, seed):
+    generator = np.random.default_rng(seed)
+    angle = np.pi / 4 * generator.integers(0, 8, num_rows)
+    x = 2 * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return x + 0.2 * generator.normal(size=(num_rows, 2))
+
+
+def ring_log_prob(x):
+    angles = np.arange(8) * np.pi / 4
+    means = 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
+    each = stats.norm(means, 0.2).logpdf(x[:, None]).sum(-1)
+    return np.logaddexp.reduce(each, axis=1) - np.log(8)
+
+
+@pytest.mark.slow
+def test_modes():
+    density = fv.fit_density(ring(10_000, 0), key=KEY, progress=False)
+    x = ring(20_000, 1)
+    assert np.mean(ring_log_prob(x) - density.log_prob(x)) < 0.004
+    assert max(density.scores[:-1], key=lambda each: each.weight).name == "mixture"
+
+
+@pytest.mark.slow
+def test_heavy_tails_and_their_draws():
+    true = stats.t(2), stats.cauchy()
+
+    def rows(num_rows, seed):
+        generator = np.random.default_rng(seed)
+        return np.stack([each.rvs(size=num_rows, random_state=generator) for each in true], 1)
+
+    density = fv.fit_density(rows(10_000, 0), key=KEY, progress=False)
+    x = rows(20_000, 1)
+    log_prob = sum(each.logpdf(x[:, i]) for i, each in enumerate(true))
+    gap = log_prob - density.log_prob(x)
+    assert np.mean(gap) < 0.03 and np.max(gap) < 5
+    draws = density.sample(KEY, 100_000)
+    for column, each in zip(draws.T, true, strict=True):
+        found = np.quantile(column, [1e-3, 0.1, 0.9, 1 - 1e-3])
+        np.testing.assert_allclose(found / each.ppf([1e-3, 0.1, 0.9, 1 - 1e-3]), 1, atol=0.4)
+
+
+@pytest.mark.slow
+def test_one_row_far_away_and_few_rows():
+    x = np.random.default_rng(0).normal(size=(2000, 1))
+    x[700] = 1e6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DensityWarning)
+        density = fv.fit_density(x, key=KEY, progress=False)
+    new = np.random.default_rng(1).normal(size=(20_000, 1))
+    assert np.mean(stats.norm.logpdf(new)[:, 0] - density.log_prob(new)) < 0.02
+    factors = np.random.default_rng(2).normal(size=(10, 10))
+    normal = stats.multivariate_normal(cov=factors @ factors.T / 10 + 0.1 * np.eye(10))
+    x, new = normal.rvs(200, random_state=0), normal.rvs(20_000, random_state=1)
+    density = fv.fit_density(x, key=KEY, progress=False)
+    plain = stats.multivariate_normal(x.mean(0), np.cov(x.T, bias=True)).logpdf(new)
+    assert np.mean(plain - density.log_prob(new)) < 0.02
+
+
+@pytest.mark.slow
+def test_scales_that_depend_on_a_context():
+    def rows(num_rows, seed):
+        generator = np.random.default_rng(seed)
+        context = generator.uniform(-1, 1, (num_rows, 1))
+        return np.exp(3 * context) * generator.normal(size=(num_rows, 1)), context
+
+    x, context = rows(10_000, 0)
+    density = fv.fit_density(x, context=context, key=KEY, progress=False)
+    x, context = rows(20_000, 1)
+    true = stats.norm(0, np.exp(3 * context)).logpdf(x)[:, 0]
+    assert np.mean(true - density.log_prob(x, context)) < 0.03

@@ -25,6 +25,9 @@ PARTED, ERRORS = 0.5, 5.0
 #: Numbers pile up at a bound if they are this part of a column, and so many.
 PILED, LEAST_PILED = 0.01, 4
 
+#: The least eigenvalue of a correlation matrix that is no dependence of columns.
+DEPENDENT = 1e-9
+
 #: Columns that a message names.
 MOST_COLUMNS = 5
 
@@ -97,6 +100,13 @@ def about_columns(x: np.ndarray, support: Interval) -> list[str]:
             messages.append(
                 f"{_several(shares)} equal their {name} number: they pile up at a bound, where a "
                 "density has no value. Perhaps model these rows apart?"
+            )
+    if x.shape[1] > 1 and len(x) > x.shape[1]:
+        correlation = np.corrcoef(x[:, x.min(0) < x.max(0)].T)
+        if np.linalg.eigvalsh(correlation)[0] < DEPENDENT:
+            messages.append(
+                "A column is a linear function of others: the rows lie in a plane, in which a "
+                "density has no bound. Perhaps leave that column out?"
             )
     spread = np.quantile(x, 0.75, 0) - x.min(0)
     near = (x.min(0) > 0) & (x.min(0) < 0.1 * spread) & ~np.isfinite(lower)

@@ -26,6 +26,7 @@ from flowvi.families import (
     standardized,
 )
 from flowvi.families.flows import Layers
+from flowvi.families.placed import check_varies
 from flowvi.params import Origin, PyTree
 from flowvi.supports import Interval, SupportLike
 from flowvi.training import TrainingOptions, check_names
@@ -157,6 +158,7 @@ def fit_density(
     messages = []
     if isinstance(own.support, Interval) and len(own.event_shape) == 1:
         some = Split(given, None, order[:0]).some(split_key, LOOKED_AT)[0]
+        check_varies(some, some.min(0) == some.max(0))
         messages = diagnosis.about_columns(some, own.support)
     fitted: dict[str, Any]
     if combine and isinstance(own, Standardized):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from scipy import stats
 
 from flowvi.compiling import compiled
 from flowvi.densities import diagnosis, textbook
@@ -61,7 +62,8 @@ def default_flow(x: ArrayLike, context: ArrayLike | None) -> Family:
     array = as_array("x", x)
     if array.ndim != 2 or not array.size:
         rule = "`x` must have shape [num_rows, D], where no family is given"
-        raise ValueError(f"{rule}; got shape {array.shape}.")
+        fix = " Perhaps `x[:, None]`?" if array.ndim == 1 else ""
+        raise ValueError(f"{rule}; got shape {array.shape}.{fix}")
     size = None
     if context is not None:
         shape = as_array("context", context).shape
@@ -97,11 +99,13 @@ def combined(
     parts = np.split(order[: len(x) // PARTS * PARTS], PARTS) if few else [order[:num_held_out]]
     splits = [Split(x, context, part) for part in parts]
 
-    tried = []
+    tried, floors = [], []
     for split in splits:
         rows = _double(split.some(some_key, textbook.MAX_ROWS)[0])
-        tried.append(textbook.scores(rows, _double(split.held_out()["x"]), support, seed))
-    chosen = _best(tried)
+        new = _double(split.held_out()["x"])
+        tried.append(textbook.scores(rows, new, support, seed))
+        floors.append(floor(rows, new))
+    chosen = _best(tried, floors)
     # A fresh flow is the identity: so it begins where the normal stands.
     placed = gaussianized(flow, support, num_bins=chosen["normal"][0].num_bins)
 
@@ -119,10 +123,14 @@ def combined(
     seen = score(*split.some(some_key, len(split.rows_out)))
     columns["flow"] = np.concatenate(flow_scores)
     columns = {name: each[: len(columns["flow"])] for name, each in columns.items()}
-    weights = chosen_weights(columns)
+    least = np.concatenate(floors)[: len(columns["flow"])]
+    weights = chosen_weights({n: np.logaddexp(each, least) for n, each in columns.items()})
 
     # Textbook estimates are made anew of all rows; of few rows, the flows of all parts see them.
-    rows = _double(Split(x, context, order[:0]).some(some_key, textbook.MAX_ROWS)[0])
+    # But a held-out row that none of them explains must not spoil what was chosen without it.
+    is_strange = not few and any((columns[name] < least).any() for name in weights)
+    whole = splits[0] if is_strange else Split(x, context, order[:0])
+    rows = _double(whole.some(some_key, textbook.MAX_ROWS)[0])
     members: list[tuple[Family, PyTree, float]] = []
     for name, weight in weights.items():
         if name == "flow":
@@ -177,8 +185,25 @@ def _mean(scores: np.ndarray) -> Estimate:
     return Estimate(float(scores.mean()), float(scores.std() / np.sqrt(len(scores))))
 
 
-def _best(tried: list[dict[Setting, np.ndarray]]) -> dict[str, tuple[Setting, np.ndarray]]:
+def floor(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """What a broad density of the weight of one row says of held-out ones, in nats.
+
+    It stands beside every estimate when these are compared, so that one row which none of them
+    explains does not decide.
+    """
+    low, loc, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
+    scale = np.where(high > low, high - low, rows.std(0))
+    scale = np.where(scale > 0, scale, 1)
+    each = stats.cauchy.logpdf(held_out, loc, scale)
+    return each.sum(1) - np.log(len(rows))
+
+
+def _best(
+    tried: list[dict[Setting, np.ndarray]], floors: list[np.ndarray]
+) -> dict[str, tuple[Setting, np.ndarray]]:
     """Of each kind the setting that scores best on all parts, and its scores."""
+    least = np.concatenate(floors)
+    mean = lambda found: np.logaddexp(found, least).mean()  # noqa: E731
     best: dict[str, tuple[Setting, np.ndarray]] = {}
     for kind in ("normal", "mixture", "kernel"):
         if kind == "kernel":
@@ -189,13 +214,13 @@ def _best(tried: list[dict[Setting, np.ndarray]]) -> dict[str, tuple[Setting, np
                 ]
                 found = np.concatenate([part[s] for part, s in zip(tried, each, strict=True)])
                 setting = Setting(kind, bins, float(np.median([s.size for s in each])))
-                if kind not in best or found.mean() > best[kind][1].mean():
+                if kind not in best or mean(found) > mean(best[kind][1]):
                     best[kind] = setting, found
             continue
         for setting in tried[0]:
             if setting.kind == kind and all(setting in part for part in tried):
                 found = np.concatenate([part[setting] for part in tried])
-                if kind not in best or found.mean() > best[kind][1].mean():
+                if kind not in best or mean(found) > mean(best[kind][1]):
                     best[kind] = setting, found
     return best
 

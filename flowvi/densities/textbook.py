@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_ROWS, MAX_KERNELS, BANDWIDTH_ROWS = 20_000, 10_000, 500
 
 #: Numbers of components that are tried, and rows that each of their parameters needs.
-COMPONENTS, ROWS_EACH = (2, 4, 8, 16, 32, 64, 96), 2.0
+COMPONENTS, ROWS_EACH = (2, 4, 8, 16, 24, 32, 48, 64, 96), 2.0
 
 #: A space whose mixture is so many nats behind that of the other one is given up, from a size on.
 FAR_BEHIND, SURE_SIZE = 0.02, 16

@@ -16,6 +16,9 @@ FEW_VALUES = 50
 #: Nats of likelihood that a Pareto tail must gain over others, and a shape that is exponential.
 LEAST_GAIN, LEAST_SHAPE = 1.0, 0.005
 
+#: The variance that is added to every direction, as a part of the mean one.
+LEAST_VARIANCE = 1e-9
+
 
 def units(x: np.ndarray, lower: float = -np.inf, upper: float = np.inf) -> tuple[float, float]:
     """(shift, scale) of a column, which neither outliers nor a far group set: by its quartiles.
@@ -141,13 +144,11 @@ def covariance(z: np.ndarray) -> np.ndarray:
     """
     from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 
-    size = z.shape[1]
+    size, kind = z.shape[1], LedoitWolf
     half = len(z) // 2
     if half > 2 * size:
-        scores = [
-            kind().fit(z[:half]).score(z[half:]) for kind in (EmpiricalCovariance, LedoitWolf)
-        ]
-        if scores[0] > scores[1]:
-            return EmpiricalCovariance().fit(z).covariance_
-    shrunk = LedoitWolf().fit(z).covariance_
-    return shrunk + 1e-9 * np.trace(shrunk) / size * np.eye(size)
+        kinds = (LedoitWolf, EmpiricalCovariance)
+        kind = max(kinds, key=lambda each: each().fit(z[:half]).score(z[half:]))
+    found = kind().fit(z).covariance_
+    # Columns may depend on each other, and of few rows may be constant.
+    return found + LEAST_VARIANCE * np.trace(found) / size * np.eye(size)

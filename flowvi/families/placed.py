@@ -114,7 +114,7 @@ class Standardized(Composed):
         """
         array = on_host(x)
         shift, scale, constant = _moments(array, self.support)
-        _check_varies(array, constant)
+        check_varies(array, constant)
         placed = {"units": _units(shift, scale, params["units"])}
         seen = None if context is None or "context_units" not in params else on_host(context)
         if seen is not None and jnp.issubdtype(seen.dtype, jnp.floating):
@@ -199,13 +199,8 @@ class Gaussianized(Standardized):
         return _pushed(inner, self._bijectors(params, dtype), dtype)
 
     def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
-        """Parameters with the marginals and the covariance of data, in double precision.
-
-        Raises:
-            ValueError: if a column of x is constant.
-        """
+        """Parameters with the marginals and the covariance of data, in double precision."""
         array = np.asarray(on_host(x), np.float64)
-        _check_varies(array, array.min(0) == array.max(0))
         lower, upper = self.support.bounds()
         units = [marginals.units(*each) for each in zip(array.T, lower, upper, strict=True)]
         shift, scale = np.array(units).T
@@ -322,7 +317,8 @@ def _takes_rows(family: Family) -> bool:
     return isinstance(family, Local)
 
 
-def _check_varies(array: np.ndarray, constant: np.ndarray) -> None:
+def check_varies(array: np.ndarray, constant: np.ndarray) -> None:
+    """Checks that no column is constant."""
     if constant.any():
         place = tuple(map(int, np.argwhere(constant)[0]))
         got = f"{array[0][place]!s} in column {place[0] if len(place) == 1 else place}"

@@ -83,6 +83,7 @@ FAMILIES = {
     "local": fv.local(fv.gaussian(2), 5),
     "whitened": fv.whitened(FAMILY),
     "standardized": fv.standardized(fv.mixture(2, 2), ["positive", (0, None)]),
+    "gaussianized": fv.gaussianized(fv.mixture(2, 2), ["positive", None], num_bins=4),
 }
 
 

@@ -188,6 +188,7 @@ def test_the_same_key_gives_the_same_bits_and_the_distribution_the_same_numbers(
     assert distribution.sample(seed=KEY, sample_shape=(3,)).shape == (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_it_resumes(tmp_path):
     x, options = two_groups(120), {"checkpoint_dir": tmp_path, "checkpoint_every": 5}
@@ -197,6 +198,7 @@ def test_it_resumes(tmp_path):
     assert_trees_equal(again.params, whole.params)
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_a_context():
     generator = np.random.default_rng(0)
@@ -212,6 +214,7 @@ def test_a_context():
     assert high > low + 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_a_memory_map_is_the_array(tmp_path):
     x = two_groups(100).astype(np.float32)

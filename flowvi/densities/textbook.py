@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 MAX_ROWS, MAX_KERNELS, BANDWIDTH_ROWS = 20_000, 10_000, 500
 
 #: Numbers of components that are tried, and rows that each of their parameters needs.
-COMPONENTS, ROWS_EACH = (2, 4, 8, 16, 24, 32, 48, 64, 96), 2.0
+COMPONENTS, ROWS_EACH = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), 0.5
+
+#: Sizes without a new best that end the search.
+MOST_WORSE = 3
 
 #: A space whose mixture is so many nats behind that of the other one is given up, from a size on.
 FAR_BEHIND, SURE_SIZE = 0.02, 16
@@ -124,7 +127,7 @@ def scores(
             spaces = [each for each in spaces if _at(here, each[0]) > top - FAR_BEHIND]
         worse = 0 if max(here.values()) > best else worse + 1
         best = max(best, *here.values())
-        if worse == 2:
+        if worse == MOST_WORSE:
             break
     return found
 

@@ -65,6 +65,7 @@ PLAIN |= {
     "whitened": fv.whitened(fv.iaf(3, **AFFINE)),
     "whitened_low_rank": fv.whitened(fv.mean_field(3), rank=2, marginal="spline"),
     "standardized": fv.standardized(fv.maf(3, **AFFINE)),
+    "gaussianized": fv.gaussianized(fv.mean_field(3), num_bins=4),
     "unconditional_flow": fv.unconditional(fv.iaf(2, **AFFINE, context_size=3)),
 }
 PARAMETRIC = {

@@ -12,7 +12,7 @@ from scipy import stats
 import flowvi as fv
 from flowvi.bijectors import Marginal
 from flowvi.densities import DensityWarning, diagnosis, recipe, textbook
-from flowvi.densities.textbook import Setting
+from flowvi.densities.textbook import Rows, Setting
 from flowvi.families import Gaussianized, gaussianized, marginals
 from flowvi.families.known import Stacked
 from flowvi.supports import as_support
@@ -111,10 +111,11 @@ def test_a_covariance_is_shrunk_where_that_helps():
 
 @pytest.mark.parametrize("kind", ["normal", "mixture", "kernel"])
 def test_an_estimate_is_built_as_it_was_scored(kind):
-    x, held_out = two_groups(400), two_groups(300, seed=1)
-    found = textbook.scores(x, held_out, REAL, 0)
+    rows = Rows.of(two_groups(400), None)
+    held_out = two_groups(300, seed=1)
+    found = textbook.scores(rows, Rows.of(held_out, None), REAL, 0)
     setting = max((s for s in found if s.kind == kind), key=lambda s: found[s].mean())
-    family, params = textbook.build(setting, x, REAL, 0)
+    family, params = textbook.build(setting, rows, REAL, 0)
     log_prob = family.log_prob(params, held_out)
     np.testing.assert_allclose(log_prob, found[setting], rtol=1e-4, atol=2e-4)
     draws, its_log_prob = family.sample_exactly(params, KEY, 2000)
@@ -123,6 +124,31 @@ def test_an_estimate_is_built_as_it_was_scored(kind):
     if kind == "mixture":
         assert setting.size >= 2
         assert found[setting].mean() > found[Setting("normal", None)].mean() + 0.3
+
+
+def test_a_mixture_given_a_context(monkeypatch):
+    monkeypatch.setattr(textbook, "COMPONENTS", (4,))
+
+    def rows(num_rows, seed):
+        generator = np.random.default_rng(seed)
+        c = generator.uniform(-1, 1, (num_rows, 2))
+        sign = np.where(generator.uniform(size=num_rows) < 0.3, 1, -1)
+        x = 10 * (sign * c[:, 0] + 0.1 * generator.normal(size=num_rows))
+        return np.stack([x, generator.normal(size=num_rows)], 1), c
+
+    x, context = rows(3000, 0)
+    new, new_context = rows(300, 1)
+    given = Rows.of(x, context), Rows.of(new, new_context)
+    found = textbook.scores(*given, REAL, 0)
+    assert {each.kind for each in found} == {"normal", "mixture"}
+    setting = max(found, key=lambda s: found[s].mean())
+    assert found[setting].mean() > found[Setting("normal", None)].mean() + 0.3
+    family, params = textbook.build(setting, given[0], REAL, 0)
+    log_prob = family.log_prob(params, new, new_context)
+    np.testing.assert_allclose(log_prob, found[setting], rtol=1e-4, atol=1e-3)
+    draws, its_log_prob = family.sample_exactly(params, KEY, 2000, [0.8, 0.0])
+    np.testing.assert_allclose(its_log_prob, family.log_prob(params, draws, [0.8, 0.0]), atol=2e-3)
+    assert abs(np.mean(draws[:, 0] > 0) - 0.3) < 0.1
 
 
 def test_weights():
@@ -206,7 +232,10 @@ def test_a_context():
     x = generator.normal(size=(200, 2)) + 100 * (context - 1e5)
     family = fv.maf(2, num_layers=1, hidden_sizes=[8], transformer="affine", context_size=1)
     density = fit(x, family, context=context, num_steps=100)
-    assert [each.name for each in density.scores] == ["flow", "all"]
+    assert [each.name for each in density.scores] == ["normal", "mixture", "flow", "all"]
+    # A linear regression with normal noise is the truth.
+    true = stats.norm.logpdf(x - 100 * (context - 1e5)).sum(1)
+    assert np.mean(true - density.log_prob(x, context)) < 0.02
     assert density.log_prob(x[:5], context[:5]).shape == (5,)
     draws = density.sample(KEY, 7, context[:3])
     assert draws.shape == (7, 3, 2)
@@ -362,6 +391,7 @@ def ring_log_prob(x):
 
 
 @pytest.mark.slow
+@pytest.mark.compilations(150)
 def test_modes():
     density = fv.fit_density(ring(10_000, 0), key=KEY, progress=False)
     x = ring(20_000, 1)
@@ -370,6 +400,7 @@ def test_modes():
 
 
 @pytest.mark.slow
+@pytest.mark.compilations(150)
 def test_heavy_tails_and_their_draws():
     true = stats.t(2), stats.cauchy()
 
@@ -389,6 +420,7 @@ def test_heavy_tails_and_their_draws():
 
 
 @pytest.mark.slow
+@pytest.mark.compilations(150)
 def test_one_row_far_away_and_few_rows():
     x = np.random.default_rng(0).normal(size=(2000, 1))
     x[700] = 1e6
@@ -406,6 +438,7 @@ def test_one_row_far_away_and_few_rows():
 
 
 @pytest.mark.slow
+@pytest.mark.compilations(150)
 def test_scales_that_depend_on_a_context():
     def rows(num_rows, seed):
         generator = np.random.default_rng(seed)

@@ -179,6 +179,8 @@ def _is_plain_flow(family: Family) -> bool:
     """Whether this is a flow of layers from a standard normal."""
     if not isinstance(family, Flow) or not isinstance(family.transform, Layers):
         return False
+    if family.context_shape is not None and len(family.context_shape) != 1:
+        return False
     return family.base == standard_normal(family.event_shape)
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from flowvi.compiling import compiled
 from flowvi.densities import diagnosis, textbook
 from flowvi.densities.data import Split
-from flowvi.densities.textbook import Setting
+from flowvi.densities.textbook import Rows, Setting
 from flowvi.densities.training import Training
 from flowvi.diagnostics import Estimate
 from flowvi.families import Family, Standardized, as_array, gaussianized, maf
@@ -101,15 +101,16 @@ def combined(
 
     tried, floors = [], []
     for split in splits:
-        rows = _double(split.some(some_key, textbook.MAX_ROWS)[0])
-        new = _double(split.held_out()["x"])
+        held_out = split.held_out()
+        rows = Rows.of(*split.some(some_key, textbook.MAX_ROWS))
+        new = Rows.of(held_out["x"], held_out.get("context"))
         tried.append(textbook.scores(rows, new, support, seed))
-        floors.append(floor(rows, new))
+        floors.append(floor(rows.x, new.x))
     chosen = _best(tried, floors)
     # A fresh flow is the identity: so it begins where the normal stands.
     placed = gaussianized(flow, support, num_bins=chosen["normal"][0].num_bins)
 
-    columns = {} if context is not None else {name: each for name, (_, each) in chosen.items()}
+    columns = {name: each for name, (_, each) in chosen.items()}
     results, flow_scores = [], []
     for number, split in enumerate(splits):
         start = placed.place(_init(placed, fit_key), *split.some(fit_key, MAX_ROWS))
@@ -130,7 +131,7 @@ def combined(
     # But a held-out row that none of them explains must not spoil what was chosen without it.
     is_strange = not few and any((columns[name] < least).any() for name in weights)
     whole = splits[0] if is_strange else Split(x, context, order[:0])
-    rows = _double(whole.some(some_key, textbook.MAX_ROWS)[0])
+    rows = Rows.of(*whole.some(some_key, textbook.MAX_ROWS))
     members: list[tuple[Family, PyTree, float]] = []
     for name, weight in weights.items():
         if name == "flow":

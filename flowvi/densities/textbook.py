@@ -6,21 +6,18 @@ Each stands in units of the data or under marginal maps, whichever scores better
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import linalg
 
-from flowvi.families import Family, standard_normal
-from flowvi.families.known import KnownMixture
+from flowvi.families import Family, marginals, standard_normal
+from flowvi.families.known import KnownConditional, KnownMixture
 from flowvi.families.marginals import num_bins
 from flowvi.families.placed import Gaussianized, gaussianized
 from flowvi.params import Fixed, PyTree
-from flowvi.supports import Support
-
-if TYPE_CHECKING:
-    from sklearn.mixture import GaussianMixture
+from flowvi.supports import Interval
 
 #: Rows that an estimate is made of at most, and held-out rows that choose a bandwidth.
 MAX_ROWS, MAX_KERNELS, BANDWIDTH_ROWS = 20_000, 10_000, 500
@@ -62,114 +59,177 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows x of shape [n, D] with their contexts [n, C], C = 0 where there are none."""
+
+    x: np.ndarray
+    context: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, context: np.ndarray | None, most: int | None = None) -> "Rows":
+        """The first of some rows, in double precision."""
+        x = np.asarray(x[:most], np.float64)
+        context = np.empty((len(x), 0)) if context is None else np.asarray(context[:most])
+        return cls(x, np.asarray(context, np.float64))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(D, C)."""
+        return self.x.shape[1], self.context.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A mixture of normals: weights [K], locations [K, D + C], covariances [K, D + C, D + C]."""
+
+    weights: np.ndarray
+    loc: np.ndarray
+    covariance: np.ndarray
+
+    def log_prob(self, w: np.ndarray, start: int = 0) -> np.ndarray:
+        """Log densities of rows, or of their columns from `start` on."""
+        each = []
+        parts = zip(self.weights, self.loc, self.covariance, strict=True)
+        for weight, loc, covariance in parts:
+            factor = np.linalg.cholesky(covariance[start:, start:])
+            y = linalg.solve_triangular(factor, (w - loc)[:, start:].T, lower=True)
+            constant = np.log(np.diag(factor)).sum() + 0.5 * len(y) * np.log(2 * np.pi)
+            each.append(np.log(weight) - constant - 0.5 * (y**2).sum(0))
+        return np.logaddexp.reduce(each, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Placement:
-    """Rows as the whitened space of some training rows shows them."""
+    """The whitened space of some rows: their x there, and beside it what a family sees of contexts.
+
+    Of a mixture over both, what it says of x at a context is what counts.
+    """
 
     family: Gaussianized
     params: PyTree
+    sizes: tuple[int, int]
     rows: np.ndarray
 
-    def standardize(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in that space, and the log-determinants of the way there."""
-        return self.family.standardize(self.params, x)[:2]
+    @classmethod
+    def of(cls, rows: Rows, support: Interval, bins: int | None) -> "Placement":
+        """That of rows."""
+        size, other = rows.sizes
+        inner = KnownConditional(size, other, 1) if other else standard_normal(size)
+        family = gaussianized(inner, support, num_bins=bins)
+        params = family.place(family.init(jax.random.key(0)), rows.x, rows.context)
+        bare = cls(family, params, rows.sizes, np.empty(0))
+        return dataclasses.replace(bare, rows=bare.standardize(rows)[0])
 
-    def around(self, inner: Family, params: PyTree) -> tuple[Family, PyTree]:
-        """An estimate of the whitened rows as one of the data."""
+    def standardize(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in that space [n, D + C], and the log-determinants of the way there."""
+        context = rows.context if self.sizes[1] else None
+        w, log_det, features = self.family.standardize(self.params, rows.x, context)
+        return w if features is None else np.concatenate([w, features], 1), log_det
+
+    def normal(self) -> Mixture:
+        """The normal of the rows."""
+        found = marginals.covariance(self.rows)
+        return Mixture(np.ones(1), self.rows.mean(0)[None], found[None])
+
+    def mixture(self, size: int, seed: int) -> Mixture:
+        """A mixture by scikit-learn."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+        from threadpoolctl import threadpool_limits
+
+        is_tied = any(len(np.unique(column)) < len(self.rows) / 2 for column in self.rows.T)
+        least = LEAST_TIED_VARIANCE if is_tied else LEAST_VARIANCE
+        mixture = GaussianMixture(size, random_state=seed, reg_covar=least)
+        # Its matrices are small: more threads cost more than they save.
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            mixture.fit(self.rows)
+        return Mixture(mixture.weights_, mixture.means_, mixture.covariances_)
+
+    def score(self, mixture: Mixture, w: np.ndarray) -> np.ndarray:
+        """Log densities of x at its context."""
+        size, other = self.sizes
+        return mixture.log_prob(w) - (mixture.log_prob(w, size) if other else 0)
+
+    def build(self, mixture: Mixture) -> tuple[Family, PyTree]:
+        """A mixture as a family of the data, with its parameters."""
+        size, other = self.sizes
+        x, c = slice(0, size), slice(size, None)
+        joint, arrays = mixture.covariance, {"log_weights": np.log(mixture.weights)}
+        inner: Family = KnownMixture(size, len(joint))
+        covariance = joint[:, x, x]
+        if other:
+            inner = KnownConditional(size, other, len(joint))
+            slope = np.linalg.solve(joint[:, c, c], joint[:, c, x])
+            covariance = covariance - joint[:, x, c] @ slope
+            arrays |= {"slope": slope, "context_loc": mixture.loc[:, c]}
+            arrays["context_inverse"] = _inverse(joint[:, c, c])
+        arrays |= {"loc": mixture.loc[:, x], "inverse": _inverse(covariance)}
+        return self.around(inner, arrays)
+
+    def around(self, inner: Family, arrays: dict[str, np.ndarray]) -> tuple[Family, PyTree]:
+        """A family of known arrays over the whitened space as one of the data."""
         family = dataclasses.replace(self.family, family=inner)
-        return family, {**_without_mark(self.params), "family": params}
+        params = {name: each for name, each in self.params.items() if name != "origin"}
+        dtype = jnp.result_type(float)
+        known = Fixed({name: jnp.asarray(array, dtype) for name, array in arrays.items()})
+        return family, {**params, "family": {"known": known}}
 
 
-def _without_mark(params: PyTree) -> PyTree:
-    return {name: each for name, each in params.items() if name != "origin"}
+def _inverse(covariance: np.ndarray) -> np.ndarray:
+    """Upper triangular P with covariance^-1 = P P^T."""
+    factors = np.linalg.cholesky(covariance)
+    return np.swapaxes(np.linalg.inv(factors), -1, -2)
 
 
-def placements(x: np.ndarray, support: Support) -> Iterator[Placement]:
+def placements(rows: Rows, support: Interval) -> Iterator[Placement]:
     """In units of the data where the support is real, and under marginal maps."""
-    for bins in ([None] if support.is_real else []) + [num_bins(len(x))]:
-        yield place(x, support, bins)
+    for bins in ([None] if support.is_real else []) + [num_bins(len(rows.x))]:
+        yield Placement.of(rows, support, bins)
 
 
-def place(x: np.ndarray, support: Support, bins: int | None) -> Placement:
-    """The whitened space of rows."""
-    family = gaussianized(standard_normal(x.shape[1]), support, num_bins=bins)
-    params = family.place(family.init(jax.random.key(0)), x)
-    return Placement(family, params, family.standardize(params, x)[0])
-
-
-def scores(
-    x: np.ndarray, held_out: np.ndarray, support: Support, seed: int
-) -> dict[Setting, np.ndarray]:
-    """Log densities of held-out rows by every estimate that is tried, made of rows x."""
+def scores(rows: Rows, held_out: Rows, support: Interval, seed: int) -> dict[Setting, np.ndarray]:
+    """Log densities of held-out rows by every estimate that is tried, made of other rows."""
     found: dict[Setting, np.ndarray] = {}
-    x = x[:MAX_ROWS]
-    spaces = [(each, *each.standardize(held_out)) for each in placements(x, support)]
+    spaces = [(each, *each.standardize(held_out)) for each in placements(rows, support)]
     for space, w, log_det in spaces:
         bins = space.family.num_bins
-        normal = -0.5 * (w**2).sum(1) - 0.5 * w.shape[1] * np.log(2 * np.pi)
-        found[Setting("normal", bins)] = normal + log_det
-        factor, kernel = _best_bandwidth(space.rows, w)
-        found[Setting("kernel", bins, factor)] = kernel + log_det
+        found[Setting("normal", bins)] = space.score(space.normal(), w) + log_det
+        if not space.sizes[1]:
+            factor, kernel = _best_bandwidth(space.rows, w)
+            found[Setting("kernel", bins, factor)] = kernel + log_det
     # Sizes grow in all spaces side by side, until the best of them has stopped improving.
-    best, worse = -np.inf, 0
+    best, worse, columns = -np.inf, 0, sum(rows.sizes)
     for size in COMPONENTS:
-        if size * x.shape[1] * (x.shape[1] + 3) / 2 * ROWS_EACH > len(x):
+        if size * columns * (columns + 3) / 2 * ROWS_EACH > len(rows.x):
             break
+        here = {}
         for space, w, log_det in spaces:
-            mixture = _mixture(space.rows, size, seed)
-            found[Setting("mixture", space.family.num_bins, size)] = (
-                mixture.score_samples(w) + log_det
-            )
-        here = {
-            s: each.mean() for s, each in found.items() if s.size == size and s.kind == "mixture"
-        }
+            bins = space.family.num_bins
+            score = space.score(space.mixture(size, seed), w) + log_det
+            found[Setting("mixture", bins, size)] = score
+            here[bins] = score.mean()
         top = max(here.values())
         if size >= SURE_SIZE:
-            spaces = [each for each in spaces if _at(here, each[0]) > top - FAR_BEHIND]
-        worse = 0 if max(here.values()) > best else worse + 1
-        best = max(best, *here.values())
+            spaces = [e for e in spaces if here[e[0].family.num_bins] > top - FAR_BEHIND]
+        worse = 0 if top > best else worse + 1
+        best = max(best, top)
         if worse == MOST_WORSE:
             break
     return found
 
 
-def _at(means: dict[Setting, float], space: Placement) -> float:
-    return next(mean for s, mean in means.items() if s.num_bins == space.family.num_bins)
-
-
-def build(setting: Setting, x: np.ndarray, support: Support, seed: int) -> tuple[Family, PyTree]:
-    """The estimate of a setting, made of rows x, as a family with its parameters."""
-    space = place(x[:MAX_ROWS], support, setting.num_bins)
-    if setting.kind == "normal":
-        return space.family, _without_mark(space.params)
+def build(setting: Setting, rows: Rows, support: Interval, seed: int) -> tuple[Family, PyTree]:
+    """The estimate of a setting, made of rows, as a family with its parameters."""
+    space = Placement.of(rows, support, setting.num_bins)
     if setting.kind == "kernel":
-        rows = space.rows[:MAX_KERNELS]
-        width = setting.size * _normal_rule(*rows.shape)
-        return space.around(*_known(rows, np.full(len(rows), 1 / len(rows)), np.array([1 / width])))
-    mixture = _mixture(space.rows, int(setting.size), seed)
-    known = _known(mixture.means_, mixture.weights_, mixture.precisions_cholesky_)
-    return space.around(*known)
-
-
-def _known(loc: np.ndarray, weights: np.ndarray, inverse: np.ndarray) -> tuple[Family, PyTree]:
-    family = KnownMixture(loc.shape[1], len(loc), shared=inverse.ndim == 1)
-    with np.errstate(divide="ignore"):
-        arrays = {"loc": loc, "log_weights": np.log(weights), "inverse": inverse}
-    dtype = jnp.result_type(float)
-    return family, {"known": Fixed({n: jnp.asarray(a, dtype) for n, a in arrays.items()})}
-
-
-def _mixture(w: np.ndarray, size: int, seed: int) -> "GaussianMixture":
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-    from threadpoolctl import threadpool_limits
-
-    is_tied = any(len(np.unique(column)) < len(w) / 2 for column in w.T)
-    least = LEAST_TIED_VARIANCE if is_tied else LEAST_VARIANCE
-    mixture = GaussianMixture(size, random_state=seed, reg_covar=least)
-    # Its matrices are small: more threads cost more than they save.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(w)
+        loc = space.rows[:MAX_KERNELS]
+        width = setting.size * _normal_rule(*loc.shape)
+        weights = np.full(len(loc), -np.log(len(loc)))
+        arrays = {"loc": loc, "log_weights": weights, "inverse": np.array([1 / width])}
+        return space.around(KnownMixture(loc.shape[1], len(loc), shared=True), arrays)
+    is_normal = setting.kind == "normal"
+    return space.build(space.normal() if is_normal else space.mixture(int(setting.size), seed))
 
 
 def _normal_rule(num_rows: int, size: int) -> float:

@@ -65,6 +65,53 @@ class KnownMixture(Family):
         return NormalMixture(**params["known"].value)
 
 
+@dataclasses.dataclass(frozen=True, repr=False)
+class KnownConditional(Family):
+    """What a mixture of normals over (x, context) says of x at a context; nothing of it is moved.
+
+    p(x | c) = sum_k w_k(c) N(x; loc_k + (c - c_k) B_k, (P_k P_k^T)^-1)
+    w_k(c) proportional to w_k |det R_k| phi((c - c_k) R_k)
+    """
+
+    event_size: int
+    context_size: int
+    num_components: int
+    reparameterized: bool = dataclasses.field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        return f"<mixture of linear regressions, {self.num_components} components>"
+
+    @property
+    def event_shape(self) -> Shape:
+        return (self.event_size,)
+
+    @property
+    def context_shape(self) -> Shape:
+        return (self.context_size,)
+
+    def init(self, key: Array) -> Params:
+        count, size, other = self.num_components, self.event_size, self.context_size
+        arrays = {
+            "loc": jnp.zeros((count, size)),
+            "log_weights": jnp.full(count, -jnp.log(float(count))),
+            "inverse": jnp.tile(jnp.eye(size), (count, 1, 1)),
+            "slope": jnp.zeros((count, other, size)),
+            "context_loc": jnp.zeros((count, other)),
+            "context_inverse": jnp.tile(jnp.eye(other), (count, 1, 1)),
+        }
+        return {"known": Fixed(arrays)}
+
+    def distribution(self, params: Params, context: Context = None) -> Distribution:
+        self.check_context(context)
+        known = params["known"].value
+        c = jnp.asarray(context, known["loc"].dtype)[..., None, :] - known["context_loc"]
+        y = jnp.einsum("...kc,kce->...ke", c, known["context_inverse"])
+        scale = jnp.diagonal(known["context_inverse"], axis1=-2, axis2=-1)
+        logits = known["log_weights"] + jnp.log(scale).sum(-1) - 0.5 * jnp.sum(y * y, -1)
+        loc = known["loc"] + jnp.einsum("...kc,kcd->...kd", c, known["slope"])
+        return NormalMixture(loc, jax.nn.log_softmax(logits), known["inverse"])
+
+
 class StackedDistribution(Distribution):
     """The mixture of some distributions over the same events, of one batch shape."""
 

@@ -126,6 +126,7 @@ def test_an_estimate_is_built_as_it_was_scored(kind):
         assert found[setting].mean() > found[Setting("normal", None)].mean() + 0.3
 
 
+@pytest.mark.compilations(60)
 def test_a_mixture_given_a_context(monkeypatch):
     monkeypatch.setattr(textbook, "COMPONENTS", (4,))
 

@@ -108,8 +108,9 @@ def about_columns(x: np.ndarray, support: Interval) -> list[str]:
                 "A column is a linear function of others: the rows lie in a plane, in which a "
                 "density has no bound. Perhaps leave that column out?"
             )
-    spread = np.quantile(x, 0.75, 0) - x.min(0)
-    near = (x.min(0) > 0) & (x.min(0) < 0.1 * spread) & ~np.isfinite(lower)
+    least, few, most = np.quantile(x, [0, 0.01, 0.75], 0)
+    # The rows do not thin out towards their smallest number, which is close to zero.
+    near = (least > 0) & (least < 0.1 * most) & (few - least < 0.1 * most) & ~np.isfinite(lower)
     if near.any():
         listed = [f"column {i}" for i in np.flatnonzero(near)]
         messages.append(

@@ -285,7 +285,7 @@ def test_messages_about_columns():
     assert len(messages) == 3
     assert "olumn 1 holds" in messages[0] and "add uniform noise" in messages[0]
     assert "of column 2 equal their smallest number" in messages[1]
-    assert "olumn 3 never crosses zero" in messages[2] and "positive" in messages[2]
+    assert "olumn 3: no number is below zero" in messages[2] and "positive" in messages[2]
     assert not diagnosis.about_columns(x[:, :1], as_support(None, (1,)))
     assert not diagnosis.about_columns(x[:, 3:], as_support("positive", (1,)))
     assert not diagnosis.about_columns(4.1 + x[:, :1], as_support(None, (1,)))

@@ -114,8 +114,8 @@ def about_columns(x: np.ndarray, support: Interval) -> list[str]:
     if near.any():
         listed = [f"column {i}" for i in np.flatnonzero(near)]
         messages.append(
-            f"{_several(listed)} never crosses zero and comes near it. Perhaps "
-            '`support="positive"` for it, so that draws stay above?'
+            f"{_several(listed)}: no number is below zero, and many are near it. Perhaps "
+            '`support="positive"`, so that draws stay above?'
         )
     return messages
 

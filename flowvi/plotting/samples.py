@@ -279,4 +279,5 @@ def calibration(pit: ArrayLike, *, names: Names = None) -> "Figure":
         most = max(1.5 * band, 1.1 * np.abs(part - place).max())
         axis.set(title=label, xlim=(0, 1), ylim=(-most, most))
         axis.tick_params(labelsize=7)
+    figure.supylabel("P(transform <= u) - u", fontsize=8)
     return figure

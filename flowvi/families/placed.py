@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ Numbers = dict[str, jax.Array]
 
 #: Bins of the maps of a context.
 CONTEXT_BINS = 8
+
+#: Rows that go through maps on the host together.
+BLOCK_ROWS = 2048
 
 
 def _pushed(inner: Distribution, bijectors: list[Bijector], dtype: jnp.dtype) -> FlowDistribution:
@@ -178,14 +181,6 @@ class Gaussianized(Standardized):
             own["context_marginals"] = _tables(columns)
         return own
 
-    def _bijectors(self, params: Params, dtype: DTypeLike) -> list[Bijector]:
-        """The maps from the inner family to the data, the last one first."""
-        dense = Dense(**_cast(params["whitening"].value, dtype))
-        bijectors: list[Bijector] = [Units(**_cast(params["units"].value, dtype)), dense]
-        if self.num_bins is not None:
-            bijectors.insert(1, Marginal(**_cast(params["marginals"].value, dtype)))
-        return bijectors
-
     def features(self, params: Params, context: PyTree) -> PyTree:
         features = super().features(params, context)
         if features is None or "context_marginals" not in params:
@@ -196,7 +191,7 @@ class Gaussianized(Standardized):
 
     def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
         dtype = params["units"].value["shift"].dtype
-        return _pushed(inner, self._bijectors(params, dtype), dtype)
+        return _pushed(inner, _maps(params, dtype), dtype)
 
     def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
         """Parameters with the marginals and the covariance of data, in double precision."""
@@ -234,19 +229,16 @@ class Gaussianized(Standardized):
     def standardize(
         self, params: Params, x: ArrayLike, context: ArrayLike | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        own = _own(params)
         array = np.asarray(as_array("x", x), np.float64)
+        y, log_det = _in_blocks(_to_inner, _own(params), array)
+        if context is None or "context_marginals" not in params:
+            return y, log_det, None if context is None else np.asarray(context)
         with jax.enable_x64(True):
-            y, log_det = _to_inner(self, own, jnp.asarray(array))
-            if context is not None and "context_marginals" in params:
-                context = _features(self, own, jnp.asarray(np.asarray(context, np.float64)))
-            features = None if context is None else np.asarray(context)
-            return np.asarray(y), np.asarray(log_det), features
+            seen = jnp.asarray(np.asarray(context, np.float64))
+            return y, log_det, np.asarray(_features(self, _own(params), seen))
 
     def unstandardize(self, params: Params, y: ArrayLike) -> np.ndarray:
-        with jax.enable_x64(True):
-            inner = jnp.asarray(np.asarray(y, np.float64))
-            return np.asarray(_from_inner(self, _own(params), inner))
+        return _in_blocks(_from_inner, _own(params), np.asarray(y, np.float64))[0]
 
 
 def _own(params: Params) -> Params:
@@ -269,19 +261,47 @@ def _dense(loc: np.ndarray, covariance: np.ndarray) -> Fixed:
     return Fixed(_cast(arrays, jnp.result_type(float)))
 
 
-@compiled()
-def _to_inner(family: Gaussianized, own: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return Chain(family._bijectors(own, x.dtype)).inverse_and_log_det(x)
+def _maps(params: Params, dtype: DTypeLike) -> list[Bijector]:
+    """The maps of a `Gaussianized` from the inner family to the data, the last one first."""
+    dense = Dense(**_cast(params["whitening"].value, dtype))
+    bijectors: list[Bijector] = [Units(**_cast(params["units"].value, dtype)), dense]
+    if "marginals" in params:
+        bijectors.insert(1, Marginal(**_cast(params["marginals"].value, dtype)))
+    return bijectors
+
+
+def _in_blocks(
+    function: Callable[[Params, jax.Array], tuple[jax.Array, ...]], own: Params, x: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """A compiled function of rows [*rows, D] in double precision, by blocks of one size.
+
+    So it is compiled once, whatever the number of rows.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    num_blocks = max(-(-len(rows) // BLOCK_ROWS), 1)
+    filler = rows[-1:] if len(rows) else np.zeros((1, x.shape[-1]))
+    filler = np.repeat(filler, num_blocks * BLOCK_ROWS - len(rows), 0)
+    found = []
+    with jax.enable_x64(True):
+        for block in np.split(np.concatenate([rows, filler]), num_blocks):
+            found.append([np.asarray(each) for each in function(own, jnp.asarray(block))])
+    each = [np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True)]
+    return tuple(part.reshape(x.shape[:-1] + part.shape[1:]) for part in each)
+
+
+@compiled(0)
+def _to_inner(own: Params, x: jax.Array) -> tuple[jax.Array, ...]:
+    return Chain(_maps(own, x.dtype)).inverse_and_log_det(x)
+
+
+@compiled(0)
+def _from_inner(own: Params, y: jax.Array) -> tuple[jax.Array, ...]:
+    return (Chain(_maps(own, y.dtype)).forward(y),)
 
 
 @compiled()
 def _features(family: Standardized, own: Params, context: PyTree) -> PyTree:
     return family.features(own, context)
-
-
-@compiled()
-def _from_inner(family: Gaussianized, own: Params, y: jax.Array) -> jax.Array:
-    return Chain(family._bijectors(own, y.dtype)).forward(y)
 
 
 def gaussianized(

@@ -203,6 +203,7 @@ def test_a_mixture_of_estimates(few, tmp_path):
         assert again.scores == few.scores
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_the_same_key_gives_the_same_bits_and_the_distribution_the_same_numbers():
     x = np.random.default_rng(0).normal(size=(100, 2))
@@ -254,11 +255,16 @@ def test_a_memory_map_is_the_array(tmp_path):
     np.testing.assert_allclose(here.log_prob(x), there.log_prob(x), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_no_family():
     x = np.random.default_rng(0).normal(size=(60, 1))
     density = fv.fit_density(x, key=KEY, num_steps=2, progress=False)
     assert density.log_prob(x).shape == (60,)
+
+
+def test_what_no_family_needs():
+    x = np.zeros((60, 1))
     with pytest.raises(TypeError, match="`x` must be given"):
         fv.fit_density(key=KEY)
     with pytest.raises(ValueError, match=r"`x` must have shape \[num_rows, D\]"):

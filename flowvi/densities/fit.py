@@ -60,12 +60,14 @@ def fit_density(
     parameters that score best on it, and training ends early when it stops improving.
 
     A flow, which is also what is trained where no family is given, is fitted beside textbook
-    estimates: a normal, mixtures of normals and a kernel estimate. All stand in whitened units of
-    the data or under marginal maps with tails of their own, as in `flowvi.families.gaussianized`,
-    and are judged on held-out rows: of fewer than 1,500 rows each is held out once, in one of four
-    parts, and the flows of all parts are used. The result is the simplest estimate that is
-    not plainly worse than the best mixture of all, or else that mixture; its `summary()` says which
-    and why. So it is never much worse than the best of them.
+    estimates: a normal, mixtures of normals and a kernel estimate; with a context, what a normal or
+    a mixture over rows and contexts says of x. All stand in whitened units of the data or under
+    marginal maps with tails of their own, as in `fv.gaussianized`, and are judged on held-out rows.
+    Of fewer than 1,500 rows each is held out once, in one of four parts, whatever
+    `validation_fraction` above 0, and the flows of all parts are used. The result is the simplest
+    estimate that is not plainly worse than the best mixture of all, or else that mixture; its
+    `summary()` says which and why. So it is never much worse than the best of them. A kernel
+    estimate keeps up to 10,000 of the rows among its parameters.
 
     Any other family over the reals is fitted as it is, in the data's own units, as by
     `fv.standardized`: in their support, with mean and standard deviation of the training rows, and

@@ -257,7 +257,7 @@ def test_every_family_fits_data_far_from_zero(family):
     rng = np.random.default_rng(0)
     train, test = 500 + 100 * rng.normal(size=(2, 5000, 2))
     context = None if family.context_shape is None else 1e4 + 7 * rng.normal(size=(5000, 1))
-    options = {"key": KEY, "num_steps": 500, "progress": False}
+    options = {"key": KEY, "num_steps": 500, "combine": False, "progress": False}
     result = fv.fit_density(family, train, context=context, **options)
     log_prob = fv.standardized(family).log_prob(result.params, test, context)
     entropy = np.log(2 * np.pi * np.e) + 2 * np.log(100)

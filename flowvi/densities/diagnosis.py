@@ -102,7 +102,7 @@ def about_columns(x: np.ndarray, support: Interval) -> list[str]:
                 "density has no value. Perhaps model these rows apart?"
             )
     if x.shape[1] > 1 and len(x) > x.shape[1]:
-        correlation = np.corrcoef(x[:, x.min(0) < x.max(0)].T)
+        correlation = np.corrcoef(x.T)
         if np.linalg.eigvalsh(correlation)[0] < DEPENDENT:
             messages.append(
                 "A column is a linear function of others: the rows lie in a plane, in which a "

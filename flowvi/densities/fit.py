@@ -9,13 +9,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.compiling import compiled
 from flowvi.densities import diagnosis, recipe
 from flowvi.densities.data import Split, check_context, check_x, num_held_out, shuffled
 from flowvi.densities.density import Density
 from flowvi.densities.diagnosis import DensityWarning
 from flowvi.densities.recipe import default_flow
-from flowvi.densities.training import PATIENCE, Training
+from flowvi.densities.training import PATIENCE, Training, fresh
 from flowvi.families import (
     Family,
     Flow,
@@ -201,10 +200,10 @@ def _placed_family(family: Family, support: SupportLike) -> Family:
 def _start(own: Family, family: Family, params: PyTree, key: Array, split: "Split") -> PyTree:
     """The parameters to begin with, in the units of the training rows."""
     if params is None:
-        params = _init(own, key)
+        params = fresh(own, key)
     elif _origin(params) == family != own:
         inner = {name: params[name] for name in params if name != "origin"}
-        params = {**_init(own, key), "family": inner}
+        params = {**fresh(own, key), "family": inner}
     else:
         check_params(own, params)
         return params  # with units of their own
@@ -214,8 +213,3 @@ def _start(own: Family, family: Family, params: PyTree, key: Array, split: "Spli
 def _origin(params: PyTree) -> Family | None:
     origin = params.get("origin") if isinstance(params, dict) else None
     return origin.family if isinstance(origin, Origin) else None
-
-
-@compiled()
-def _init(family: Family, key: Array) -> PyTree:
-    return family.init(key)

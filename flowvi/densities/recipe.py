@@ -14,11 +14,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import stats
 
-from flowvi.compiling import compiled
 from flowvi.densities import diagnosis, textbook
 from flowvi.densities.data import Split
 from flowvi.densities.textbook import Rows, Setting
-from flowvi.densities.training import Training
+from flowvi.densities.training import Training, fresh
 from flowvi.diagnostics import Estimate
 from flowvi.families import Family, Standardized, as_array, gaussianized, maf
 from flowvi.families.known import Stacked
@@ -113,7 +112,7 @@ def combined(
     columns = {name: each for name, (_, each) in chosen.items()}
     results, flow_scores = [], []
     for number, split in enumerate(splits):
-        start = placed.place(_init(placed, fit_key), *split.some(fit_key, MAX_ROWS))
+        start = placed.place(fresh(placed, fit_key), *split.some(fit_key, MAX_ROWS))
         result = training.of_part(number, few).run(placed, start, split, fit_key)
         score = functools.partial(_scores, placed, result.params)
         held_out = split.held_out()
@@ -224,11 +223,6 @@ def _best(
                 if kind not in best or mean(found) > mean(best[kind][1]):
                     best[kind] = setting, found
     return best
-
-
-@compiled()
-def _init(family: Family, key: Array) -> PyTree:
-    return family.init(key)
 
 
 def chosen_weights(columns: dict[str, np.ndarray]) -> dict[str, float]:

@@ -66,11 +66,10 @@ class Rows:
     context: np.ndarray
 
     @classmethod
-    def of(cls, x: np.ndarray, context: np.ndarray | None, most: int | None = None) -> "Rows":
-        """The first of some rows, in double precision."""
-        x = np.asarray(x[:most], np.float64)
-        context = np.empty((len(x), 0)) if context is None else np.asarray(context[:most])
-        return cls(x, np.asarray(context, np.float64))
+    def of(cls, x: np.ndarray, context: np.ndarray | None) -> "Rows":
+        """Rows in double precision."""
+        context = np.empty((len(x), 0)) if context is None else context
+        return cls(np.asarray(x, np.float64), np.asarray(context, np.float64))
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from flowvi import checks, files
+from flowvi.compiling import compiled
 from flowvi.densities.data import Data, Split
 from flowvi.families import Family, Standardized
 from flowvi.objectives import NegativeLogLikelihood
@@ -110,6 +111,12 @@ class Training:
             whole = [{**params, "family": each} for each in (result.params, result.last_params)]
             result = dataclasses.replace(result, params=whole[0], last_params=whole[1])
         return result
+
+
+@compiled()
+def fresh(family: Family, key: Array) -> PyTree:
+    """Fresh parameters, compiled."""
+    return family.init(key)
 
 
 def _standardize(family: Family, params: PyTree, rows: Data) -> Data:

@@ -69,8 +69,10 @@ class KnownMixture(Family):
 class KnownConditional(Family):
     """What a mixture of normals over (x, context) says of x at a context; nothing of it is moved.
 
-    p(x | c) = sum_k w_k(c) N(x; loc_k + (c - c_k) B_k, (P_k P_k^T)^-1)
-    w_k(c) proportional to w_k |det R_k| phi((c - c_k) R_k)
+    With c_k, R_k and w_k the location, the factor and the weight of the context's part,
+
+        p(x | c) = sum_k w_k(c) N(x; loc_k + (c - c_k) B_k, (P_k P_k^T)^-1)
+        w_k(c) proportional to w_k |det R_k| phi((c - c_k) R_k)
     """
 
     event_size: int

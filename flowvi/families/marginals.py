@@ -73,7 +73,7 @@ def fitted(x: np.ndarray, num_bins: int, lower: float = -np.inf, upper: float = 
     chords = np.diff(z) / np.diff(knots)
     inner = np.sqrt(chords[1:] * chords[:-1])
     slope = np.concatenate([[ends[0][2]], inner, [ends[1][2]]])
-    # Steeper than thrice the chord a spline would still be monotone, but no longer smooth.
+    # Of a few rows a tail may say any slope; far from that of its bin a spline would bend sharply.
     near = np.concatenate([chords[:1], inner, chords[-1:]])
     slope = np.clip(slope, near / 10, near * 10)
     shape = np.array([ends[0][3], ends[1][3]])

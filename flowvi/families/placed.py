@@ -1,18 +1,16 @@
-"""Families moved elsewhere: into the data's units and support, or by an affine map."""
+"""Families in the data's own units, support, marginals and correlations."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from distrax import Bijector, Block, Chain, Distribution, ScalarAffine
+from distrax import Bijector, Chain, Distribution
 from jax.typing import ArrayLike, DTypeLike
 
-from flowvi import checks
-from flowvi.bijectors import Dense, LowRank, Marginal, Units
+from flowvi.bijectors import Dense, Marginal, Units
 from flowvi.compiling import compiled
 from flowvi.distributions import FlowDistribution
 from flowvi.families import marginals
@@ -24,14 +22,10 @@ from flowvi.families.family import (
     SampleShape,
     as_array,
     as_family,
-    bare_init,
     shown,
 )
 from flowvi.params import Fixed, PyTree
 from flowvi.supports import Interval, Support, SupportLike, as_support, chunks, on_host
-from flowvi.transformers import Transformer, as_transformer
-
-Numbers = dict[str, jax.Array]
 
 #: Bins of the maps of a context.
 CONTEXT_BINS = 8
@@ -40,7 +34,7 @@ CONTEXT_BINS = 8
 BLOCK_ROWS = 2048
 
 
-def _pushed(inner: Distribution, bijectors: list[Bijector], dtype: jnp.dtype) -> FlowDistribution:
+def pushed(inner: Distribution, bijectors: list[Bijector], dtype: jnp.dtype) -> FlowDistribution:
     """The distribution of f(x), x from `inner`: one flow where that is a flow itself."""
     batch_shape, dtype = inner.batch_shape, jnp.promote_types(inner.dtype, dtype)
     if isinstance(inner, FlowDistribution):
@@ -80,7 +74,7 @@ class Standardized(Composed):
         units = Units(**params["units"].value)
         dtype = params["units"].value["shift"].dtype
         bound = self.support.bijector(dtype)
-        return _pushed(inner, [units] if bound is None else [bound, units], dtype)
+        return pushed(inner, [units] if bound is None else [bound, units], dtype)
 
     def log_prob(self, params: Params, x: ArrayLike, context: PyTree = None) -> jax.Array:
         x, context = self._check_data(params, x, context)
@@ -160,8 +154,8 @@ class Standardized(Composed):
 class Gaussianized(Standardized):
     """A family under the marginals and the correlations of data; see `gaussianized`.
 
-    Its parameters are {"family", "whitening"}, "marginals" where columns have maps of their own,
-    and "context_marginals" where a context is of real numbers.
+    Its parameters are {"family", "units", "whitening"}, "marginals" where columns have maps of
+    their own, and "context_units" and "context_marginals" where a context is of real numbers.
     """
 
     num_bins: int | None = None
@@ -191,7 +185,7 @@ class Gaussianized(Standardized):
 
     def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
         dtype = params["units"].value["shift"].dtype
-        return _pushed(inner, _maps(params, dtype), dtype)
+        return pushed(inner, _maps(params, dtype), dtype)
 
     def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
         """Parameters with the marginals and the covariance of data, in double precision."""
@@ -429,110 +423,3 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         rule = "`support` must be one of real numbers between bounds"
         raise TypeError(f"{rule}; got {described!r}.")
     return Standardized(family, described)
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Whitened(Composed):
-    """A family pushed through an affine map that no optimizer moves; see `whitened`.
-
-    Its parameters are {"family", "whitening", "width"}, and "marginal" with such a transformer.
-    """
-
-    family: Family
-    rank: int | None = None
-    marginal: Transformer | None = None
-
-    def __repr__(self) -> str:
-        return shown("whitened", self.family, rank=self.rank, marginal=self.marginal)
-
-    @functools.cached_property
-    def support(self) -> Support:
-        return Interval(self.event_shape)
-
-    def init(self, key: jax.Array) -> Params:
-        size, rank = self.event_shape[0], self.rank
-        loc, scale, basis = jnp.zeros(size), jnp.ones(size), jnp.eye(size, rank)
-        whitening = {"loc": loc, "matrix": basis, "inverse": basis, "log_det": jnp.zeros(())}
-        if rank is not None:
-            whitening = {"loc": loc, "scale": scale, "basis": basis, "gain": jnp.zeros(rank)}
-        params = {"family": bare_init(self.family, key), "width": Fixed(jnp.ones(()))}
-        if self.marginal is not None:
-            params["marginal"] = jnp.zeros((size, self.marginal.num_params))
-        return self.place(params, whitening)
-
-    def place(self, params: Params, whitening: Mapping[str, ArrayLike]) -> Params:
-        """Parameters with another affine map: the arguments of `Dense`, or of `LowRank`."""
-        arrays = {name: jnp.asarray(leaf) for name, leaf in whitening.items()}
-        if self.marginal is not None:
-            arrays["spread"] = _spread(arrays)
-        return {**params, "whitening": Fixed(arrays)}
-
-    def widen(self, params: Params, factor: float) -> Params:
-        """Parameters with a base `factor` times as wide as that of the family, before its maps."""
-        return {**params, "width": Fixed(params["width"].value * factor)}
-
-    def push(self, params: Params, inner: Distribution, context: PyTree) -> FlowDistribution:
-        whitening = params["whitening"].value
-        inner = _wider(inner, params["width"].value)
-        bijectors = self._affine(whitening, params.get("marginal"))
-        return _pushed(inner, bijectors, whitening["loc"].dtype)
-
-    def _affine(self, whitening: Numbers, theta: jax.Array | None) -> list[Bijector]:
-        kind = Dense if self.rank is None else LowRank
-        if self.marginal is None or theta is None:
-            return [kind(**whitening)]
-        # The marginal maps stand between A x, in units of its standard deviations, and those units.
-        whitening = dict(whitening)
-        loc, spread = whitening.pop("loc"), whitening.pop("spread")
-        whitening["loc"] = jnp.zeros_like(loc)
-        if self.rank is None:
-            whitening["matrix"] = whitening["matrix"] / spread[:, None]
-            whitening["inverse"] = whitening["inverse"] * spread
-            whitening["log_det"] = whitening["log_det"] - jnp.sum(jnp.log(spread))
-        else:
-            whitening["scale"] = whitening["scale"] / spread
-        scalar = Block(self.marginal(theta), 1)
-        return [Units(loc, spread), scalar, kind(**whitening)]
-
-
-def _wider(distribution: Distribution, width: jax.Array) -> FlowDistribution:
-    """A distribution from a base so many times as wide."""
-    batch_shape, dtype = distribution.batch_shape, distribution.dtype
-    if isinstance(distribution, FlowDistribution):
-        base, bijector = _wider(distribution.distribution, width), distribution.bijector
-    else:
-        scale = ScalarAffine(shift=0.0, scale=width.astype(dtype))
-        base, bijector = distribution, Block(scale, len(distribution.event_shape))
-    return FlowDistribution(base, bijector, batch_shape=batch_shape, dtype=dtype)
-
-
-def _spread(whitening: Numbers) -> jax.Array:
-    """The standard deviations of loc + A x for standard normal x."""
-    if "matrix" in whitening:
-        return jnp.linalg.norm(whitening["matrix"], axis=-1)
-    gain = (1 + whitening["gain"]) ** 2 - 1
-    return whitening["scale"] * jnp.sqrt(1 + whitening["basis"] ** 2 @ gain)
-
-
-def whitened(
-    family: Family, *, rank: int | None = None, marginal: str | Transformer | None = None
-) -> Whitened:
-    """A family pushed through an affine map that no optimizer moves.
-
-        y = loc + A x,   x from the family
-
-    With a marginal transformer t, y_i = loc_i + s_i t_i((A x)_i / s_i) where s_i is the standard
-    deviation of (A x)_i: skewed and heavy-tailed marginals at the price of a few parameters for
-    each coordinate. A new one has the identity; `place` puts another map into the parameters.
-
-    Args:
-        family: any family over vectors.
-        rank: None for a full matrix A; or that of R in A = diagonal x (identity + R).
-        marginal: "spline", "affine", a transformer, or None for none.
-    """
-    if len(as_family(family).event_shape) != 1:
-        got = f"event shape {family.event_shape} of {family!r}"
-        raise ValueError(f"`family` must be over vectors; got {got}.")
-    if rank is not None and checks.positive_int("rank", rank) > family.event_shape[0]:
-        raise ValueError(f"`rank` must be at most {family.event_shape[0]}; got {rank}.")
-    return Whitened(family, rank, None if marginal is None else as_transformer(marginal))

@@ -6,6 +6,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -278,6 +279,24 @@ def test_what_is_not_combined():
         assert density.scores == () and not isinstance(density.family, Stacked)
     with pytest.raises(ValueError, match="`combine` must be False unless"):
         fit(x, fv.mean_field(2), combine=True)
+    with pytest.raises(TypeError, match="`combine` must be True, False or None; got 'flow'"):
+        fit(x, combine="flow")
+
+
+@pytest.mark.compilations(150)
+def test_a_flow_that_diverges_leaves_the_textbook_estimates():
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    options = {"optimizer": optax.sgd(np.nan), "max_bad_steps": 3}
+    with pytest.warns(DensityWarning, match="The flow diverged: it was judged as it stood before"):
+        density = fit(x, **options)
+    assert density.stop_reason == "error" and len(density.messages) == 1
+    assert density.scores[0].weight == 1
+    gap = stats.norm.logpdf(x).sum(1) - density.log_prob(x)
+    assert abs(gap.mean()) < 0.1
+    with pytest.raises(fv.TrainingDiverged, match="after 3 bad steps in a row") as caught:
+        fit(x, combine=False, **options)
+    for params in (caught.value.params, caught.value.result.params):
+        assert fv.standardized(SMALL).log_prob(params, x).shape == (100,)
 
 
 # -------------------------------------------------------------------------------------- diagnosis

@@ -102,11 +102,12 @@ def fit_density(
         TypeError: if data are not floating numbers, or an argument is of the wrong kind.
         ValueError: if data have the wrong shape, hold NaN or infinity, are constant in a column or
             lie outside the support; or sizes do not go together.
-        TrainingDiverged: as in `fit`.
+        TrainingDiverged: as in `fit`, where there are no textbook estimates to fall back on.
 
     Warns:
         DensityWarning: where columns hold repeated numbers or pile up at a bound, a few rows carry
-            the score, or training and held-out rows part ways.
+            the score, training and held-out rows part ways, or the flow beside textbook estimates
+            diverged.
 
     Example:
         >>> import jax
@@ -125,6 +126,8 @@ def fit_density(
         raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
     check_key(key)
     check_names(options)
+    rule = "`combine` must be True, False or None"
+    checks.require(isinstance(combine, bool | None), rule, combine, error=TypeError)
     if family is None:
         family = default_flow(x, context)
     own = _placed_family(family, support)

@@ -22,7 +22,7 @@ from flowvi.diagnostics import Estimate
 from flowvi.families import Family, Standardized, as_array, gaussianized, maf
 from flowvi.families.known import Stacked
 from flowvi.params import Fixed, Origin, PyTree
-from flowvi.training import StopReason
+from flowvi.training import StopReason, TrainingDiverged
 
 Array = jax.Array
 
@@ -37,6 +37,11 @@ MANY_COLUMNS, MOST_WIDTH = 64, 256
 
 #: Rows that marginal maps are taken from at most.
 MAX_ROWS = 100_000
+
+DIVERGED = (
+    "The flow diverged: it was judged as it stood before, beside the textbook estimates. Perhaps a "
+    "smaller learning rate?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ def combined(
     parts = np.split(order[: len(x) // PARTS * PARTS], PARTS) if few else [order[:num_held_out]]
     splits = [Split(x, context, part) for part in parts]
 
-    tried, floors = [], []
+    tried, floors, has_diverged = [], [], False
     for split in splits:
         held_out = split.held_out()
         rows = Rows.of(*split.some(some_key, textbook.MAX_ROWS))
@@ -113,7 +118,11 @@ def combined(
     results, flow_scores = [], []
     for number, split in enumerate(splits):
         start = placed.place(fresh(placed, fit_key), *split.some(fit_key, MAX_ROWS))
-        result = training.of_part(number, few).run(placed, start, split, fit_key)
+        try:
+            result = training.of_part(number, few).run(placed, start, split, fit_key)
+        except TrainingDiverged as error:
+            # What it was before may still be of use, and is judged as anything else.
+            result, has_diverged = error.result, True
         score = functools.partial(_scores, placed, result.params)
         held_out = split.held_out()
         flow_scores.append(score(held_out["x"], held_out.get("context")))
@@ -147,6 +156,9 @@ def combined(
     described = {name: str(setting) for name, (setting, _) in chosen.items()}
     described |= {"flow": f"{len(results)} x {placed!r}" if few else repr(placed), "all": ""}
     numbers = np.concatenate([split.rows_out for split in splits])
+    messages = diagnosis.about_scores(columns["all"], numbers, seen if "flow" in weights else None)
+    if has_diverged:
+        messages.append(DIVERGED)
     return {
         "family": family,
         "result": dataclasses.replace(results[-1], params=params, last_params=None),
@@ -154,9 +166,7 @@ def combined(
             Score(name, _mean(each), weights.get(name, float(name == "all")), described[name])
             for name, each in columns.items()
         ),
-        "messages": diagnosis.about_scores(
-            columns["all"], numbers, seen if "flow" in weights else None
-        ),
+        "messages": messages,
         "num_rows": len(x),
     }
 

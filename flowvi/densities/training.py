@@ -1,8 +1,10 @@
 """Training of one family on rows that are standardised on the way."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from flowvi.densities.data import Data, Split
 from flowvi.families import Family, Standardized
 from flowvi.objectives import NegativeLogLikelihood
 from flowvi.params import PyTree
-from flowvi.training import FitResult, fit
+from flowvi.training import FitResult, TrainingDiverged, fit
 from flowvi.training.sources import check_batch_size
 
 Array = jax.Array
@@ -96,21 +98,40 @@ class Training:
         schedule = {"num_steps": str(steps)}
         if not len(split.rows_out) and "optimizer" in given:
             schedule = {}
-        result = fit(
-            _Loss(NegativeLogLikelihood(inner)),
-            inner_params,
-            settings.pop("optimizer"),
-            key=key,
-            data=split.training(standardize),
-            check_finite=False,  # they have been looked at
-            configuration={**schedule, **files.describe("family", own)},
-            **settings,
-            **validation,
-        )
-        if isinstance(own, Standardized):
-            whole = [{**params, "family": each} for each in (result.params, result.last_params)]
-            result = dataclasses.replace(result, params=whole[0], last_params=whole[1])
+        with _whole_results(own, params):
+            result = fit(
+                _Loss(NegativeLogLikelihood(inner)),
+                inner_params,
+                settings.pop("optimizer"),
+                key=key,
+                data=split.training(standardize),
+                check_finite=False,  # they have been looked at
+                configuration={**schedule, **files.describe("family", own)},
+                **settings,
+                **validation,
+            )
+        return _whole(own, params, result)
+
+
+def _whole(own: Family, params: PyTree, result: FitResult) -> FitResult:
+    """What training of the inner family learned, as parameters of the whole one."""
+    if not isinstance(own, Standardized):
         return result
+    whole = [{**params, "family": each} for each in (result.params, result.last_params)]
+    return dataclasses.replace(result, params=whole[0], last_params=whole[1])
+
+
+@contextlib.contextmanager
+def _whole_results(own: Family, params: PyTree) -> Iterator[None]:
+    """An exception that carries what was learned carries parameters of the whole family."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(getattr(error, "result", None), FitResult):
+            error.result = _whole(own, params, error.result)  # type: ignore[attr-defined]
+        if isinstance(error, TrainingDiverged):
+            error.params = error.result.last_params
+        raise
 
 
 @compiled()

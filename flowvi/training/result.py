@@ -167,7 +167,11 @@ class TrainingDiverged(RuntimeError):  # noqa: N818 (an event in the reader's wo
         step: the first bad step of the row; the first step of a fit is 0.
         culprit: what was not finite.
         history: as in `FitResult`.
+        result: what was learned up to there; its `params` are the best ones where some were
+            validated before.
     """
+
+    result: FitResult
 
     def __init__(self, message: str, *, params: PyTree, step: int, culprit: str, history: History):
         super().__init__(message)

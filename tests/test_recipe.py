@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 from scipy import stats
+from sklearn.covariance import ledoit_wolf
 
 import flowvi as fv
 from flowvi.bijectors import Marginal
-from flowvi.densities import DensityWarning, diagnosis, recipe, textbook
+from flowvi.densities import DensityWarning, diagnosis, recipe, textbook, training
 from flowvi.densities.textbook import Rows, Setting
 from flowvi.families import Gaussianized, gaussianized, marginals
 from flowvi.families.known import Stacked
@@ -105,6 +106,16 @@ def test_a_covariance_is_shrunk_where_that_helps():
     few = generator.normal(size=(30, 20))
     smallest = np.linalg.eigvalsh(marginals.covariance(few))[0]
     assert smallest > 0.2 > np.linalg.eigvalsh(np.cov(few.T))[0]
+    # With many columns every eigenvalue has a shrinkage of its own.
+    spread = np.geomspace(0.01, 1, 60)
+    for count in (400, 100):
+        rows = np.sqrt(spread) * generator.normal(size=(count, 60))
+        new = np.sqrt(spread) * generator.normal(size=(1000, 60))
+        alike, own = (
+            stats.multivariate_normal(rows.mean(0), found).logpdf(new).mean()
+            for found in (ledoit_wolf(rows)[0], marginals.covariance(rows))
+        )
+        assert own > alike + 0.2
 
 
 # ---------------------------------------------------------------------------- textbook estimates
@@ -151,6 +162,22 @@ def test_a_mixture_given_a_context(monkeypatch):
     draws, its_log_prob = family.sample_exactly(params, KEY, 2000, [0.8, 0.0])
     np.testing.assert_allclose(its_log_prob, family.log_prob(params, draws, [0.8, 0.0]), atol=2e-3)
     assert abs(np.mean(draws[:, 0] > 0) - 0.3) < 0.1
+
+
+def test_a_flow_is_given_up_only_where_it_cannot_catch_up():
+    steps, rule = np.arange(1, 51), training.Hopeless(50)
+
+    def end(behind, error=0.01):
+        found = {"validation_behind": behind, "validation_behind_error": np.full(50, error)}
+        known = [{name: each[:k] for name, each in found.items()} for k in steps]
+        return next((k for k, history in zip(steps, known, strict=True) if rule(history)), None)
+
+    assert end(0.3 + 0.5 / steps) == training.LEAST_VALIDATIONS
+    assert end(0.3 + 0.1 * steps) == training.LEAST_VALIDATIONS  # it overfits
+    assert end(0.3 + 0.5 / steps, error=0.2) is None  # it may be chance
+    assert end(0.3 - 0.1 * np.log2(steps)) is None  # at step 8 it draws level
+    assert 8 < end(0.05 + 1 / steps) < 40
+    assert end(-0.1 + 0.5 / steps) is None
 
 
 def test_weights():
@@ -202,6 +229,21 @@ def test_a_mixture_of_estimates(few, tmp_path):
     for again in (fv.load(tmp_path / "few.flowvi"), pickle.loads(pickle.dumps(few))):
         np.testing.assert_array_equal(again.log_prob(new), log_prob)
         assert again.scores == few.scores
+
+
+@pytest.mark.compilations(150)
+def test_a_flow_far_behind_is_not_trained_on(few, capsys):
+    # In each part of few rows it would have to catch up: one is enough to see that it cannot.
+    density = fit(two_groups(300), num_steps=100, progress=True)
+    assert density.stop_reason == "hopeless" and density.num_steps < 50
+    flow = density.scores[-2]
+    assert flow.weight == 0 and "given up after" in flow.estimate
+    assert flow.log_prob.value < density.scores[-1].log_prob.value
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("mixture ") and lines[-1].startswith("step ")
+    # Without patience it goes on.
+    with_all = fit(two_groups(300), num_steps=20, patience=None)
+    assert with_all.stop_reason == "max_steps" and with_all.num_steps == 20
 
 
 @pytest.mark.slow

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Array = jax.Array
 
 
+#: Draws that a calibration compares with, and numbers in them where each row has draws of its own.
+LEAST_DRAWS, MAX_DRAWS, MAX_NUMBERS = 50, 4_000, 20_000_000
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Density(Fitted):
     """A density that was fitted to data: it scores, samples and draws pictures, in their units.
@@ -56,7 +60,12 @@ class Density(Fitted):
         return "\n".join([head, *rows, *(f"! {message}" for message in self.messages)])
 
     def calibration(
-        self, x: ArrayLike, context: ArrayLike | None = None, *, key: Array, num_draws: int = 4000
+        self,
+        x: ArrayLike,
+        context: ArrayLike | None = None,
+        *,
+        key: Array,
+        num_draws: int | None = None,
     ) -> Calibration:
         """How the marginals of the density meet rows that it was not fitted to.
 
@@ -64,7 +73,8 @@ class Density(Fitted):
             x: rows of shape [n, D].
             context: of shape [n, *context_shape], where the family takes one.
             key: a random key.
-            num_draws: draws to compare with; of each row's own at its context.
+            num_draws: draws to compare with; of each row's own at its context. By default 4,000, or
+                with contexts so many, from 50 on, that all of them are 20 million numbers at most.
 
         Example:
             >>> import jax, flowvi as fv
@@ -77,6 +87,10 @@ class Density(Fitted):
         """
         rows = np.asarray(x, np.float64)
         checks.trailing_shape("x", rows, self.family.event_shape, repr(self.family))
+        if num_draws is None:
+            num_draws = MAX_DRAWS
+            if context is not None:
+                num_draws = int(np.clip(MAX_NUMBERS // max(rows.size, 1), LEAST_DRAWS, MAX_DRAWS))
         draws = self.sample(key, checks.positive_int("num_draws", num_draws), context)
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
         return calibration(rows, np.asarray(draws, np.float64), seed)

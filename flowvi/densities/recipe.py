@@ -5,7 +5,6 @@ rows in turn.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -17,12 +16,13 @@ from scipy import stats
 from flowvi.densities import diagnosis, textbook
 from flowvi.densities.data import Split
 from flowvi.densities.textbook import Rows, Setting
-from flowvi.densities.training import Training, fresh
+from flowvi.densities.training import Rival, Training, fresh, held_out_score
 from flowvi.diagnostics import Estimate
 from flowvi.families import Family, Standardized, as_array, gaussianized, maf
 from flowvi.families.known import Stacked
 from flowvi.params import Fixed, Origin, PyTree
 from flowvi.training import StopReason, TrainingDiverged
+from flowvi.training.progress import display
 
 Array = jax.Array
 
@@ -103,36 +103,50 @@ def combined(
     parts = np.split(order[: len(x) // PARTS * PARTS], PARTS) if few else [order[:num_held_out]]
     splits = [Split(x, context, part) for part in parts]
 
-    tried, floors, has_diverged = [], [], False
-    for split in splits:
-        held_out = split.held_out()
-        rows = Rows.of(*split.some(some_key, textbook.MAX_ROWS))
-        new = Rows.of(held_out["x"], held_out.get("context"))
-        tried.append(textbook.scores(rows, new, support, seed))
-        floors.append(floor(rows.x, new.x))
+    tried: list[dict[Setting, np.ndarray]] = []
+    floors: list[np.ndarray] = []
+    has_diverged = False
+    sizes, is_shown = len(textbook.COMPONENTS), bool(training.options.get("progress", True))
+    with display(sizes * len(splits), is_shown, "mixture") as shown:
+        for split in splits:
+            held_out = split.held_out()
+            rows = Rows.of(*split.some(some_key, textbook.MAX_ROWS))
+            new = Rows.of(held_out["x"], held_out.get("context"))
+            done = sizes * len(tried)
+            tell = lambda number, loss, done=done: shown.update(done + number, loss, None)  # noqa: E731
+            tried.append(textbook.scores(rows, new, support, seed, tell))
+            floors.append(floor(rows.x, new.x))
     chosen = _best(tried, floors)
     # A fresh flow is the identity: so it begins where the normal stands.
     placed = gaussianized(flow, support, num_bins=chosen["normal"][0].num_bins)
 
     columns = {name: each for name, (_, each) in chosen.items()}
-    results, flow_scores = [], []
+    least = np.concatenate(floors)
+    best = max((np.logaddexp(each, least) for each in columns.values()), key=np.mean)
+    results, flow_scores, first = [], [], 0
     for number, split in enumerate(splits):
         start = placed.place(fresh(placed, fit_key), *split.some(fit_key, MAX_ROWS))
+        end = first + len(split.rows_out)
+        rival = Rival(best[first:end], least[first:end])
         try:
-            result = training.of_part(number, few).run(placed, start, split, fit_key)
+            result = training.of_part(number, few).run(placed, start, split, fit_key, rival)
         except TrainingDiverged as error:
             # What it was before may still be of use, and is judged as anything else.
             result, has_diverged = error.result, True
-        score = functools.partial(_scores, placed, result.params)
-        held_out = split.held_out()
-        flow_scores.append(score(held_out["x"], held_out.get("context")))
         results.append(result)
+        if result.stop_reason == StopReason.HOPELESS:
+            break
+        held_out = split.held_out()
+        scored = _scores(placed, result.params, held_out["x"], held_out.get("context"))
+        flow_scores.append(scored)
+        first = end
         if result.stop_reason == StopReason.INTERRUPTED:
             break
-    seen = score(*split.some(some_key, len(split.rows_out)))
-    columns["flow"] = np.concatenate(flow_scores)
-    columns = {name: each[: len(columns["flow"])] for name, each in columns.items()}
-    least = np.concatenate(floors)[: len(columns["flow"])]
+    is_hopeless = result.stop_reason == StopReason.HOPELESS
+    if not is_hopeless:
+        columns["flow"] = np.concatenate(flow_scores)
+        columns = {name: each[:first] for name, each in columns.items()}
+        least = least[:first]
     weights = chosen_weights({n: np.logaddexp(each, least) for n, each in columns.items()})
 
     # Textbook estimates are made anew of all rows; of few rows, the flows of all parts see them.
@@ -155,17 +169,24 @@ def combined(
     columns["all"] = mixed(columns, weights)
     described = {name: str(setting) for name, (setting, _) in chosen.items()}
     described |= {"flow": f"{len(results)} x {placed!r}" if few else repr(placed), "all": ""}
+    scores = [
+        Score(name, _mean(each), weights.get(name, float(name == "all")), described[name])
+        for name, each in columns.items()
+    ]
+    if is_hopeless:
+        early = f"{placed!r}, given up after {result.num_steps} steps"
+        scores.insert(-1, Score("flow", held_out_score(result), 0.0, early))
+    seen = None
+    if "flow" in weights:
+        seen = _scores(placed, result.params, *split.some(some_key, len(split.rows_out)))
     numbers = np.concatenate([split.rows_out for split in splits])
-    messages = diagnosis.about_scores(columns["all"], numbers, seen if "flow" in weights else None)
+    messages = diagnosis.about_scores(columns["all"], numbers, seen)
     if has_diverged:
         messages.append(DIVERGED)
     return {
         "family": family,
         "result": dataclasses.replace(results[-1], params=params, last_params=None),
-        "scores": tuple(
-            Score(name, _mean(each), weights.get(name, float(name == "all")), described[name])
-            for name, each in columns.items()
-        ),
+        "scores": tuple(scores),
         "messages": messages,
         "num_rows": len(x),
     }

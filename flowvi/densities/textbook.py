@@ -5,7 +5,7 @@ Each stands in units of the data or under marginal maps, whichever scores better
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -187,8 +187,17 @@ def placements(rows: Rows, support: Interval) -> Iterator[Placement]:
         yield Placement.of(rows, support, bins)
 
 
-def scores(rows: Rows, held_out: Rows, support: Interval, seed: int) -> dict[Setting, np.ndarray]:
-    """Log densities of held-out rows by every estimate that is tried, made of other rows."""
+def scores(
+    rows: Rows,
+    held_out: Rows,
+    support: Interval,
+    seed: int,
+    tell: Callable[[int, float], None] = lambda number, loss: None,
+) -> dict[Setting, np.ndarray]:
+    """Log densities of held-out rows by every estimate that is tried, made of other rows.
+
+    `tell` is called with the number of each size of a mixture, from 1 on, and the best loss so far.
+    """
     found: dict[Setting, np.ndarray] = {}
     spaces = [(each, *each.standardize(held_out)) for each in placements(rows, support)]
     for space, w, log_det in spaces:
@@ -199,7 +208,7 @@ def scores(rows: Rows, held_out: Rows, support: Interval, seed: int) -> dict[Set
             found[Setting("kernel", bins, factor)] = kernel + log_det
     # Sizes grow in all spaces side by side, until the best of them has stopped improving.
     best, worse, columns = -np.inf, 0, sum(rows.sizes)
-    for size in COMPONENTS:
+    for number, size in enumerate(COMPONENTS, 1):
         if size * columns * (columns + 3) / 2 * ROWS_EACH > len(rows.x):
             break
         here = {}
@@ -213,6 +222,7 @@ def scores(rows: Rows, held_out: Rows, support: Interval, seed: int) -> dict[Set
             spaces = [e for e in spaces if here[e[0].family.num_bins] > top - FAR_BEHIND]
         worse = 0 if top > best else worse + 1
         best = max(best, top)
+        tell(number, -best)
         if worse == MOST_WORSE:
             break
     return found

@@ -15,8 +15,10 @@ import optax
 from flowvi import checks, files
 from flowvi.compiling import compiled
 from flowvi.densities.data import Data, Split
+from flowvi.diagnostics import Estimate
 from flowvi.families import Family, Standardized
 from flowvi.objectives import NegativeLogLikelihood
+from flowvi.objectives.likelihood import held_out_log_probs
 from flowvi.params import PyTree
 from flowvi.training import FitResult, TrainingDiverged, fit
 from flowvi.training.sources import check_batch_size
@@ -35,6 +37,9 @@ AVERAGING = 0.995
 #: Validations over the length of a fit, and how many without a new best end it.
 VALIDATIONS, PATIENCE = 50, 10
 
+#: A flow is given up after so many validations at the earliest, and behind by so many errors.
+LEAST_VALIDATIONS, LEAST_ERRORS = 8, 2.0
+
 
 @dataclasses.dataclass(frozen=True)
 class _Loss:
@@ -47,6 +52,59 @@ class _Loss:
         output = self.likelihood(params, key, rows)
         shift = jnp.mean(batch["log_det"])
         return (output[0] - shift, *output[1:]) if isinstance(output, tuple) else output - shift
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+    """The loss of held-out rows and its standard error; and how far it is behind another's."""
+
+    family: Family
+
+    def __call__(
+        self, params: PyTree, key: Array, batch: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        rows = {name: batch[name] for name in batch if name in ("x", "context")}
+        found = held_out_log_probs(self.family, params, rows) + batch["log_det"]
+        behind = batch["rival"] - jnp.logaddexp(found, batch["least"])
+        error = lambda x: jnp.std(x) / jnp.sqrt(len(x))  # noqa: E731
+        metrics = {"behind": jnp.mean(behind), "behind_error": error(behind), "error": error(found)}
+        return -jnp.mean(found), metrics
+
+
+def held_out_score(result: FitResult) -> Estimate:
+    """The score of the parameters that were best on held-out rows, where there was a rival."""
+    best = int(np.nanargmin(result.history["validation"]))
+    value, error = (float(result.history[f"validation{n}"][best]) for n in ("", "_error"))
+    return Estimate(-value, error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """Scores of held-out rows by another estimate, and the least that count for each row."""
+
+    scores: np.ndarray
+    least: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Hopeless:
+    """Whether a flow will stay behind a rival's held-out score up to the last validation.
+
+    Curves of learning flatten: of what the second half of the validations so far brought, each
+    doubling to come brings no more. So it is hopeless if that much, for all the doublings that
+    are left, is less than what is missing by two standard errors of the paired difference.
+    """
+
+    num_validations: int = VALIDATIONS
+
+    def __call__(self, history: dict[str, np.ndarray]) -> bool:
+        behind, error = history["validation_behind"], history["validation_behind_error"]
+        count = len(behind)
+        if not LEAST_VALIDATIONS <= count < self.num_validations:
+            return False
+        doublings = np.log2(self.num_validations / count) / np.log2(count / (count // 2))
+        gain = max(behind[count // 2 - 1] - behind[-1], 0) * doublings
+        return bool(behind[-1] - gain > LEAST_ERRORS * error[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +122,15 @@ class Training:
         options = {**self.options, "checkpoint_dir": pathlib.Path(folder) / f"part_{number}"}
         return dataclasses.replace(self, options=options)
 
-    def run(self, own: Family, params: PyTree, split: Split, key: Array) -> FitResult:
-        """Trains on a split of the data."""
+    def run(
+        self,
+        own: Family,
+        params: PyTree,
+        split: Split,
+        key: Array,
+        rival: Rival | None = None,
+    ) -> FitResult:
+        """Trains on a split of the data; not on if it stays behind a rival's held-out scores."""
         batch_size = self.options.get("batch_size")
         if batch_size is None:
             batch_size = min(BATCH_SIZE, split.num_rows)
@@ -86,6 +151,13 @@ class Training:
                 "validate_every": max(steps // VALIDATIONS, 1),
                 "patience": self.patience,
             }
+        if rival is not None:
+            scores = {"rival": rival.scores, "least": rival.least}
+            dtype = jnp.result_type(float)
+            rows = validation["validation_data"] | {n: scores[n].astype(dtype) for n in scores}
+            validation |= {"validate": _HeldOut(inner), "validation_data": rows}
+            if self.patience is not None:
+                validation["is_hopeless"] = Hopeless(steps // validation["validate_every"])
         given = {name: value for name, value in self.options.items() if value is not None}
         settings: dict[str, Any] = {
             "optimizer": default_optimizer(steps),

@@ -43,24 +43,26 @@ class NegativeLogLikelihood:
 
     def __call__(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Output:
         if not self.training:
-            return self._held_out(params, batch)
+            return -jnp.mean(held_out_log_probs(self.family, params, batch))
         distribution, new_params = self.family.train_distribution(params, key, batch.get("context"))
         loss = -jnp.mean(distribution.log_prob(batch["x"]))
         return loss if new_params is params else (loss, {}, new_params)
 
-    def _held_out(self, params: PyTree, batch: dict[str, Array]) -> Array:
-        def total(rows: dict[str, Array]) -> Array:
-            distribution = self.family.distribution(params, rows.get("context"))
-            return jnp.sum(distribution.log_prob(rows["x"]))
 
-        num_rows = batch["x"].shape[0]
-        whole = num_rows - num_rows % CHUNK
-        chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, CHUNK, *x.shape[1:]), batch)
-        rest = jax.tree.map(lambda x: x[whole:], batch)
-        # Neither a loop of no rounds nor a chunk of no rows is worth compiling.
-        sums = jnp.sum(jax.lax.map(total, chunks)) if whole else 0.0
-        sums += total(rest) if whole < num_rows else 0.0
-        return -jnp.asarray(sums) / num_rows
+def held_out_log_probs(family: Family, params: PyTree, batch: dict[str, Array]) -> Array:
+    """log p(x_i | context_i) of the rows of a batch, in chunks and in the evaluation form."""
+
+    def log_probs(rows: dict[str, Array]) -> Array:
+        return family.distribution(params, rows.get("context")).log_prob(rows["x"])
+
+    num_rows = batch["x"].shape[0]
+    if num_rows <= CHUNK:
+        return log_probs(batch)
+    # As many rows in each chunk, or the flow would be compiled once more for the rest.
+    missing = -num_rows % CHUNK
+    fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])  # noqa: E731
+    chunks = jax.tree.map(lambda x: fill(x).reshape(-1, CHUNK, *x.shape[1:]), batch)
+    return jax.lax.map(log_probs, chunks).ravel()[:num_rows]
 
 
 @dataclasses.dataclass(frozen=True)

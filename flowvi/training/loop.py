@@ -5,6 +5,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from flowvi.training.progress import display
 from flowvi.training.record import Pace, Record
 from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
 from flowvi.training.step import LossFn, check_loss, check_params, culprit
-from flowvi.training.stopping import Plateau, noted_interrupts
+from flowvi.training.stopping import Hopeless, Plateau, noted_interrupts
 
 Array = jax.Array
 
@@ -42,6 +43,7 @@ def fit(
     validation_data: PyTree = None,
     validate_every: int | None = None,
     patience: int | None = None,
+    is_hopeless: Hopeless | None = None,
     plateau: Plateau | None = None,
     averaging: float | None = None,
     max_bad_steps: int = 10,
@@ -99,6 +101,8 @@ def fit(
         validate_every: steps between two validations; there is one after the last step too. With
             it, the result holds the parameters with the lowest validation loss.
         patience: end training when so many validations in a row brought no new best.
+        is_hopeless: called with the history of the validations so far, a dict of arrays; training
+            ends where it returns True.
         check_finite: whether to refuse data with NaN or infinity in them. Those of an iterable are
             not looked at.
         plateau: see `TrainingOptions`, as for all that follow.
@@ -148,7 +152,11 @@ def fit(
     num_steps = checks.positive_int("num_steps", num_steps)
     max_bad = checks.positive_int("max_bad_steps", max_bad_steps)
     arguments.check_validation(
-        validate_every, validate=validate, validation_data=validation_data, patience=patience
+        validate_every,
+        validate=validate,
+        validation_data=validation_data,
+        patience=patience,
+        is_hopeless=is_hopeless,
     )
     if validate_every is not None and validate is None:
         validate = loss_fn
@@ -165,8 +173,9 @@ def fit(
     names = check_loss("loss_fn", compiled.loss_fn, shapes.params, key, source.batch)
     validation_names = _validation_names(compiled, shapes.params, key, validation_data, names)
     counts = {"validate_every": validate_every, "patience": patience}
-    limits = {name: arguments.count(name, value) for name, value in counts.items()}
-    record = Record(["loss", *names], validation_names, num_steps, **limits, plateau=plateau)
+    limits: dict[str, Any] = {name: arguments.count(name, value) for name, value in counts.items()}
+    limits |= {"plateau": plateau, "is_hopeless": is_hopeless}
+    record = Record(["loss", *names], validation_names, num_steps, **limits)
     run = _Run(compiled, source, record, list(jax.random.split(key, 3)), validation_data, started)
     run.state = compiled.begin(params)
     with contextlib.ExitStack() as stack:

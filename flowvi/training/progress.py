@@ -9,8 +9,10 @@ from typing import Any, TextIO
 LINE_SECONDS = 10.0
 
 
-def display(num_steps: int, enabled: bool) -> "Display":
+def display(num_steps: int, enabled: bool, unit: str = "step") -> "Display":
     """What shows steps, loss, validation loss, bad steps, rate and time left.
+
+    Instead of steps the unit may be what else is done one after the other.
 
     A terminal and a notebook get a tqdm bar. Any other stream is a log, in which a bar would leave
     a heap of carriage returns: it gets a line every ten seconds and one at the end.
@@ -20,7 +22,7 @@ def display(num_steps: int, enabled: bool) -> "Display":
     from tqdm import auto, std
 
     interactive = sys.stderr.isatty() or auto.notebook_tqdm is not std.tqdm
-    return _Bar(num_steps) if interactive else _Lines(num_steps, sys.stderr)
+    return _Bar(num_steps, unit) if interactive else _Lines(num_steps, sys.stderr, unit)
 
 
 class Display:
@@ -50,12 +52,12 @@ class Display:
 
 
 class _Bar(Display):
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, unit: str = "step"):
         from tqdm import auto  # imports IPython where there is one, so not for everybody
 
         # The loop calls a few times a second, so tqdm need not guess how many calls to leave out.
         self._bar: Any = auto.tqdm(
-            total=num_steps, unit=" steps", dynamic_ncols=True, miniters=1, postfix="compiling"
+            total=num_steps, unit=f" {unit}s", dynamic_ncols=True, miniters=1, postfix="compiling"
         )
 
     def begin(self, step: int) -> None:
@@ -71,8 +73,8 @@ class _Bar(Display):
 
 
 class _Lines(Display):
-    def __init__(self, num_steps: int, stream: TextIO):
-        self._num_steps, self._stream, self._line = num_steps, stream, ""
+    def __init__(self, num_steps: int, stream: TextIO, unit: str = "step"):
+        self._num_steps, self._stream, self._unit, self._line = num_steps, stream, unit, ""
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -83,8 +85,8 @@ class _Lines(Display):
         now = time.perf_counter()
         rate = (step - self._first_step) / max(now - self._start, 1e-9)
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        place = f"step {step}/{self._num_steps}"
-        self._line = f"{place}, {text}, {rate:.3g} steps/s, {left:.0f} s left\n"
+        place = f"{self._unit} {step}/{self._num_steps}"
+        self._line = f"{place}, {text}, {rate:.3g} {self._unit}s/s, {left:.0f} s left\n"
         if now - self._last >= LINE_SECONDS:
             self._last = now
             self.close()

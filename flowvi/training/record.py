@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from flowvi.training.result import History, StopReason
-from flowvi.training.stopping import NEVER, Plateau, PlateauWatch
+from flowvi.training.stopping import NEVER, Hopeless, Plateau, PlateauWatch
 
 #: Seconds between two looks at a running fit.
 PACE_SECONDS = 0.25
@@ -57,9 +57,10 @@ class Record:
         validate_every: int = NEVER,
         patience: int = NEVER,
         plateau: Plateau | None = None,
+        is_hopeless: Hopeless | None = None,
     ):
         self._num_steps, self._every, self._patience = num_steps, validate_every, patience
-        self._plateau = plateau
+        self._plateau, self._is_hopeless = plateau, is_hopeless
         self._watch = None if plateau is None else PlateauWatch(plateau)
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         self._validation: dict[str, list[float]] = {name: [] for name in validation_names}
@@ -68,7 +69,7 @@ class Record:
         self.step = 0
         self.num_bad_steps = 0
         self.best_step: int | None = None
-        self._best = np.inf
+        self._best, self._hopeless = np.inf, False
         self.loss = float("nan")
 
     def resume(self, step: int, num_bad_steps: int, history: History) -> None:
@@ -107,6 +108,8 @@ class Record:
             self._dtypes[name] = np.asarray(value).dtype
             self._validation[name].append(float(value))
         self._validation_step.append(step)
+        if self._is_hopeless is not None:
+            self._hopeless = self._is_hopeless(self._validations())
         better = bool(values["validation"] < self._best)
         if better:
             self._best, self.best_step = float(values["validation"]), step
@@ -136,6 +139,8 @@ class Record:
             return StopReason.PATIENCE
         if self.step >= self._num_steps:
             return StopReason.MAX_STEPS
+        if self._hopeless:
+            return StopReason.HOPELESS
         if self._watch is not None and self._watch.is_over:
             return StopReason.PLATEAU
         return None
@@ -149,11 +154,16 @@ class Record:
         """All of it, as numpy arrays."""
         none = [np.zeros(0, np.float32)]
         history = {name: np.concatenate(parts or none) for name, parts in self._parts.items()}
-        for name, values in self._validation.items():
-            history[name] = np.asarray(values, self._dtypes.get(name, np.float32))
+        return history | self._validations()
+
+    def _validations(self) -> History:
+        found = {
+            name: np.asarray(values, self._dtypes.get(name, np.float32))
+            for name, values in self._validation.items()
+        }
         if self._validation:
-            history["validation_step"] = np.asarray(self._validation_step, np.int64)
-        return history
+            found["validation_step"] = np.asarray(self._validation_step, np.int64)
+        return found
 
     def concerns(self) -> list[str]:
         """What the reader of a result should know and may not see in it."""

@@ -22,6 +22,8 @@ class StopReason(enum.StrEnum):
     """The validation loss did not reach a new best for `patience` validations in a row."""
     PLATEAU = "plateau"
     """The loss itself stopped improving, by the rule that was given."""
+    HOPELESS = "hopeless"
+    """The validations left no hope for the rest of the steps, by the rule that was given."""
     DATA = "data"
     """The iterator of batches came to its end."""
     CALLBACK = "callback"

@@ -4,12 +4,15 @@ import contextlib
 import dataclasses
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import numpy as np
 
 from flowvi import checks
+
+#: Whether the validations so far, of which it is given the history, leave no hope for the rest.
+Hopeless = Callable[[dict[str, np.ndarray]], bool]
 
 #: A number of validations or steps that is never reached.
 NEVER = int(np.iinfo(np.int32).max)

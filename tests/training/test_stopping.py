@@ -47,6 +47,20 @@ def walked(**options):
     return run(walk, {"t": np.zeros((), np.float32)}, SGD, **options)
 
 
+def test_a_hopeless_run_ends():
+    def is_hopeless(history):
+        assert history["validation_step"].tolist() == list(range(5, 5 * len(seen) + 6, 5))
+        seen.append(history["validation"][-1])
+        return seen[-1] < 10
+
+    seen = []
+    result = walked(validate=bowl, validate_every=5, is_hopeless=is_hopeless)
+    assert (seen, result.num_steps) == ([49.0, 4.0], 10)
+    assert result.stop_reason is StopReason.HOPELESS
+    with pytest.raises(ValueError, match="positive integer where `is_hopeless` is given"):
+        walked(is_hopeless=is_hopeless)
+
+
 def test_best_parameters():
     result = walked(validate=bowl, validate_every=5)
     np.testing.assert_array_equal(result.history["validation_step"], [5, 10, 15, 20])

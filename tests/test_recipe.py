@@ -138,6 +138,16 @@ def test_an_estimate_is_built_as_it_was_scored(kind):
         assert found[setting].mean() > found[Setting("normal", None)].mean() + 0.3
 
 
+def test_a_normal_of_many_columns_keeps_its_shrinkage():
+    # A second covariance, of the whitened rows, would undo that of the first.
+    generator, scale = np.random.default_rng(0), np.geomspace(0.1, 1, 60)
+    x, new = (scale * generator.normal(size=(count, 60)) for count in (100, 1000))
+    real = as_support(None, (60,))
+    family, params = textbook.build(Setting("normal", None), Rows.of(x, None), real, 0)
+    alike = stats.multivariate_normal(x.mean(0), ledoit_wolf(x / scale)[0] * np.outer(scale, scale))
+    assert np.mean(family.log_prob(params, new)) > np.mean(alike.logpdf(new)) - 1
+
+
 @pytest.mark.compilations(60)
 def test_a_mixture_given_a_context(monkeypatch):
     monkeypatch.setattr(textbook, "COMPONENTS", (4,))
@@ -174,6 +184,7 @@ def test_a_flow_is_given_up_only_where_it_cannot_catch_up():
 
     assert end(0.3 + 0.5 / steps) == training.LEAST_VALIDATIONS
     assert end(0.3 + 0.1 * steps) == training.LEAST_VALIDATIONS  # it overfits
+    assert end(0.1 * steps - 0.15) is None  # so it does, but was ahead at first
     assert end(0.3 + 0.5 / steps, error=0.2) is None  # it may be chance
     assert end(0.3 - 0.1 * np.log2(steps)) is None  # at step 8 it draws level
     assert 8 < end(0.05 + 1 / steps) < 40

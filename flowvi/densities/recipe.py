@@ -153,13 +153,15 @@ def combined(
     # But a held-out row that none of them explains must not spoil what was chosen without it.
     is_strange = not few and any((columns[name] < least).any() for name in weights)
     whole = splits[0] if is_strange else Split(x, context, order[:0])
-    rows = Rows.of(*whole.some(some_key, textbook.MAX_ROWS))
     members: list[tuple[Family, PyTree, float]] = []
     for name, weight in weights.items():
         if name == "flow":
             share = weight / len(results)
             members += [(placed, _bare(each.params), share) for each in results]
         else:
+            # What many rows tell of a normal costs little.
+            count = MAX_ROWS if name == "normal" else textbook.MAX_ROWS
+            rows = Rows.of(*whole.some(some_key, count))
             members.append((*textbook.build(chosen[name][0], rows, support, seed), weight))
     family = Stacked(tuple(member for member, _, _ in members))
     log_weights = Fixed(jnp.log(jnp.asarray([weight for _, _, weight in members])))

@@ -127,6 +127,10 @@ class Placement:
 
     def normal(self) -> Mixture:
         """The normal of the rows."""
+        if not self.sizes[1]:
+            # Whitening has shrunk what needed it; the covariance of whitened rows would undo that.
+            size = self.sizes[0]
+            return Mixture(np.ones(1), np.zeros((1, size)), np.eye(size)[None])
         found = marginals.covariance(self.rows)
         return Mixture(np.ones(1), self.rows.mean(0)[None], found[None])
 

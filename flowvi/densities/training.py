@@ -98,13 +98,14 @@ class Hopeless:
     num_validations: int = VALIDATIONS
 
     def __call__(self, history: dict[str, np.ndarray]) -> bool:
-        behind, error = history["validation_behind"], history["validation_behind_error"]
+        error = history["validation_behind_error"]
+        behind = np.minimum.accumulate(history["validation_behind"])
         count = len(behind)
         if not LEAST_VALIDATIONS <= count < self.num_validations:
             return False
         doublings = np.log2(self.num_validations / count) / np.log2(count / (count // 2))
         gain = max(behind[count // 2 - 1] - behind[-1], 0) * doublings
-        return bool(behind[-1] - gain > LEAST_ERRORS * error[-1])
+        return bool(behind[-1] - gain > LEAST_ERRORS * error[np.argmin(behind)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,8 @@ def _whole_results(own: Family, params: PyTree) -> Iterator[None]:
         raise
 
 
-@compiled()
+# It runs once, so to optimize it would take longer than it saves.
+@compiled(compiler_options={"xla_backend_optimization_level": 0})
 def fresh(family: Family, key: Array) -> PyTree:
     """Fresh parameters, compiled."""
     return family.init(key)

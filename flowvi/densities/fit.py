@@ -86,7 +86,8 @@ def fit_density(
         validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
             Without it the result holds the last parameters.
         patience: end training when so many validations in a row brought no new best; None for
-            never. There are 50 over the length of a fit.
+            never. There are 50 over the length of a fit. Unless it is None, a flow is also given up
+            when its learning curve cannot catch up with the textbook estimates.
         combine: whether to compare and combine with textbook estimates; by default for flows from
             a standard normal, if no `params` are given, some rows are held out, and there are 20
             rows or more.

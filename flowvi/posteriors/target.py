@@ -15,7 +15,7 @@ from flowvi.checks import require
 from flowvi.compiling import compiled
 from flowvi.params import Array, PyTree, Shape
 from flowvi.posteriors import vectorise
-from flowvi.supports import Interval, SupportLike, as_support, concatenated
+from flowvi.supports import Support, SupportLike, as_support, concatenated
 
 #: {name: (shape, support)}, as users write it.
 Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]
@@ -34,16 +34,21 @@ def as_float(value: ArrayLike) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The names and shapes of parameters, in the order of the vector, and their joint support."""
+    """The names and supports of parameters, in the order of the vector, and their joint support."""
 
     names: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    support: Interval
+    supports: tuple[Support, ...]
+    support: Support
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes of the parameters."""
+        return tuple(support.event_shape for support in self.supports)
 
     @property
     def event_size(self) -> int:
         """The length of the vector."""
-        return self.support.event_shape[0]
+        return self.support.free_shape[0]
 
     def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
         """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
@@ -62,16 +67,19 @@ class Layout:
             rule = f"`parameters` must have the names {', '.join(self.names)}"
             raise ValueError(f"{rule}; got {', '.join(map(str, got))}.")
         parts = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            value = as_float(parameters[name])
+        for name, support in zip(self.names, self.supports, strict=True):
+            value, shape = as_float(parameters[name]), support.event_shape
             checks.trailing_shape(name, value, shape, "this target")
+            if not isinstance(value, jax.core.Tracer):  # which has no values yet
+                single = value.ndim == len(shape)
+                support.check(value if single else value.reshape(-1, *shape), name)
             parts.append(value.reshape(*value.shape[: value.ndim - len(shape)], -1))
         theta = jnp.concatenate(parts, -1)
         bijector = self.support.bijector()
         return theta if bijector is None else bijector.inverse(theta)
 
     def labels(self) -> list[str]:
-        """One label for each coordinate: "tau", "theta[0]", "theta[1]", "m[0,1]"."""
+        """One label for each number of the parameters: "tau", "theta[0]", "m[0,1]"."""
         return [
             f"{name}[{','.join(map(str, index))}]" if shape else name
             for name, shape in zip(self.names, self.shapes, strict=True)
@@ -97,9 +105,7 @@ def as_layout(parameters: Parameters) -> Layout:
             supports[-1].bijector()
         except (TypeError, ValueError) as error:
             raise type(error)(f"In `{place}`: {error}") from None
-    # All of them have a bijector, so they are intervals, and so is what they are together.
-    joint = cast(Interval, concatenated(supports))
-    return Layout(tuple(parameters), tuple(shapes), joint)
+    return Layout(tuple(parameters), tuple(supports), concatenated(supports))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -240,9 +240,9 @@ class Manifold(Support):
             case "simplex":
                 return (y > 0).all(-1) & (abs(y.sum(-1) - 1) < slack)
             case "ordered_vector":
-                return np.asarray(np.diff(y) > 0).all(-1)
+                return np.all(np.diff(y) > 0, axis=-1)
             case "positive_ordered_vector":
-                return np.asarray(np.diff(y, prepend=0) > 0).all(-1)
+                return np.all(np.diff(y, prepend=0) > 0, axis=-1)
             case "zero_sum":
                 return np.abs(y.sum(-1)) < slack * (1 + np.abs(y).max(-1))
             case "sphere":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from flowvi import checks
 from flowvi.params import Array
@@ -35,8 +35,15 @@ def log_density(
     host.one(np.zeros(size))  # a wrong shape is found here, not by a compiled program
 
     def call(u: Array) -> tuple[Array, Array]:
-        shapes = jax.ShapeDtypeStruct((), u.dtype), jax.ShapeDtypeStruct(u.shape, u.dtype)
-        return jax.pure_callback(host.many, shapes, u, vmap_method="expand_dims")
+        # As bytes: JAX hands arrays over in a thread of its own, in which `jax.enable_x64` does not
+        # hold, and double precision would be lost there in silence.
+        dtype = u.dtype
+        shapes = [jax.ShapeDtypeStruct((*s, dtype.itemsize), np.uint8) for s in ((), u.shape)]
+        stored = jax.lax.bitcast_convert_type(u, np.uint8)
+        many = functools.partial(host.many, dtype)
+        found = jax.pure_callback(many, tuple(shapes), stored, vmap_method="expand_dims")
+        value, gradient = (jax.lax.bitcast_convert_type(each, dtype) for each in found)
+        return value, gradient
 
     @jax.custom_vjp
     def density(u: Array) -> Array:
@@ -68,16 +75,18 @@ class Host:
         checks.require(fits, rule, f"shapes {value.shape} and {gradient.shape}", say=str)
         return float(value.reshape(())), gradient
 
-    def many(self, u: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Values [...] and gradients [..., size] at u of shape [..., size]."""
-        u = np.asarray(u)
+    def many(self, dtype: DTypeLike, stored: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Values [...] and gradients [..., size] at u of shape [..., size], all as bytes."""
+        u = np.ascontiguousarray(stored).view(dtype)[..., 0]
         rows = u.reshape(-1, self._size).astype(float)
         threaded = len(rows) > 1 and self._num_threads > 1
         found = self._pool.map(self.one, rows) if threaded else map(self.one, rows)
         values, gradients = np.empty(len(rows), u.dtype), np.empty(rows.shape, u.dtype)
         for index, (value, gradient) in enumerate(found):
             values[index], gradients[index] = value, gradient
-        return values.reshape(u.shape[:-1]), gradients.reshape(u.shape)
+        found = values.reshape(u.shape[:-1]), gradients.reshape(u.shape)
+        value, gradient = (each[..., None].view(np.uint8) for each in found)
+        return value, gradient
 
 
 def of_named(function: Callable[[Array], Array]) -> Callable[[dict[str, Array]], Array]:

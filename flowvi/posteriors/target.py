@@ -142,8 +142,8 @@ class Target:
                 the gradient of that, of shape [D]. What it raises ends the fit; where there is no
                 density, return -inf.
             event_size: the length of the parameters' vector; or
-            parameters: the named parameters, as in `from_named`: the vector is then all of them, one
-                after the other and inside their supports. The Jacobian is added here.
+            parameters: the named parameters, as in `from_named`: the vector is then all of them,
+                one after the other, inside their supports. The Jacobian is added here.
             num_threads: calls at once; by default as many as there are processors, 1 if the
                 function must not be called while another call runs.
 
@@ -162,8 +162,7 @@ class Target:
             size, width = layout.event_size, layout.support.event_shape[0]
         function: Any = callback.log_density(value_and_grad, width, num_threads)
         density = function if layout is None else callback.of_named(function)
-        costs = {"twice_differentiable": False, "expensive": True}
-        return cls(density, size, layout=layout, **costs)
+        return cls(density, size, layout=layout, twice_differentiable=False, expensive=True)
 
     @classmethod
     def from_numpyro(

@@ -19,7 +19,7 @@ OLDEST = {
 }
 
 #: The extras whose names differ from those of their libraries.
-EXTRAS = {"funsor": "numpyro", "xarray": "arviz"}
+EXTRAS = {"funsor": "numpyro"}
 
 
 def adapter(library: str, owner: str) -> ModuleType:

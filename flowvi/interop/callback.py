@@ -84,9 +84,8 @@ class Host:
         values, gradients = np.empty(len(rows), u.dtype), np.empty(rows.shape, u.dtype)
         for index, (value, gradient) in enumerate(found):
             values[index], gradients[index] = value, gradient
-        found = values.reshape(u.shape[:-1]), gradients.reshape(u.shape)
-        value, gradient = (each[..., None].view(np.uint8) for each in found)
-        return value, gradient
+        values, gradients = values.reshape(u.shape[:-1]), gradients.reshape(u.shape)
+        return values[..., None].view(np.uint8), gradients[..., None].view(np.uint8)
 
 
 def of_named(function: Callable[[Array], Array]) -> Callable[[dict[str, Array]], Array]:

@@ -72,7 +72,7 @@ class NumpyroModel(Model):
         self._derived = self._find_derived()
         self.names = (*self._names, *self._derived)
         self.event_dims = {name: latent[name]["fn"].event_dim for name in self._names}
-        self.dims = {n: d for n, site in first.items() if (d := _dims(site))}
+        self.dims = {n: d for n, site in first.items() if (d := _dims(site, first))}
         self.coords = {}
 
     # ------------------------------------------------------------------------------- structure
@@ -383,7 +383,7 @@ def _same(one: constraints.Constraint, two: constraints.Constraint) -> bool:
     return repr(first) == repr(second) and all(map(np.array_equal, a, b))
 
 
-def _dims(site: Site) -> tuple[str, ...]:
+def _dims(site: Site, sites: Trace) -> tuple[str, ...]:
     """The names of the axes of a site: those of its plates, and more; none where it has no axes."""
     if site["type"] not in ("sample", "deterministic"):
         return ()
@@ -393,7 +393,9 @@ def _dims(site: Site) -> tuple[str, ...]:
     for frame in _frames(site):
         place = rank - events + frame.dim
         if place >= 0 and jnp.shape(site["value"])[place] == frame.size:
-            names[place] = frame.name
+            # An axis must not be called as a variable is.
+            taken = frame.name in sites and sites[frame.name]["type"] != "plate"
+            names[place] = f"{frame.name}_dim" if taken else frame.name
     return tuple(names)
 
 

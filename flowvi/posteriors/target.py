@@ -223,12 +223,20 @@ class Target:
         _check_scalar(self._density_name, value)
         if self.log_likelihood is None:
             return value + log_det
-        terms = self.log_likelihood(theta, rows)
+        terms = self._row_terms(theta, rows)
+        return value + (self.num_rows or 1) / len(terms) * jnp.sum(terms) + log_det
+
+    def row_terms(self, u: Array, rows: PyTree) -> Array:
+        """The log likelihood of each of some rows at one vector."""
+        return self._row_terms(self._constrain(u)[0], rows)
+
+    def _row_terms(self, theta: Theta, rows: PyTree) -> Array:
+        terms = cast(Callable[[Theta, PyTree], Array], self.log_likelihood)(theta, rows)
         num_rows, got = jax.tree.leaves(rows)[0].shape[0], jnp.shape(terms)
         rule = f"`log_likelihood` must return one log density for each row, of shape {(num_rows,)}"
         fix = "Perhaps sum over the last axis of the data alone?"
         require(got == (num_rows,), rule, f"shape {got}", fix, say=str)
-        return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
+        return terms
 
     def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D] and rows of the data."""

@@ -113,7 +113,7 @@ def test_compiled_code_of_c(tmp_path, x64):
 @pytest.mark.slow
 def test_a_posterior_of_compiled_code(tmp_path, x64):
     target = fv.Target.from_callback(compiled(tmp_path), 2)
-    options = {"num_steps": 300, "num_samples": 64, "progress": False}
+    options = {"num_steps": 1_000, "num_samples": 64, "progress": False}
     posterior = fv.fit_posterior(target, key=jax.random.key(0), **options)
     assert posterior.diagnosis.khat < 0.7
     found = posterior.log_evidence(jax.random.key(1))

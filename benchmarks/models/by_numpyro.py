@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax.experimental.ode import odeint
 from jax.scipy import stats
-from jax.scipy.special import betaln, gammaln, logsumexp, xlogy
+from jax.scipy.special import betaln, gammaln, logsumexp
 from numpyro.contrib.control_flow import scan
 
 import flowvi as fv
@@ -148,7 +148,7 @@ def dirichlet():
         alpha = np.array([2.0, 1.5, 1.0])
         prior = gammaln(alpha.sum()) - gammaln(alpha).sum() + ((alpha - 1) * jnp.log(p["p"])).sum()
         each = gammaln(counts.sum(-1) + 1.0) - gammaln(counts + 1.0).sum(-1)
-        return prior + (each + xlogy(counts, p["p"]).sum(-1)).sum()
+        return prior + (each + (counts * jnp.log(p["p"])).sum(-1)).sum()
 
     return Case(model, (counts,), {"p": ((3,), "simplex")}, log_density)
 
@@ -421,7 +421,7 @@ def capture_recapture():
     def log_density(p):
         prior = stats.beta.logpdf(p["caught"], 2, 2)
         binomial = gammaln(6.0) - gammaln(seen + 1.0) - gammaln(6.0 - seen)
-        binomial += xlogy(seen, p["caught"]) + (5 - seen) * jnp.log1p(-p["caught"])
+        binomial += seen * jnp.log(p["caught"]) + (5 - seen) * jnp.log1p(-p["caught"])
         there = jnp.log(p["present"]) + binomial
         return (
             prior + jnp.where(seen > 0, there, jnp.logaddexp(there, jnp.log1p(-p["present"]))).sum()
@@ -470,7 +470,7 @@ def negative_binomial():
         mean, shape = jnp.exp(p["a"] + p["b"] * x), p["shape"]
         # JAX's `betaln`, which numpyro takes too, is right to six digits only.
         each = -betaln(shape, y + 1.0) - jnp.log(shape + y)
-        each += shape * jnp.log(shape / (shape + mean)) + xlogy(y, mean / (shape + mean))
+        each += shape * jnp.log(shape / (shape + mean)) + y * jnp.log(mean / (shape + mean))
         return prior + each.sum()
 
     shapes = {"a": ((), "real"), "b": ((), "real"), "shape": ((), "positive")}
@@ -516,7 +516,7 @@ def improper_priors():
         value += ((a - 1) * jnp.log(p["rate"]) + (b - 1) * jnp.log1p(-p["rate"])).sum()
         choose = gammaln(total + 1.0) - gammaln(died + 1.0) - gammaln(total - died + 1.0)
         alive = (total - died) * jnp.log1p(-p["rate"])
-        return value + (choose + xlogy(died, p["rate"]) + alive).sum()
+        return value + (choose + died * jnp.log(p["rate"]) + alive).sum()
 
     shapes = {"ab": ((2,), "positive"), "rate": ((6,), (0, 1))}
     return Case(model, (died, total), shapes, log_density)

@@ -86,7 +86,18 @@ class Target:
             log_density: {name: array}, inside the supports -> scalar, the log density with respect
                 to these parameters. The Jacobian of the map from the vector is added here, once.
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
-                of which either may be None or infinite.
+                of which either may be None or infinite; a kind of `flowvi.bijectors.Constrained`,
+                such as "simplex" or "corr_cholesky"; a constraint of numpyro's; or a bijector from
+                the reals, of Distrax's or TFP's.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import flowvi as fv
+            >>> target = fv.Target.from_named(
+            ...     lambda p: jnp.log(p["share"]).sum(), {"share": ((3,), "simplex")}
+            ... )
+            >>> print(target.constrain(jnp.zeros(2))["share"])
+            [0.33333334 0.33333334 0.33333334]
         """
         layout = as_layout(parameters)
         return cls(log_density, layout.event_size, layout=layout)

@@ -26,7 +26,7 @@ SCHOOLS = list("ABCDEFGH")
 #: PyMC keeps some of its constants to nine digits.
 OWN = 1e-8
 
-#: Between them: transforms of positive numbers and of those between bounds, deterministic variables.
+#: Between them: transforms of positive numbers and of an interval, deterministic variables.
 QUICK = ["eight_schools", "zero_inflated"]
 
 

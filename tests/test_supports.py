@@ -66,7 +66,7 @@ COMPOSED = ["corr_matrix", "positive_definite", "positive_ordered_vector"]
 ALL = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in COMPOSED)) for kind in FREE]
 
 
-@pytest.mark.compilations(60)
+@pytest.mark.compilations(80)
 @pytest.mark.parametrize("kind", ALL)
 def test_maps_have_the_properties_of_bijectors(kind, x64):
     size = Manifold(SHAPES[kind], kind).free_shape[0]

@@ -96,8 +96,8 @@ class Target:
             >>> target = fv.Target.from_named(
             ...     lambda p: jnp.log(p["share"]).sum(), {"share": ((3,), "simplex")}
             ... )
-            >>> print(target.constrain(jnp.zeros(2))["share"])
-            [0.33333334 0.33333334 0.33333334]
+            >>> [f"{share:.2f}" for share in target.constrain(jnp.zeros(2))["share"]]
+            ['0.33', '0.33', '0.33']
         """
         layout = as_layout(parameters)
         return cls(log_density, layout.event_size, layout=layout)

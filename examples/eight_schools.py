@@ -58,7 +58,7 @@ def main():
     print(posterior.diagnosis)
     print(f"log evidence by quadrature: {LOG_EVIDENCE}")
 
-    figure = plotting.pairs(posterior, jax.random.key(2), names=["mu", "tau", "z"])
+    figure = plotting.pairs(posterior, jax.random.key(2), names=["mu", "tau", "z[0]", "z[6]"])
     figure.savefig(arguments.output, dpi=60)
     print(f"wrote {arguments.output}")
 

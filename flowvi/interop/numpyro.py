@@ -281,9 +281,11 @@ class NumpyroModel(Model):
 
     def posterior_predictive(self, key: Array, draws: Draws) -> dict[str, np.ndarray]:
         given = {name: jnp.asarray(draws[name]) for name in self._names}
-        # Values of discrete sites are drawn given the data by numpyro; new data need no more.
-        if self._discrete:
-            return {}
+        key, discrete_key = jax.random.split(key)
+        if self._discrete:  # what was summed out is drawn given the data
+            options: dict[str, Any] = {"infer_discrete": True, "return_sites": self._discrete}
+            predictive = Predictive(self._whole(), given, **options)
+            given |= predictive(discrete_key, *self._args, **self._kwargs)
         return self._predict(key, self._observed, posterior_samples=given)
 
     def prior(self, key: Array, num_draws: int) -> tuple[Draws, Draws]:

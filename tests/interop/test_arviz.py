@@ -119,3 +119,15 @@ def test_libraries_that_are_missing(library, posterior, monkeypatch):
     match = rf"`posterior.{method}` must have {library} to work with; got none. .*\[{library}\]"
     with pytest.raises(ImportError, match=match):
         getattr(posterior, method)(jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.compilations(150)
+def test_new_data_of_a_model_whose_classes_were_summed_out():
+    """Classes are drawn given the data: where normals are far apart, new data repeat the old."""
+    posterior = unfitted(CASES["mixture"]().by_numpyro())
+    data = posterior.to_arviz(jax.random.key(0), 300, 1)
+    old, new = data["observed_data"]["y"].values, data["posterior_predictive"]["y"].values[0]
+    assert new.shape == (300, 50)
+    assert np.corrcoef(old, new.mean(0))[0, 1] > 0.8
+    assert "log_likelihood" not in data

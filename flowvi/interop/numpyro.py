@@ -142,9 +142,10 @@ class NumpyroModel(Model):
         if not improper:
             return
         moves = dict.fromkeys(improper, False)
+        slopes_at = jax.jit(jax.grad(self.log_density))
         for sites in (self._sites, second):
             theta = self.parameters_of({n: jnp.asarray(sites[n]["value"]) for n in self._names})
-            slopes = jax.grad(self.log_density)(theta)
+            slopes = slopes_at(theta)
             moves = {n: moves[n] | (np.asarray(slopes[n]) != 0) for n in improper}
         for name in improper:
             rule = f"site {name!r} of `model` must have a proper prior, or data that depend on it"

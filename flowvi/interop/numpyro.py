@@ -299,7 +299,7 @@ class NumpyroModel(Model):
     def _predict(self, key: Array, names: list[str], **options: Any) -> dict[str, np.ndarray]:
         if not names:
             return {}
-        model = handlers.uncondition(self._whole())
+        model = _Unobserved(self._whole())
         predictive = Predictive(model, return_sites=names, **options)
         found = predictive(key, *self._args, **self._kwargs)
         return {name: np.asarray(found[name]) for name in names}
@@ -315,6 +315,18 @@ class _Rows(Messenger):
     def process_message(self, msg: Site) -> None:
         if msg["type"] == "plate" and msg["name"] == self._name:
             msg["value"], msg["args"] = self._rows, (msg["args"][0], len(self._rows))
+
+
+class _Unobserved(handlers.uncondition):
+    """A model whose data are drawn anew, in their own shape where no plate says how many."""
+
+    def process_message(self, msg: Site) -> None:
+        if msg["type"] != "sample" or not _is_data(msg):
+            return
+        fn, shape = msg["fn"], jnp.shape(msg["value"])
+        batch = np.broadcast_shapes(fn.batch_shape, shape[: len(shape) - fn.event_dim])
+        msg["fn"] = fn if tuple(fn.batch_shape) == batch else fn.expand(batch)
+        super().process_message(msg)
 
 
 def _in_precision(value: object) -> object:

@@ -127,6 +127,19 @@ def test_draws_speak_the_names_of_numpyro():
     )
 
 
+def test_new_data_have_the_shape_of_the_data():
+    """Also where the model has no plate that says how many there are."""
+
+    def model(y):
+        numpyro.sample("y", dist.Normal(numpyro.sample("x", dist.Normal(0.0, 1.0)), 0.1), obs=y)
+
+    target = fv.Target.from_numpyro(model, np.zeros(5))
+    x = np.array([-10.0, 0.0, 10.0], np.float32)
+    new = target.model.posterior_predictive(jax.random.key(0), {"x": x})["y"]
+    assert new.shape == (3, 5) and len(np.unique(new)) == 15
+    np.testing.assert_allclose(new.mean(1), x, atol=0.5)
+
+
 def test_rows_of_a_plate_are_a_minibatch(x64):
     target = CASES["logistic_regression"]().by_numpyro()
     assert target.num_rows == 80

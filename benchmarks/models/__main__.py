@@ -11,11 +11,9 @@ Those of PyMC are compared in the slow tests. One line a model, printed as it is
 import argparse
 import time
 import warnings
-from collections.abc import Callable
 
 import jax
 import numpy as np
-import numpyro
 from numpyro.infer import MCMC, NUTS
 
 import flowvi as fv
@@ -48,9 +46,9 @@ def beside_nuts(case: Case, posterior: fv.Posterior) -> tuple[float, float]:
     """The largest difference of means, in standard deviations, and ratio of these less one."""
     options = {"num_warmup": 1000, "num_samples": 2500, "num_chains": 4, "progress_bar": False}
     # NUTS takes all rows where a plate takes a subsample.
-    model = case.model if posterior.target.num_rows is None else _whole(case.model)
-    sampler = MCMC(NUTS(model), chain_method="vectorized", **options)
-    sampler.run(jax.random.key(1), *case.args)
+    whole = {} if posterior.target.num_rows is None else {"size": None}
+    sampler = MCMC(NUTS(case.model), chain_method="vectorized", **options)
+    sampler.run(jax.random.key(1), *case.args, **whole)
     theirs = sampler.get_samples()
     ours = posterior.resample(jax.random.key(2), 20_000)
     means, ratios = [], []
@@ -61,20 +59,6 @@ def beside_nuts(case: Case, posterior: fv.Posterior) -> tuple[float, float]:
         means.append(np.max(np.abs(x.mean(0) - y.mean(0))[free] / sd[free], initial=0))
         ratios.append(np.max(np.abs(x.std(0)[free] / sd[free] - 1), initial=0))
     return float(max(means)), float(max(ratios))
-
-
-def _whole(model: Callable[..., object]) -> Callable[..., object]:
-    """The model with its plates over all rows."""
-    plate = numpyro.plate
-
-    def whole(*args: object) -> object:
-        numpyro.plate = lambda name, size, subsample_size=None: plate(name, size)
-        try:
-            return model(*args)
-        finally:
-            numpyro.plate = plate
-
-    return whole
 
 
 def main() -> None:

@@ -437,10 +437,10 @@ def logistic_regression():
     x = rng.normal(size=(80, 3))
     y = (rng.random(80) < jax.nn.sigmoid(x @ np.array([1.0, -2.0, 0.5]))).astype(int)
 
-    def model(x, y):
+    def model(x, y, size=10):
         a = numpyro.sample("a", dist.Normal(0, 3))
         b = numpyro.sample("b", dist.Normal(0, 2).expand([3]).to_event(1))
-        with numpyro.plate("row", len(y), subsample_size=10) as rows:
+        with numpyro.plate("row", len(y), subsample_size=size) as rows:
             numpyro.sample("y", dist.Bernoulli(logits=a + x[rows] @ b), obs=y[rows])
 
     def log_density(p):

@@ -2,6 +2,7 @@
 
 from flowvi.bijectors.autoregressive import IAF, MAF
 from flowvi.bijectors.chain import Chain, Stack
+from flowvi.bijectors.constrained import KINDS, Blocks, Constrained
 from flowvi.bijectors.coupling import Coupling
 from flowvi.bijectors.linear import Dense, LowRank, LULinear, Permutation
 from flowvi.bijectors.marginal import Marginal
@@ -9,8 +10,11 @@ from flowvi.bijectors.units import Units
 
 __all__ = [
     "IAF",
+    "KINDS",
     "MAF",
+    "Blocks",
     "Chain",
+    "Constrained",
     "Coupling",
     "Dense",
     "LULinear",

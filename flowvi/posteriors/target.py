@@ -1,8 +1,7 @@
 """What a posterior is fitted to: a log density, and parameters laid out in one vector."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -10,96 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from flowvi import checks
+from flowvi import checks, interop
 from flowvi.checks import require
 from flowvi.compiling import compiled
+from flowvi.interop import callback
+from flowvi.interop.model import Model
+from flowvi.layouts import Layout, Parameters, Theta, as_float, as_layout, labels_of
 from flowvi.params import Array, PyTree, Shape
 from flowvi.posteriors import vectorise
-from flowvi.supports import Interval, SupportLike, as_support, concatenated
-
-#: {name: (shape, support)}, as users write it.
-Parameters = Mapping[str, tuple[int | Sequence[int], SupportLike]]
-
-#: Parameters in the user's space: an array, or {name: array}.
-Theta = PyTree
-
-_FORM = '{"tau": ((), "positive"), "theta": ((8,), "real"), "p": ((3,), (0, 1))}'
-
-
-def as_float(value: ArrayLike) -> Array:
-    """An array, or what numpy can make one of, in JAX's floating precision."""
-    is_array = isinstance(value, jax.Array)
-    return jnp.asarray(value if is_array else np.asarray(value), jnp.result_type(float))
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The names and shapes of parameters, in the order of the vector, and their joint support."""
-
-    names: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    support: Interval
-
-    @property
-    def event_size(self) -> int:
-        """The length of the vector."""
-        return self.support.event_shape[0]
-
-    def constrain_and_log_det(self, u: Array) -> tuple[dict[str, Array], Array]:
-        """The parameters at u of shape [..., D], and log |det d theta / du| of shape [...]."""
-        theta, log_det = u, jnp.zeros(u.shape[:-1], u.dtype)
-        bijector = self.support.bijector()
-        if bijector is not None:
-            theta, log_det = bijector.forward_and_log_det(u)
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = zip(self.names, self.shapes, jnp.split(theta, ends[:-1], axis=-1), strict=True)
-        return {n: part.reshape(*u.shape[:-1], *shape) for n, shape, part in parts}, log_det
-
-    def unconstrain(self, parameters: Mapping[str, ArrayLike]) -> Array:
-        """The vectors, of shape [..., D], at parameters of shapes [..., *shape]."""
-        if not isinstance(parameters, Mapping) or set(parameters) != set(self.names):
-            got = parameters if isinstance(parameters, Mapping) else [type(parameters).__name__]
-            rule = f"`parameters` must have the names {', '.join(self.names)}"
-            raise ValueError(f"{rule}; got {', '.join(map(str, got))}.")
-        parts = []
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            value = as_float(parameters[name])
-            checks.trailing_shape(name, value, shape, "this target")
-            parts.append(value.reshape(*value.shape[: value.ndim - len(shape)], -1))
-        theta = jnp.concatenate(parts, -1)
-        bijector = self.support.bijector()
-        return theta if bijector is None else bijector.inverse(theta)
-
-    def labels(self) -> list[str]:
-        """One label for each coordinate: "tau", "theta[0]", "theta[1]", "m[0,1]"."""
-        return [
-            f"{name}[{','.join(map(str, index))}]" if shape else name
-            for name, shape in zip(self.names, self.shapes, strict=True)
-            for index in np.ndindex(*shape)
-        ]
-
-
-def as_layout(parameters: Parameters) -> Layout:
-    """The layout of {name: (shape, support)}, for supports as `as_support` takes them."""
-    kind, is_dict = type(parameters).__name__, isinstance(parameters, Mapping)
-    require(is_dict, f"`parameters` must be a dict such as {_FORM}", kind, error=TypeError, say=str)
-    if not parameters:
-        raise ValueError(f"`parameters` must have at least one name, as in {_FORM}; got none.")
-    shapes, supports = [], []
-    for name, pair in parameters.items():
-        rule, place = "`parameters` must have strings as names", f"parameters[{name!r}]"
-        require(isinstance(name, str), rule, name, error=TypeError)
-        rule, is_pair = f"`{place}` must be a pair (shape, support)", isinstance(pair, tuple | list)
-        require(is_pair and len(pair) == 2, f"{rule}, as in {_FORM}", pair, error=TypeError)
-        shapes.append(checks.shape(f"{place}[0]", pair[0]))
-        try:
-            supports.append(as_support(pair[1], shapes[-1]))
-            supports[-1].bijector()
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"In `{place}`: {error}") from None
-    # All of them have a bijector, so they are intervals, and so is what they are together.
-    joint = cast(Interval, concatenated(supports))
-    return Layout(tuple(parameters), tuple(shapes), joint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,6 +35,10 @@ class Target:
         layout: the named parameters that u stands for; None where it stands for itself.
         log_likelihood: (parameters, rows) -> the log density of each row.
         data: the rows: a pytree of arrays with a common leading axis.
+        model: a model of another library that the log density is of. Then `constrain` gives what
+            that model computes too, in its names.
+        twice_differentiable: whether the log density has second derivatives.
+        expensive: whether a call of the log density costs far more than a step of a flow.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,6 +57,9 @@ class Target:
     layout: Layout | None = None
     log_likelihood: Callable[[Theta, PyTree], Array] | None = None
     data: PyTree = dataclasses.field(default=None, repr=False)
+    model: Model | None = None
+    twice_differentiable: bool = True
+    expensive: bool = False
 
     def __post_init__(self) -> None:
         size = checks.positive_int("event_size", self.event_size)
@@ -162,7 +86,18 @@ class Target:
             log_density: {name: array}, inside the supports -> scalar, the log density with respect
                 to these parameters. The Jacobian of the map from the vector is added here, once.
             parameters: {name: (shape, support)}; a support is "real", "positive", or (low, high),
-                of which either may be None or infinite.
+                of which either may be None or infinite; a kind of `flowvi.bijectors.Constrained`,
+                such as "simplex" or "corr_cholesky"; a constraint of numpyro's; or a bijector from
+                the reals, of Distrax's or TFP's.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import flowvi as fv
+            >>> target = fv.Target.from_named(
+            ...     lambda p: jnp.log(p["share"]).sum(), {"share": ((3,), "simplex")}
+            ... )
+            >>> [f"{share:.2f}" for share in target.constrain(jnp.zeros(2))["share"]]
+            ['0.33', '0.33', '0.33']
         """
         layout = as_layout(parameters)
         return cls(log_density, layout.event_size, layout=layout)
@@ -191,14 +126,123 @@ class Target:
             event_size: the length of the parameters' vector; or
             parameters: the named parameters, as in `from_named`.
         """
-        if (event_size is None) == (parameters is None):
-            got = "neither" if event_size is None else "both"
-            raise ValueError(f"`event_size` must be given, or else `parameters`; got {got}.")
+        _check_one_of(event_size, parameters)
         layout = None if parameters is None else as_layout(parameters)
         size = cast(int, event_size if layout is None else layout.event_size)
         return cls(
             log_prior, size, layout=layout, log_likelihood=log_likelihood, data=_as_rows(data)
         )
+
+    @classmethod
+    def from_callback(
+        cls,
+        value_and_grad: callback.ValueAndGrad,
+        event_size: int | None = None,
+        *,
+        parameters: Parameters | None = None,
+        num_threads: int | None = None,
+    ) -> "Target":
+        """A target whose log density is no function of JAX: of Stan, of C++, of a simulator.
+
+        It is called for many vectors at once, each in a thread, which helps where it releases
+        Python's lock, as compiled code does. Only its gradient is known: the start is then found
+        without second derivatives. It must not call JAX.
+
+        Args:
+            value_and_grad: a numpy vector of shape [D], in double precision -> its log density, and
+                the gradient of that, of shape [D]. What it raises ends the fit; where there is no
+                density, return -inf.
+            event_size: the length of the parameters' vector; or
+            parameters: the named parameters, as in `from_named`: the vector is then all of them,
+                one after the other, inside their supports. The Jacobian is added here.
+            num_threads: calls at once; by default as many as there are processors, 1 if the
+                function must not be called while another call runs.
+
+        Example:
+            >>> import numpy as np
+            >>> import flowvi as fv
+            >>> target = fv.Target.from_callback(lambda u: (-0.5 * u @ u, -u), 2)
+            >>> float(target(np.ones(2)))
+            -1.0
+        """
+        _check_one_of(event_size, parameters)
+        layout = None if parameters is None else as_layout(parameters)
+        if layout is None:
+            size = width = checks.positive_int("event_size", event_size)
+        else:
+            size, width = layout.event_size, layout.support.event_shape[0]
+        function: Any = callback.log_density(value_and_grad, width, num_threads)
+        density = function if layout is None else callback.of_named(function)
+        return cls(density, size, layout=layout, twice_differentiable=False, expensive=True)
+
+    @classmethod
+    def from_numpyro(
+        cls, model: Callable[..., object], *args: object, **kwargs: object
+    ) -> "Target":
+        """A target of a model of numpyro and its data: as `numpyro.infer.NUTS` sees it.
+
+        Draws have the names of its sites, deterministic ones included; `numpyro.infer.Predictive`
+        and `numpyro.infer.log_likelihood` take them. Discrete sites that numpyro can enumerate are
+        summed out, for which it needs funsor. Where one plate takes a subsample of the data, the
+        target is one over rows, and `batch_size` of `fit_posterior` says how many a step sees.
+
+        Args:
+            model: a function with numpyro's primitives.
+            args: its arguments.
+            kwargs: its named arguments.
+
+        Raises:
+            ImportError: if numpyro is not installed.
+            ValueError: if the model does not run; if a site has no prior, an improper one and no
+                data, a discrete support that cannot be enumerated, or data of another shape.
+
+        Example:
+            >>> import numpy as np, numpyro, numpyro.distributions as dist
+            >>> import flowvi as fv
+            >>> def model(y):
+            ...     sd = numpyro.sample("sd", dist.HalfNormal(1.0))
+            ...     numpyro.sample("y", dist.Normal(0.0, sd), obs=y)
+            >>> fv.Target.from_numpyro(model, np.array([0.3, -0.4])).labels()
+            ['sd']
+        """
+        adapter = interop.adapter("numpyro", "fv.Target.from_numpyro")
+        return cls._of_model(adapter.NumpyroModel(model, args, kwargs))
+
+    @classmethod
+    def from_pymc(cls, model: object) -> "Target":
+        """A target of a model of PyMC, through PyTensor's JAX backend.
+
+        The vector is that of the model's value variables, with PyMC's own transforms. Draws have
+        the names of its random variables, and of what is deterministic.
+
+        Args:
+            model: a `pymc.Model`.
+
+        Raises:
+            ImportError: if PyMC is not installed.
+            ValueError: if a free random variable is discrete, or the model has something that JAX
+                lacks.
+
+        Example:
+            >>> import pymc as pm  # doctest: +SKIP
+            >>> with pm.Model() as model:  # doctest: +SKIP
+            ...     sd = pm.HalfNormal("sd")
+            ...     pm.Normal("y", 0, sd, observed=[0.3, -0.4])
+            >>> fv.Target.from_pymc(model).labels()  # doctest: +SKIP
+            ['sd']
+        """
+        adapter = interop.adapter("pymc", "fv.Target.from_pymc")
+        return cls._of_model(adapter.PyMCModel(model))
+
+    @classmethod
+    def _of_model(cls, model: Model) -> "Target":
+        layout = as_layout(model.parameters)
+        size = layout.event_size
+        if model.num_rows is None:
+            return cls(model.log_density, size, layout=layout, model=model)
+        rows: dict[str, Any] = {"log_likelihood": model.log_likelihood}
+        rows["data"] = np.arange(model.num_rows)
+        return cls(model.log_prior, size, layout=layout, model=model, **rows)
 
     @property
     def num_rows(self) -> int | None:
@@ -216,12 +260,20 @@ class Target:
         _check_scalar(self._density_name, value)
         if self.log_likelihood is None:
             return value + log_det
-        terms = self.log_likelihood(theta, rows)
+        terms = self._row_terms(theta, rows)
+        return value + (self.num_rows or 1) / len(terms) * jnp.sum(terms) + log_det
+
+    def row_terms(self, u: Array, rows: PyTree) -> Array:
+        """The log likelihood of each of some rows at one vector."""
+        return self._row_terms(self._constrain(u)[0], rows)
+
+    def _row_terms(self, theta: Theta, rows: PyTree) -> Array:
+        terms = cast(Callable[[Theta, PyTree], Array], self.log_likelihood)(theta, rows)
         num_rows, got = jax.tree.leaves(rows)[0].shape[0], jnp.shape(terms)
         rule = f"`log_likelihood` must return one log density for each row, of shape {(num_rows,)}"
         fix = "Perhaps sum over the last axis of the data alone?"
         require(got == (num_rows,), rule, f"shape {got}", fix, say=str)
-        return value + (self.num_rows or 1) / num_rows * jnp.sum(terms) + log_det
+        return terms
 
     def log_joint(self, params: PyTree, key: Array | None, z: Array, batch: PyTree) -> Array:
         """What objectives call: the log density at z of shape [..., D] and rows of the data."""
@@ -229,16 +281,28 @@ class Target:
 
     def constrain(self, u: ArrayLike) -> Theta:
         """The user's parameters at u of shape [..., D]: {name: array}, or u itself."""
-        return self._constrain(self._vectors("u", u))[0]
+        u = self._vectors("u", u)
+        if self.model is None:
+            return self._constrain(u)[0]
+        found = _values(self, u)
+        return {name: found[name] for name in self.model.names}
 
     def unconstrain(self, parameters: Theta) -> Array:
-        """The inverse of `constrain`."""
+        """The inverse of `constrain`.
+
+        Raises:
+            ValueError: if a parameter is outside of its support; the message names it.
+        """
+        if self.model is not None:
+            parameters = self._parameters_of(self.model, parameters)
         if self.layout is not None:
             return self.layout.unconstrain(parameters)
         return self._vectors("parameters", parameters)
 
     def labels(self) -> list[str]:
-        """One label for each coordinate of the vector, in the user's names."""
+        """One label for each number of what `constrain` gives, in its order: "m[0,1]"."""
+        if self.model is not None:
+            return labels_of(self.value_shapes())
         if self.layout is None:
             return [f"u[{index}]" for index in range(self.event_size)]
         return self.layout.labels()
@@ -247,6 +311,29 @@ class Target:
         """Checks, from shapes alone, that the log density returns a floating scalar."""
         u = jax.ShapeDtypeStruct((self.event_size,), jnp.result_type(float))
         jax.eval_shape(self.at, u, self.data)
+
+    def value_shapes(self) -> dict[str, Shape]:
+        """The shapes of what `constrain` gives at one vector, by name."""
+        u = jax.ShapeDtypeStruct((self.event_size,), jnp.result_type(float))
+        values = jax.eval_shape(self.constrain, u)
+        if not isinstance(values, dict):
+            return {"u": values.shape}
+        names = values if self.model is None else self.model.names  # tracing sorts them
+        return {name: values[name].shape for name in names}
+
+    def _parameters_of(self, model: Model, values: Theta) -> Theta:
+        """The parameters of a model's values, which may have leading axes."""
+        rule = "`parameters` must be a dict by the names of the model"
+        require(isinstance(values, Mapping), rule, type(values).__name__, error=TypeError, say=str)
+        shapes = self.value_shapes()
+        known = {name: as_float(each) for name, each in values.items() if name in shapes}
+        for name, each in known.items():
+            checks.trailing_shape(name, each, shapes[name], "this target")
+        function = model.parameters_of
+        name = next(iter(known), None)
+        for _ in range(0 if name is None else known[name].ndim - len(shapes[name])):
+            function = jax.vmap(function)
+        return function(known)
 
     @property
     def _density_name(self) -> str:
@@ -266,6 +353,18 @@ def _evaluate(target: Target, u: Array, rows: PyTree) -> Array:
     return target.log_joint({}, None, u, rows)
 
 
+@compiled()
+def _values(target: Target, u: Array) -> dict[str, Array]:
+    """What a target's model shows, at u of shape [..., D]."""
+
+    def values(u: Array, rows: None) -> dict[str, Array]:
+        return cast(Model, target.model).values(target._constrain(u)[0])
+
+    lead = u.shape[:-1]
+    found = vectorise.over(values, u.reshape(-1, u.shape[-1]), None)
+    return {name: each.reshape(*lead, *each.shape[1:]) for name, each in found.items()}
+
+
 def _as_rows(data: PyTree) -> PyTree:
     """Data as JAX's arrays. A list of numbers, or of lists of them, is one array."""
     if isinstance(data, list) and all(np.ndim(leaf) == 0 for leaf in jax.tree.leaves(data)):
@@ -280,6 +379,12 @@ def _as_rows(data: PyTree) -> PyTree:
         rule = "`data` must have the same number of rows, at least one, in all arrays"
         raise ValueError(f"{rule}; got shapes {got}.")
     return jax.tree.map(jnp.asarray, data)
+
+
+def _check_one_of(event_size: int | None, parameters: Parameters | None) -> None:
+    if (event_size is None) == (parameters is None):
+        got = "neither" if event_size is None else "both"
+        raise ValueError(f"`event_size` must be given, or else `parameters`; got {got}.")
 
 
 def _check_scalar(name: str, value: object) -> None:

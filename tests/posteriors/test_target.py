@@ -190,7 +190,7 @@ def test_a_target_of_module_functions_is_pickled():
             r"`parameters\['mu'\]` must be a pair \(shape, support\)",
         ),
         (
-            lambda: fv.Target.from_named(log_density, {"mu": ((2,), "simplex")}),
+            lambda: fv.Target.from_named(log_density, {"mu": ((2,), "triangle")}),
             ValueError,
             r"In `parameters\['mu'\]`: `support` must be",
         ),

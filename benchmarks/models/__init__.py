@@ -1,0 +1,1 @@
+"""Models of other libraries beside the same ones by hand, and beside their own samplers."""

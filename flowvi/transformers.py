@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from flowvi import checks
 from flowvi.splines import RationalQuadraticSpline
+from flowvi.tails import PowerTails
 
 Array = jax.Array
 
@@ -108,7 +109,56 @@ class Spline:
         return RationalQuadraticSpline(widths, heights, raw[2 * self.num_bins :], self.interval)
 
 
-TRANSFORMERS: dict[str, Callable[[], Transformer]] = {"affine": Affine, "spline": Spline}
+@dataclasses.dataclass(frozen=True)
+class TailedSpline:
+    """A `Spline` on [-interval, interval] whose tails are learned, on each side separately.
+
+    theta holds the parameters of the spline and four more: for each side a raw log-power r, whose
+    p = exp(2 tanh(r / 2)), and the shape s of `flowvi.tails.PowerTails`, which is 0 where its raw
+    number is negative. Tails are normal for theta = 0, and may become exponential, a power law or
+    lighter than normal.
+
+    Attributes:
+        num_bins: K, at least 2.
+        interval: half the width of the interval, in units of the layer's input; positive.
+        max_shape: the largest s; positive. The k-th moment is infinite from s = 1 / k on.
+
+    Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019; Hickling, Prangle,
+    "Flexible Tails for Normalizing Flows", 2024.
+    """
+
+    num_bins: int = 8
+    interval: float = 2.0
+    max_shape: float = 3.0
+
+    def __post_init__(self) -> None:
+        checks.require(self.max_shape > 0, "`max_shape` must be positive", self.max_shape)
+        Spline(self.num_bins, self.interval)
+
+    @property
+    def num_params(self) -> int:
+        """3 K + 3: those of the spline, and two for each tail."""
+        return 3 * self.num_bins + 3
+
+    def __call__(self, theta: Array) -> distrax.Bijector:
+        body = Spline(self.num_bins, self.interval)(theta[..., :-4])
+        low, high, low_shape, high_shape = (theta[..., k] for k in (-4, -3, -2, -1))
+        powers = _bounded(low, 2.0), _bounded(high, 2.0)
+        shapes = self._shape(low_shape), self._shape(high_shape)
+        tails = PowerTails(self.interval, powers, shapes)
+        return distrax.Chain([tails, body])
+
+    def _shape(self, raw: Array) -> Array:
+        clipped = jnp.clip(raw, 0.0, self.max_shape)
+        # The gradient is that of raw everywhere: else a negative number could never rise again.
+        return raw + jax.lax.stop_gradient(clipped - raw)
+
+
+TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
+    "affine": Affine,
+    "spline": Spline,
+    "tailed": TailedSpline,
+}
 
 
 def as_transformer(transformer: str | Transformer) -> Transformer:

@@ -24,12 +24,14 @@ LOG_2PI = math.log(2 * math.pi)
 class Case:
     log_density: Callable[[Any], Any]
     size: int
-    log_z: float
+    log_z: float | None
     bar: float | None
     mean: np.ndarray | None = None
     sd: np.ndarray | None = None
     constrain: Callable[[Any], Any] | None = None  # vector -> the reference's parameters
     draws: np.ndarray | None = None
+    # (draws of the vector -> the number of the mode that each lies in, the modes' weights)
+    modes: tuple[Callable[[np.ndarray], np.ndarray], list[float]] | None = None
 
 
 def normal(x, mean, sd):

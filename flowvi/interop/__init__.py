@@ -16,10 +16,12 @@ OLDEST = {
     "arviz": (0, 20),
     "xarray": (2024, 1),
     "pandas": (2, 2),
+    "blackjax": (1, 2),
+    "arviz_stats": (0, 6),
 }
 
 #: The extras whose names differ from those of their libraries.
-EXTRAS = {"funsor": "numpyro"}
+EXTRAS = {"funsor": "numpyro", "blackjax": "refine", "arviz_stats": "refine"}
 
 
 def adapter(library: str, owner: str) -> ModuleType:

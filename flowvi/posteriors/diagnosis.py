@@ -14,7 +14,7 @@ from flowvi.posteriors.target import Target
 from flowvi.training import FitResult
 
 #: Beyond these a posterior warns.
-MAX_KHAT, MIN_ESS, MAX_ERROR, MAX_GAP = 0.7, 0.2, 0.05, 1.0
+MAX_KHAT, MIN_ESS, MAX_ERROR, MAX_GAP = 0.7, 0.2, 0.05, 0.5
 
 #: Nats in the last twentieth of the steps that are no convergence.
 STILL_RISING = 0.5
@@ -29,6 +29,28 @@ class PosteriorWarning(UserWarning):
 
 
 @dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a fit took.
+
+    Attributes:
+        num_gradients: evaluations of the density with its gradient; a Hessian counts D + 1.
+        num_evaluations: those without.
+        seconds: wall time, compilation included.
+    """
+
+    num_gradients: int
+    num_evaluations: int
+    seconds: float = dataclasses.field(default=0.0, compare=False)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.num_gradients + other.num_gradients,
+            self.num_evaluations + other.num_evaluations,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """What importance weights say about a posterior, from fresh draws of it.
 
@@ -39,6 +61,7 @@ class Diagnosis:
         ess: the effective sample size of the weights, as a fraction of the draws.
         lost: the fraction of draws at which the log density is not finite.
         messages: what is wrong; empty where nothing is.
+        cost: what the fit took; None in a diagnosis of later draws.
     """
 
     elbo: Estimate
@@ -47,6 +70,7 @@ class Diagnosis:
     ess: float
     lost: float
     messages: tuple[str, ...]
+    cost: Cost | None = None
 
     def __str__(self) -> str:
         rows = [
@@ -55,6 +79,9 @@ class Diagnosis:
         ]
         rows.append(f"Pareto k-hat  {self.khat:12.3f}   (trust below {MAX_KHAT})")
         rows.append(f"IS-ESS        {self.ess:12.3f}   (trust above {MIN_ESS})")
+        if self.cost is not None:
+            counts = f"{self.cost.num_gradients:,} gradients, {self.cost.num_evaluations:,} values"
+            rows.append(f"cost          {counts}, {self.cost.seconds:.0f} s")
         return "\n".join(rows + [f"! {message}" for message in self.messages])
 
     def warn(self, more: Iterable[str], stacklevel: int) -> "Diagnosis":
@@ -97,7 +124,8 @@ def _warnings_of_weights(found: Diagnosis) -> Iterable[str]:
         yield f"The ELBO lies {gap:.2f} nats below the log evidence, more than {MAX_GAP:g}."
     if found.lost > 0:
         where = f"at {found.lost:.2%} of the draws, which were left out"
-        yield f"The log density is not finite {where}."
+        fix = "If it is cut off, perhaps give supports with `fv.Target.from_named`?"
+        yield f"The log density is not finite {where}. {fix}"
 
 
 def warnings_of_fit(target: Target, start: Start, result: FitResult) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
@@ -12,16 +13,37 @@ import optax
 
 from flowvi import checks
 from flowvi.compiling import compiled
-from flowvi.families import Family, Flow, Whitened, check_key, full_rank, iaf, mean_field, whitened
+from flowvi.families import (
+    Family,
+    Flow,
+    Whitened,
+    check_key,
+    full_rank,
+    iaf,
+    mean_field,
+    standard_normal,
+    whitened,
+)
+from flowvi.families.copies import Copies
 from flowvi.objectives import ELBO
-from flowvi.params import Array, PyTree, cast
-from flowvi.posteriors.diagnosis import Diagnosis, diagnose, warnings_of_fit, warnings_of_modes
+from flowvi.params import Array, Fixed, PyTree, cast
+from flowvi.posteriors import annealing, modes
+from flowvi.posteriors.annealing import Particles, anneal
+from flowvi.posteriors.diagnosis import (
+    Cost,
+    Diagnosis,
+    diagnose,
+    warnings_of_fit,
+    warnings_of_modes,
+)
+from flowvi.posteriors.leaving import Departure, departure
+from flowvi.posteriors.normals import Dense
 from flowvi.posteriors.objectives import Tempered, WideELBO
-from flowvi.posteriors.posterior import Posterior, draws
+from flowvi.posteriors.posterior import NUM_DIAGNOSIS, Posterior, draws
 from flowvi.posteriors.search import ANY_HESSIAN
-from flowvi.posteriors.start import find
-from flowvi.posteriors.target import Target, Theta
-from flowvi.training import Plateau, TrainingOptions, check_names, fit
+from flowvi.posteriors.start import Found, find, probe
+from flowvi.posteriors.target import Target, Theta, as_float
+from flowvi.training import FitResult, Plateau, StopReason, TrainingOptions, check_names, fit
 from flowvi.transformers import Transformer
 
 #: Up to the first size there are autoregressive layers; beyond, marginal maps, and directions of a
@@ -44,8 +66,8 @@ class Budget(NamedTuple):
 #: fit, which loses modes and tails at higher ones, and of a fit with little to gain. Wide draws
 #: leave the bulk of the density where there are many coordinates.
 BUDGETS = (
-    Budget(10, 4_000, 256, 2e-2, 5e-3, 1.3),
-    Budget(50, 2_500, 128, 5e-2, 1e-2, 1.0),
+    Budget(10, 4_000, 64, 2e-2, 5e-3, 1.3),
+    Budget(50, 2_500, 96, 5e-2, 1e-2, 1.0),
     Budget(MODERATE, 1_800, 128, 5e-2, 5e-3, 1.0),
     Budget(np.inf, 2_000, 64, 5e-3, 5e-3, 1.0),
 )
@@ -55,7 +77,28 @@ TEMPERED_SAMPLES = 512
 
 #: The start of the default flow is easy if the log evidence is within so many nats of its ELBO.
 #: What is left to gain takes so few steps; a long fit would end while its step size is large still.
-EASY, EASY_STEPS = 0.05, 1_000
+EASY, EASY_STEPS, EASY_SAMPLES = 0.05, 1_000, 64
+
+#: A flow is fitted again, with tails and to modes, above so many nats between evidence and ELBO. A
+#: mixture of normals is left as it is below the second, and beyond so many components.
+MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
+
+#: The width of the draws that learn tails, and draws that weigh a part.
+TAIL_WIDTH, PART_DRAWS = 1.5, 4_000
+
+#: Runs of the optimiser from particles on their way.
+NUM_RUNS = 60
+
+#: Seconds of one gradient from which on a fit is planned to take so many seconds; the fewest
+#: gradients that are allowed, and the fewest draws of a step.
+DEAR, SECONDS, MOST_THRIFTY, LEAST_SAMPLES = 5e-4, 240.0, 2_000, 8
+
+#: Particles that leave a posterior, of all and of those over many rows; gradients of each; and what
+#: has to be allowed for a search for modes.
+PARTICLES, EACH, TO_EXPLORE = (annealing.NUM_PARTICLES, 250, 10_000), 50, 400_000
+
+#: Draws at which it is seen whether the gradient is finite where the density is.
+NUM_PROBES = 500
 
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
@@ -98,6 +141,8 @@ def fit_posterior(
     num_samples: int | None = None,
     start: Theta | None = None,
     tempering: float | None = None,
+    max_gradients: int | None = None,
+    max_seconds: float | None = None,
     **options: Unpack[TrainingOptions],
 ) -> Posterior:
     """Fits a posterior to a log density, with no settings needed.
@@ -110,17 +155,22 @@ def fit_posterior(
        of each marginal after the affine map. All but the flow's networks keeps JAX's precision.
     3. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
        above 0.3, a base up to 4 % wider is tried, for at most 0.005 nats.
-    4. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
+    4. Particles that begin in the fit and in wider ones, up to 24 times, are led to the density by
+       annealed sequential Monte Carlo, whose moves leave the fit. If they find other mass, moments
+       or evidence, or the ELBO lies more than 0.05 nats below the log evidence, more is tried:
+       particles from 50 standard deviations of the start and runs of L-BFGS from them look for
+       modes; a mixture of normals is fitted to what they find, and a flow to each of its parts;
+       and a flow whose marginals have tails of their own is fitted in the units of the particles.
+       The best by ELBO is taken. Where the runs of step 1 ended in several modes, step 4 comes at
+       once.
+    5. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
-       evidence above 0.05, or the ELBO more than 1 nat below the log evidence.
+       evidence above 0.05, the ELBO more than 0.5 nats below the log evidence, or where particles
+       as in step 4 still leave what was fitted.
 
-    Importance weights cannot see a mode that is missed altogether: the log evidence is then too
-    small by the log of the mass that was found. Up to 200 coordinates runs of L-BFGS, from near
-    zero and from up to 40 standard deviations around the start, search for such modes, and a
-    warning names what they find. If there may be several modes, fit again with `tempering=0.1`, and
-    compare the log evidence. Of a curved ridge hundreds of times as long as thick a fit may follow
-    the middle only; then the log evidence rises with more steps. In high dimension tails are lost
-    slowly before any of these numbers moves.
+    What neither a run of the optimiser nor a particle ever saw, nothing can tell of: a narrow mode
+    in many coordinates is such a thing. In high dimension tails are lost slowly before any of these
+    numbers moves. `posterior.refine` makes exact draws of what was found.
 
     Args:
         target: the target.
@@ -130,13 +180,16 @@ def fit_posterior(
         objective: (family, log joint) -> a loss for `fit`, such as
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
-        num_samples: draws of a step, where `objective` is not given; by default 256 for up to 10
-            coordinates, 128 for up to 200, and 64 beyond; 512 with `tempering`.
+        num_samples: draws of a step, where `objective` is not given; by default 64 for up to 10
+            coordinates, 96 for up to 50, 128 for up to 200, and 64 beyond; 512 with `tempering`.
         start: points to start from, in the user's space, with a leading axis if there are several;
             drawn around zero by default.
         tempering: the remedy for lost modes: an inverse temperature between 0 and 1, such as 0.1,
             at which the fit starts. It rises to 1 in the first 0.3 of the steps; the forward KL
             divergence, beside the ELBO, sets the modes' weights right.
+        max_gradients: evaluations of the density with its gradient that the fit may take, nearly.
+        max_seconds: seconds that they may take, by the price of one. Where it is above half a
+            millisecond, 240 by default.
         options: those of `fit`. By default `num_steps` is 4000 for up to 10 coordinates, 2500 for
             up to 50, 1800 for up to 200 and 2000 beyond, and `optimizer` is Adam, with a learning
             rate that decays from 0.02 for up to 10 coordinates, from 0.05 for up to 200, and from
@@ -162,79 +215,50 @@ def fit_posterior(
         >>> bool(abs(posterior.sample(jax.random.key(1), 10_000).mean() - 3.0) < 0.1)
         True
     """
+    began = time.perf_counter()
     check_key(key)
     _check_options(target, family, objective, tempering, options)
+    if max_gradients is not None:
+        checks.positive_int("max_gradients", max_gradients)
+    if max_seconds is not None:
+        is_positive = isinstance(max_seconds, int | float) and max_seconds > 0
+        checks.require(is_positive, "`max_seconds` must be None or positive", max_seconds)
     target.check()
-    size = target.event_size
-    budget = next(each for each in BUDGETS if size <= each.most_coordinates)
-    num_steps, optimizer = options.get("num_steps"), options.get("optimizer")
-    steps = budget.num_steps if num_steps is None else checks.positive_int("num_steps", num_steps)
-    if num_samples is None:
-        num_samples = budget.num_samples if tempering is None else TEMPERED_SAMPLES
-    placed = _placed(size, family, tempering)
-    kind: Objective
-    every: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
-    if objective is not None:
-        kind, every = objective, {}
-    elif tempering is not None:
-        kind, every = Tempered, {**every, "power": float(tempering), "num_steps": steps}
-    elif family is None and budget.width > 1:
-        kind, every = WideELBO, {**every, "width": budget.width}
-    else:
-        kind, every = ELBO, {**every, "path": True}
-    loss_fn = kind(placed, target.log_joint, **every)
-
-    start_key, init_key, fit_key, choice_key, final_key = jax.random.split(key, 5)
-    found = find(target, start_key, start, tempering or 1.0, placed.rank)
-    params = _fresh(loss_fn, placed, init_key)
-    fresh = params["posterior"]
-
-    def judged(params: PyTree) -> _Judged:  # all candidates from the same draws
-        return _Judged(params, diagnose(draws(placed, target, params, choice_key)[2]))
-
-    params["posterior"] = placed.place(fresh, found.whitening)
-    candidates = [] if tempering is not None else [judged(params["posterior"])]
-    # Noise of the draws is larger than rounding by far: the networks of the default flow, in units
-    # of the start, move in single precision. The target and the affine map keep their own.
-    single = family is None and objective is None and size <= MODERATE
-    careful = family is not None or tempering is not None
-    if single and num_steps is None and optimizer is None and not careful and candidates[0].easy:
-        careful, steps = True, min(steps, EASY_STEPS)
-    rate = budget.careful_rate if careful else budget.learning_rate
-    plateau = PLATEAU if tempering is None else None
-    given = {"max_bad_steps": steps, "plateau": plateau, "data": target.data, **options}
-    given |= {"num_steps": steps, "optimizer": optimizer or default_optimizer(steps, rate)}
-    result = fit(
-        loss_fn,
-        cast(params, jnp.float32) if single else params,
-        key=fit_key,
-        configuration={"num_steps": str(steps)},  # on which the default schedule depends
-        **given,
+    start_key, *keys = jax.random.split(key, 7)
+    recipe = _Recipe(target, family, objective, num_samples, tempering, options, *keys)
+    found = find(target, start_key, start, tempering or 1.0, recipe.family.rank)
+    recipe.plan(found, max_gradients, max_seconds)
+    fitted = recipe.best(found)
+    recipe.cost += Cost(found.search.num_gradients, found.search.num_evaluations)
+    diagnosis = diagnose(draws(fitted.family, target, fitted.params, recipe.final_key)[2])
+    left = recipe.left(fitted, diagnosis)
+    messages = [
+        *warnings_of_fit(target, found.start, fitted.result),
+        *left.messages(target.labels()),
+    ]
+    ends = found.start.ends
+    if len(ends):
+        log_p = np.asarray(target(ends), np.float64)
+        log_q = np.asarray(_log_prob(fitted.family, fitted.params, ends), np.float64)
+        messages += warnings_of_modes(log_p, log_q, found.start, diagnosis.log_evidence.value)
+    seconds = time.perf_counter() - began
+    cost = dataclasses.replace(recipe.cost, seconds=seconds)
+    diagnosis = dataclasses.replace(diagnosis.warn(messages, stacklevel=2), cost=cost)
+    return Posterior(
+        result=dataclasses.replace(fitted.result, params=fitted.params),
+        target=target,
+        family=fitted.family,
+        start=found.start,
+        diagnosis=diagnosis,
     )
-    if single:
-        full = {name: getattr(result, name) for name in ("params", "last_params")}
-        result = dataclasses.replace(result, **cast(full, jnp.result_type(float)))
-    candidates.insert(0, judged(result.params["posterior"]))
-    if tempering is None and found.best is not found.whitening:
-        candidates.append(judged(placed.place(fresh, found.best)))
-    best = max(candidates, key=lambda each: each.score)
-    if objective is None:
-        best = _widened(placed, judged, best)
-    diagnosis = diagnose(draws(placed, target, best.params, final_key)[2])
-    messages = [*warnings_of_fit(target, found, result)]
-    if len(found.ends):
-        log_p = np.asarray(target(found.ends), np.float64)
-        log_q = np.asarray(_log_prob(placed, best.params, found.ends), np.float64)
-        messages += warnings_of_modes(log_p, log_q, found, diagnosis.log_evidence.value)
-    diagnosis = diagnosis.warn(messages, stacklevel=2)
-    result = dataclasses.replace(result, params=best.params)
-    return Posterior(result=result, target=target, family=placed, start=found, diagnosis=diagnosis)
 
 
-class _Judged(NamedTuple):
-    """Parameters of q, and what their importance weights say."""
+class _Fitted(NamedTuple):
+    """A family at parameters, how they were found, and what their importance weights say."""
 
+    family: Family
     params: PyTree
+    result: FitResult
     diagnosis: Diagnosis
 
     @property
@@ -242,10 +266,312 @@ class _Judged(NamedTuple):
         return self.diagnosis.elbo.value if self.diagnosis.lost < 0.5 else -np.inf
 
     @property
-    def easy(self) -> bool:
+    def gap(self) -> float:
+        """Nats between log evidence and ELBO."""
+        return self.diagnosis.log_evidence.value - self.diagnosis.elbo.value
+
+    @property
+    def is_easy(self) -> bool:
         """Whether little is left to gain."""
-        gap = self.diagnosis.log_evidence.value - self.diagnosis.elbo.value
-        return self.diagnosis.lost == 0 and gap < EASY
+        return self.diagnosis.lost == 0 and self.gap < EASY
+
+
+@dataclasses.dataclass
+class _Recipe:
+    """What all stages of one fit share, and what they have cost so far."""
+
+    target: Target
+    given_family: Family | None
+    objective: Objective | None
+    num_samples: int | None
+    tempering: float | None
+    options: TrainingOptions
+    init_key: Array
+    fit_key: Array
+    choice_key: Array
+    leave_key: Array
+    explore_key: Array
+    final_key: Array
+    cost: Cost = dataclasses.field(default_factory=lambda: Cost(0, 0))
+    checked: tuple[PyTree, Departure] | None = None
+    allowed: float = np.inf
+
+    def __post_init__(self) -> None:
+        size = self.target.event_size
+        self.budget = next(each for each in BUDGETS if size <= each.most_coordinates)
+        self.family = _placed(size, self.given_family, self.tempering)
+        self.is_default = self.given_family is None and self.objective is None
+        self.is_default &= self.tempering is None
+
+    def plan(self, found: Found, max_gradients: int | None, max_seconds: float | None) -> None:
+        """Sets how many gradients there may be, from what one costs."""
+        used = found.search.num_gradients
+        self.allowed = np.inf if max_gradients is None else max(max_gradients - used, MOST_THRIFTY)
+        points = as_float(np.tile(found.start.mode, (64, 1)))
+        began = time.perf_counter()
+        jax.block_until_ready(probe(self.target, points, self.target.data))
+        price = (time.perf_counter() - began) / len(points)
+        if max_seconds is None and price < DEAR:
+            return
+        # By powers of two, so that a fit does not hang on the clock's last digits.
+        price = 2.0 ** float(np.round(np.log2(price)))
+        seconds = SECONDS if max_seconds is None else max_seconds
+        self.allowed = min(self.allowed, max(seconds / price, MOST_THRIFTY))
+
+    def _thrifty(self, num_steps: int, num_samples: int, part: float) -> tuple[int, int]:
+        """(steps, draws of each) within a part of what is allowed: first fewer draws."""
+        most = part * self.allowed
+        while num_steps * num_samples > most and num_samples > LEAST_SAMPLES:
+            num_samples //= 2
+        if num_steps * num_samples > most:
+            num_steps = max(int(most / num_samples), 50)
+        return num_steps, num_samples
+
+    # ---------------------------------------------------------------------------- the stages
+
+    def best(self, found: Found) -> _Fitted:
+        """The best of a flow around the start, one in wider units, and one for each mode."""
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(self.explore_key)).ravel())
+        may_explore = self.is_default and self.target.event_size <= MODERATE
+        may_explore &= self.allowed >= TO_EXPLORE
+        seen = modes.distinct(found, found.ends, rng) if may_explore else []
+        if len(seen) > 1:
+            particles, mixture = self.explore(found, rng)
+            if len(mixture.normals) > 1 and (fitted := self.fit_parts(mixture)) is not None:
+                return fitted
+        fitted = self.fit_start(found)
+        if not may_explore:
+            return fitted
+        left = self.left(fitted, fitted.diagnosis)
+        is_right = not left.is_suspicious and fitted.diagnosis.khat < annealing.GOOD_KHAT
+        if is_right and fitted.gap < MOST_GAP:
+            return fitted
+        candidates = [fitted]
+        if len(seen) < 2:
+            particles, mixture = self.explore(found, rng)
+        if len(mixture.normals) > 1 and (parts := self.fit_parts(mixture)) is not None:
+            candidates.append(parts)
+            if parts.gap < MOST_GAP and parts.score > fitted.score:
+                return parts
+        candidates.append(self.fit_tails(fitted, particles))
+        return max(candidates, key=lambda each: each.score)
+
+    def fit_start(self, found: Found) -> _Fitted:
+        """A flow in the units of the start, or the start itself where that is better."""
+        family, start = self.family, found.start
+        steps, optimizer = self.options.get("num_steps"), self.options.get("optimizer")
+        num_steps = self.budget.num_steps if steps is None else steps
+        num_samples, loss_fn = self._loss(family, num_steps)
+        if self.is_default and steps is None and self.num_samples is None:
+            num_steps, num_samples = self._thrifty(num_steps, num_samples, 0.7)
+            num_samples, loss_fn = self._loss(family, num_steps, num_samples)
+        params = _fresh(loss_fn, family, self.init_key)
+        fresh = params["posterior"]
+        params["posterior"] = family.place(fresh, start.whitening)
+        candidates = (
+            [] if self.tempering is not None else [self.judged(family, params["posterior"])]
+        )
+        careful = self.given_family is not None or self.tempering is not None
+        if self.is_default and steps is None and optimizer is None and candidates[0].is_easy:
+            careful, num_steps = True, min(num_steps, EASY_STEPS)
+            num_steps, num_samples = self._thrifty(num_steps, EASY_SAMPLES, 0.7)
+            num_samples, loss_fn = self._loss(family, num_steps, num_samples)
+        rate = self.budget.careful_rate if careful else self.budget.learning_rate
+        result = self._fit(loss_fn, params, num_steps, rate, num_samples)
+        candidates.insert(0, self.judged(family, result.params["posterior"]))
+        if self.tempering is None and start.best is not start.whitening:
+            candidates.append(self.judged(family, family.place(fresh, start.best)))
+        best = max(candidates, key=lambda each: each.score)
+        if self.objective is None:
+            best = _widened(family, functools.partial(self.judged, family), best)
+        return best._replace(result=result)
+
+    def fit_tails(self, fitted: _Fitted, particles: Particles) -> _Fitted:
+        """A flow whose marginals have tails of their own, in units of wider draws."""
+        inner = default_family(self.target.event_size)
+        family = whitened(inner, marginal="tailed")
+        params = family.init(self.init_key)
+        loc, factor = modes.units(particles.u)
+        normal = Dense(loc, factor, np.linalg.inv(factor))
+        fresh = self.judged(family, family.place(params, normal.whitening()))
+        further = {**params, "family": fitted.params["family"]}
+        on = self.judged(family, family.place(further, fitted.params["whitening"].value))
+        # Wider draws know of more; but if they lie elsewhere, what was fitted is no start.
+        begun = on if on.score > fresh.score - 1 else fresh
+        num_samples = EASY_SAMPLES
+        loss_fn = WideELBO(
+            family,
+            self.target.log_joint,
+            num_samples=num_samples,
+            width=TAIL_WIDTH,
+            skip_nonfinite=True,
+        )
+        steps = self.options.get("num_steps") or self.budget.num_steps
+        start = {"posterior": begun.params}
+        result = self._fit(loss_fn, start, steps, self.budget.careful_rate, num_samples)
+        best = max(self.judged(family, result.params["posterior"]), begun, key=lambda e: e.score)
+        return _widened(family, functools.partial(self.judged, family), best)._replace(
+            result=result
+        )
+
+    def explore(self, found: Found, rng: np.random.Generator) -> tuple[Particles, modes.Mixture]:
+        """Particles from far around the start, and the mixture of normals that describes them."""
+        around = whitened(standard_normal(self.target.event_size))
+        params = around.place(around.init(self.init_key), found.start.whitening)
+        particles = anneal(
+            around, self.target, params, self.explore_key, widths=(annealing.FAR,), least_ess=0.6
+        )
+        ends = found.ends
+        if ends:
+            ends = ends + found.search.ends_from(particles.early[rng.permutation(NUM_RUNS)])
+        seen = modes.distinct(found, ends, rng)
+        mixture = modes.mixture_of(self.target, particles, seen, rng)
+        self.cost += Cost(particles.num_gradients, mixture.num_evaluations)
+        return particles, mixture
+
+    def fit_parts(self, mixture: modes.Mixture) -> _Fitted | None:
+        """A mixture of flows, one for each component; of normals alone where those are many."""
+        target, size, count = self.target, self.target.event_size, len(mixture.normals)
+        is_right = mixture.log_evidence - mixture.elbo < RIGHT
+        flows = not is_right and count <= MOST_FLOWS
+        inner = default_family(size) if flows else standard_normal(size)
+        member = whitened(inner)
+        part = modes.Part(target)
+        arrays = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), mixture.arrays)
+        loss_fn = ELBO(member, part, num_samples=EASY_SAMPLES, path=True, skip_nonfinite=True)
+        fresh = member.init(self.init_key)
+        copies: list[PyTree] = []
+        evidences: list[float] = []
+        result = None
+        for index, normal in enumerate(mixture.normals):
+            own = {"part": Fixed({"mixture": arrays, "index": jnp.asarray(index)})}
+            begun = member.place(fresh, normal.whitening())
+            chosen, evidence = begun, float(mixture.log_weights[index])
+            if flows:
+                before = self._diagnose_part(member, part, begun, own)
+                steps = self.options.get("num_steps") or EASY_STEPS
+                start = {"posterior": begun, **own}
+                result = self._fit(loss_fn, start, steps, self.budget.careful_rate, EASY_SAMPLES)
+                after = self._diagnose_part(member, part, result.params["posterior"], own)
+                if after.elbo.value > before.elbo.value:
+                    chosen, before = result.params["posterior"], after
+                evidence = before.log_evidence.value
+            copies.append({name: leaf for name, leaf in chosen.items() if name != "origin"})
+            evidences.append(evidence)
+        log_weights = np.array(evidences) - np.logaddexp.reduce(evidences)
+        family = Copies(member, count)
+        params = family.init(self.init_key)
+        params["copies"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
+        params["log_weights"] = Fixed(jnp.asarray(log_weights, jnp.result_type(float)))
+        if result is None:
+            result = _nothing(params)
+        fitted = self.judged(family, params)._replace(result=result)
+        return fitted if np.isfinite(fitted.score) else None
+
+    def left(self, fitted: _Fitted, diagnosis: Diagnosis) -> Departure:
+        """What draws say that have left an approximation."""
+        target = self.target
+        if self.checked is not None and self.checked[0] is fitted.params:
+            return self.checked[1]
+        family, params = fitted.family, fitted.params
+        u, log_q, _ = draws(family, target, params, self.choice_key, 2000)
+        if isinstance(family, Copies):
+            # Of a mixture there is no one map: normal units of its draws.
+            loc, factor = modes.units(u)
+            normal = Dense(loc, factor, np.linalg.inv(factor))
+            around = whitened(standard_normal(target.event_size))
+            own = family, params
+            params = around.place(around.init(self.init_key), normal.whitening())
+            particles = anneal(
+                around, target, params, self.leave_key, own=own, num_particles=self._particles()
+            )
+        else:
+            count = self._particles()
+            particles = anneal(family, target, params, self.leave_key, num_particles=count)
+        self.cost += Cost(particles.num_gradients, len(u))
+        log_q = np.asarray(_log_prob(fitted.family, fitted.params, particles.u))
+        found = departure(particles, log_q, u, diagnosis.log_evidence)
+        values, norms = map(np.asarray, probe(target, as_float(u[:NUM_PROBES]), target.data))
+        bad = float((np.isfinite(values) & ~np.isfinite(norms)).mean())
+        found = dataclasses.replace(found, without_gradient=bad)
+        self.cost += Cost(NUM_PROBES, 0)
+        self.checked = fitted.params, found
+        return found
+
+    def _particles(self) -> int:
+        most, few, many_rows = PARTICLES
+        count = most if (self.target.num_rows or 0) < many_rows else few
+        return int(min(count, max(0.2 * self.allowed / EACH, 50)))
+
+    # ------------------------------------------------------------------------- what they share
+
+    def judged(self, family: Family, params: PyTree) -> _Fitted:
+        """Parameters with the diagnosis of the same draws as all others."""
+        self.cost += Cost(0, NUM_DIAGNOSIS)
+        found = diagnose(draws(family, self.target, params, self.choice_key)[2])
+        return _Fitted(family, params, _nothing(params), found)
+
+    def _diagnose_part(
+        self, member: Family, part: modes.Part, params: PyTree, own: PyTree
+    ) -> Diagnosis:
+        self.cost += Cost(0, PART_DRAWS)
+        return diagnose(_part_weights(member, part, params, own, self.choice_key, self.target.data))
+
+    def _loss(
+        self, family: Whitened, num_steps: int, num_samples: int | None = None
+    ) -> tuple[int, Callable[..., PyTree]]:
+        """(draws of a step, the loss of a fit around the start)."""
+        if self.num_samples is not None:
+            num_samples = self.num_samples
+        elif num_samples is None:
+            num_samples = self.budget.num_samples if self.tempering is None else TEMPERED_SAMPLES
+        kind: Objective
+        every: dict[str, PyTree] = {"num_samples": num_samples, "skip_nonfinite": True}
+        if self.objective is not None:
+            kind, every = self.objective, {}
+        elif self.tempering is not None:
+            power = float(self.tempering)
+            kind, every = Tempered, {**every, "power": power, "num_steps": num_steps}
+        elif self.given_family is None and self.budget.width > 1:
+            kind, every = WideELBO, {**every, "width": self.budget.width}
+        else:
+            kind, every = ELBO, {**every, "path": True}
+        return num_samples, kind(family, self.target.log_joint, **every)
+
+    def _fit(
+        self,
+        loss_fn: Callable[..., PyTree],
+        params: PyTree,
+        num_steps: int,
+        rate: float,
+        num_samples: int,
+    ) -> FitResult:
+        # Noise of the draws is larger than rounding by far: the networks of the default flow, in
+        # units of the start, move in single precision. The target and the affine map keep theirs.
+        single = self.is_default and self.target.event_size <= MODERATE
+        plateau = PLATEAU if self.tempering is None else None
+        given = {"max_bad_steps": num_steps, "plateau": plateau, "data": self.target.data}
+        given |= {**self.options, "num_steps": num_steps}
+        if given.get("optimizer") is None:
+            given["optimizer"] = default_optimizer(num_steps, rate)
+        result = fit(
+            loss_fn,
+            cast(params, jnp.float32) if single else params,
+            key=self.fit_key,
+            configuration={"num_steps": str(num_steps)},  # on which the default schedule depends
+            **given,
+        )
+        self.cost += Cost(result.num_steps * num_samples, 0)
+        if single:
+            full = {name: getattr(result, name) for name in ("params", "last_params")}
+            result = dataclasses.replace(result, **cast(full, jnp.result_type(float)))
+        return result
+
+
+def _nothing(params: PyTree) -> FitResult:
+    """The result of no steps."""
+    history = {"loss": np.empty(0)}
+    return FitResult(params, history, StopReason.MAX_STEPS, 0, 0, None, 0.0, params, None)
 
 
 def _check_options(
@@ -265,6 +591,8 @@ def _check_options(
     is_function = objective is None or callable(objective)
     rule = "`objective` must be a function (family, log_joint) -> loss, such as "
     checks.require(is_function, f"{rule}`fv.objectives.IWELBO`", objective, error=TypeError)
+    if options.get("num_steps") is not None:
+        checks.positive_int("num_steps", options["num_steps"])
     batch_size = options.get("batch_size")
     rule = "`batch_size` must be None for a target without rows of data"
     fix = "Perhaps make it with `fv.Target.from_likelihood`?"
@@ -286,7 +614,7 @@ def _placed(size: int, family: Family | None, tempering: float | None) -> Whiten
     return whitened(family, rank=None if size <= ANY_HESSIAN else RANK, marginal=marginal)
 
 
-def _widened(family: Whitened, judged: Callable[[PyTree], _Judged], fitted: _Judged) -> _Judged:
+def _widened(family: Whitened, judged: Callable[[PyTree], _Fitted], fitted: _Fitted) -> _Fitted:
     """What was fitted, spread a little where the largest importance weights have a heavy tail."""
     # The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
     # without bound where it is too narrow. With a base 1 + e times as wide, at the price of about
@@ -316,6 +644,15 @@ def _fresh(loss_fn: Callable[..., PyTree], family: Family, key: Array) -> PyTree
     """Parameters of a loss: of q alone, where it does not make any."""
     init = getattr(loss_fn, "init", None)
     return {"posterior": family.init(key)} if init is None else init(key)
+
+
+@compiled(2)
+def _part_weights(
+    member: Family, part: modes.Part, params: PyTree, own: PyTree, key: Array, data: PyTree
+) -> Array:
+    q = member.distribution(params)
+    u, log_q = q.sample_and_log_prob(seed=key, sample_shape=PART_DRAWS)
+    return part(own, None, u, data) - log_q
 
 
 @compiled(compiler_options=ONCE)

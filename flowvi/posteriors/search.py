@@ -23,8 +23,9 @@ EVERY_HESSIAN, ANY_HESSIAN = 200, 2048
 #: Runs of L-BFGS, their steps, pairs of differences that they remember, trials of a line search.
 NUM_PATHS, NUM_STEPS, MEMORY, TRIALS = 6, 300, 10, 30
 
-#: Draws that judge a candidate, at least, and the part of them that may lie outside the support.
-NUM_DRAWS, MAX_LOST = 128, 0.1
+#: Draws that judge a candidate, at least, and the part of them that may lie outside the support;
+#: where no candidate does better, the second one.
+NUM_DRAWS, MAX_LOST, MOST_LOST = 128, 0.1, 0.9
 
 #: Variational Newton steps, and pairs of draws of each: where Hessians are cheap, and where not.
 ROUNDS, PAIRS = (24, 10), (32, 4)
@@ -42,13 +43,15 @@ SAME_MODE = 0.1
 class Path(NamedTuple):
     """What a run visited: points, of shape [num_steps + 1, D], the function's gradients and values.
 
-    Beyond `length`, the steps done, the last point is repeated.
+    Beyond `length`, the steps done, the last point is repeated. `num_gradients` counts those of the
+    line searches too.
     """
 
     x: Array
     gradient: Array
     value: Array
     length: Array
+    num_gradients: Array
 
 
 def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> Path:
@@ -57,7 +60,7 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
     solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
     value, gradient = jax.value_and_grad(function)(start)
     x, gradients, values = (jnp.repeat(a[None], num_steps + 1, 0) for a in (start, gradient, value))
-    path = Path(x, gradients, values, jnp.zeros((), jnp.int32))
+    path = Path(x, gradients, values, jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32))
 
     def advance(carry: tuple[Path, optax.OptState, Array]) -> tuple[Path, optax.OptState, Array]:
         path, state, _ = carry
@@ -71,7 +74,9 @@ def lbfgs(function: Callable[[Array], Array], start: Array, num_steps: int) -> P
         later = found & (jnp.arange(num_steps + 1) >= done)
         points = jnp.where(later[:, None], (x + update)[None], path.x)
         gradients = jnp.where(later[:, None], new_gradient[None], path.gradient)
-        path = Path(points, gradients, jnp.where(later, new_value, path.value), done)
+        trials = jnp.asarray(optax.tree.get(state, "num_linesearch_steps"), jnp.int32)
+        values = jnp.where(later, new_value, path.value)
+        path = Path(points, gradients, values, done, path.num_gradients + trials)
         return path, state, found & ~(stuck & (done > 3))
 
     def unfinished(carry: tuple[Path, optax.OptState, Array]) -> Array:
@@ -103,6 +108,8 @@ class Search:
 
     def __init__(self, target: Target, power: float, rng: np.random.Generator):
         self.target, self.power, self.rng = target, power, rng
+        self.num_gradients = self.num_evaluations = 0
+        self.max_lost = MAX_LOST
         size = target.event_size
         self.cheap = size <= EVERY_HESSIAN
         num_draws = max(NUM_DRAWS, 3 * size) if self.cheap else NUM_DRAWS
@@ -115,15 +122,20 @@ class Search:
 
     def paths(self, points: Array) -> Path:
         """The runs of L-BFGS from some points."""
-        return jax.device_get(_paths(self.target, self.power, points, self.target.data))
+        paths = jax.device_get(_paths(self.target, self.power, points, self.target.data))
+        self.num_gradients += int(paths.num_gradients.sum())
+        return paths
 
     def elbo(self, normal: Normal) -> float:
-        """The ELBO, or -inf where too many draws have no density."""
+        """The ELBO of the part with a density, or -inf where too many draws have none."""
         u = as_float(normal.draw(self.z))
         values = _values(self.target, self.power, u, self.target.data)
+        self.num_evaluations += len(u)
         terms = np.asarray(values, np.float64) + self._entropy + normal.log_det
         good = np.isfinite(terms)
-        return float(terms[good].mean()) if good.mean() >= 1 - MAX_LOST else -np.inf
+        if good.mean() < 1 - self.max_lost:
+            return -np.inf
+        return float(terms[good].mean() + np.log(good.mean()))
 
     def judge(self, found: Iterable[Normal | None], places: Places, origin: str) -> Candidates:
         """The candidates that have an ELBO; None among them are passed over."""
@@ -157,6 +169,7 @@ class Search:
             rows = u[first : first + batch]
             padded = as_float(np.resize(rows, (batch, u.shape[-1])))
             both = _derivatives(self.target, self.power, padded, self.target.data)
+            self.num_gradients += batch * (1 + u.shape[-1])  # a Hessian is D derivatives of one
             gradients, hessians = jax.device_get(both)
             yield from zip(gradients[: len(rows)], hessians[: len(rows)], strict=True)
 
@@ -200,10 +213,15 @@ class Search:
             # next to no mass: a point with half of the start's coordinates leads to one of more.
             others = np.resize([each.normal.loc for each in ends], (NUM_PATHS, len(normal.loc)))
             points.append(np.where(self.rng.random(others.shape) < 0.5, others, normal.loc))
+        return self.ends_from(np.concatenate(points))
+
+    def ends_from(self, points: np.ndarray) -> Candidates:
+        """Candidates at the ends of runs from points, of which there are a multiple of six."""
         found = []
-        for each in points:  # as many at once as before: the program is there
+        for each in np.split(points, len(points) // NUM_PATHS):  # the program is there
             x = np.asarray(self.paths(as_float(each)).x[:, -1])
-            found += self.laplaces(x, [(0, 0)] * len(x))
+            good = np.isfinite(x).all(-1)
+            found += self.laplaces(x[good], [(0, 0)] * int(good.sum()))
         return found
 
 

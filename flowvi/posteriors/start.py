@@ -1,6 +1,7 @@
 """Where a fit starts: the best of many normal distributions along optimisation paths."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ from flowvi.compiling import compiled
 from flowvi.params import Array, PyTree
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.normals import Normal
-from flowvi.posteriors.search import NUM_PATHS, Candidate, Candidates, Path, Search, elbo_of
+from flowvi.posteriors.search import (
+    MOST_LOST,
+    NUM_PATHS,
+    Candidate,
+    Candidates,
+    Path,
+    Search,
+    elbo_of,
+)
 from flowvi.posteriors.target import Target, Theta, as_float
 
 #: Points of each run that become candidates, and draws around its end.
@@ -19,6 +28,10 @@ NUM_POINTS, NUM_END_DRAWS = 10, 32
 #: Nats of the ELBO within which the narrowest candidate is taken. A flow that has to widen finds
 #: narrow places that one which has to shrink leaves out.
 SAME_ELBO = 1.0
+
+#: Candidates that are refined in any case, and the distance from those, in their standard
+#: deviations, from which on another one is.
+LEAST_REFINED, ELSEWHERE = 2, 3.0
 
 #: Scales around zero at which starting points are tried; zero itself comes first.
 SCALES = (1.0, 0.1, 1.0, 3.0, 1.0, 10.0, 0.3)
@@ -51,9 +64,17 @@ class Start:
     end_elbos: np.ndarray
 
 
+class Found(NamedTuple):
+    """A start, the normals at the ends of all runs of the optimiser, and the search."""
+
+    start: Start
+    ends: Candidates
+    search: Search
+
+
 def find(
     target: Target, key: Array, start: Theta = None, power: float = 1.0, rank: int | None = None
-) -> Start:
+) -> Found:
     """The best normal distribution that optimisation paths lead to, by ELBO.
 
     Of each path two kinds of candidates are taken: the inverse Hessian that L-BFGS estimates itself
@@ -71,19 +92,10 @@ def find(
     _check_bounded(paths)
     values = np.where(np.isfinite(paths.value), paths.value, np.inf)
     indices = [_indices(int(length)) for length in paths.length]
-    candidates = search.pathfinders(paths, indices)
-    ends: Candidates = []
-    if rank is None and has_hessian(target):
-        places = [(path, index) for path, chosen in enumerate(indices) for index in chosen]
-        if not search.cheap:
-            top = int(np.argmin(values[:, -1]))
-            places = [(top, int(paths.length[top]))]
-        around = search.laplaces(np.stack([paths.x[place] for place in places]), places)
-        if search.cheap and power == 1:
-            ends = [each for each in around if each.place[1] == indices[each.place[0]][-1]]
-        # The best candidate of all may lead to a lesser optimum.
-        first = _best_of_paths(candidates + around)[: NUM_PATHS if search.cheap else 1]
-        candidates = [search.refine(each) for each in first]
+    candidates, ends = _candidates(search, paths, values, indices, rank)
+    if not candidates:  # a density that is cut off
+        search.max_lost = MOST_LOST
+        candidates, ends = _candidates(search, paths, values, indices, rank)
     if not candidates:
         raise ValueError(
             "`target` must have a density around the points that optimisation leads to; got none "
@@ -98,7 +110,7 @@ def find(
     draws = [end.normal.draw(search.z[:NUM_END_DRAWS]) for end in ends]
     whitening = _whitening(chosen.normal, rank)
     place = np.unravel_index(np.argmin(values), values.shape)
-    return Start(
+    begun = Start(
         whitening=whitening,
         best=whitening if best is chosen else _whitening(best.normal, rank),
         elbo=chosen.elbo,
@@ -107,16 +119,49 @@ def find(
         ends=np.array(draws, jnp.result_type(float)),
         end_elbos=np.array([end.elbo for end in ends]),
     )
+    return Found(begun, ends, search)
+
+
+def _candidates(
+    search: Search,
+    paths: Path,
+    values: np.ndarray,
+    indices: list[list[int]],
+    rank: int | None,
+) -> tuple[Candidates, Candidates]:
+    """(normals that may be the start, those at the ends of the runs)."""
+    candidates = search.pathfinders(paths, indices)
+    ends: Candidates = []
+    if rank is None and has_hessian(search.target):
+        places = [(path, index) for path, chosen in enumerate(indices) for index in chosen]
+        if not search.cheap:
+            top = int(np.argmin(values[:, -1]))
+            places = [(top, int(paths.length[top]))]
+        around = search.laplaces(np.stack([paths.x[place] for place in places]), places)
+        if search.cheap and search.power == 1:
+            ends = [each for each in around if each.place[1] == indices[each.place[0]][-1]]
+        # The best candidate of all may lead to a lesser optimum.
+        first = _best_of_paths(candidates + around)[: NUM_PATHS if search.cheap else 1]
+        candidates = []
+        for index, each in enumerate(first):
+            if index < LEAST_REFINED or all(_is_elsewhere(each, other) for other in candidates):
+                candidates.append(search.refine(each))
+    return candidates, ends
+
+
+def _is_elsewhere(one: Candidate, other: Candidate) -> bool:
+    """Whether the middle of a normal is far outside of another one."""
+    dense = other.normal.dense()
+    return bool(np.linalg.norm(dense.inverse @ (one.normal.loc - dense.loc)) > ELSEWHERE)
 
 
 def starting_points(target: Target, rng: np.random.Generator, start: Theta) -> Array:
     """Points with a density and a gradient."""
-    if start is None:
-        scales = np.r_[0.0, np.tile(SCALES, 9)]
-        points = as_float(rng.standard_normal((len(scales), target.event_size)) * scales[:, None])
-    else:
+    scales = np.r_[0.0, np.tile(SCALES, 9)]
+    points = as_float(rng.standard_normal((len(scales), target.event_size)) * scales[:, None])
+    if start is not None:
         points = target.unconstrain(start).reshape(-1, target.event_size)
-    values, norms = map(np.asarray, _probe(target, points, target.data))
+    values, norms = map(np.asarray, probe(target, points, target.data))
     finite = np.isfinite(values) & np.isfinite(norms)
     if not finite.any():
         bad = values[~np.isfinite(values)]
@@ -126,7 +171,8 @@ def starting_points(target: Target, rng: np.random.Generator, start: Theta) -> A
             f"got {got} at the first of {len(values)}. Perhaps give the parameters' supports with "
             "`fv.Target.from_named`, or points inside with `start`?"
         )
-    if (norms[finite] == 0).all() and np.ptp(values[finite]) == 0:
+    # At a mode that was given the gradient is zero too.
+    if start is None and (norms[finite] == 0).all() and np.ptp(values[finite]) == 0:
         got = f"the constant log density {values[finite][0]} at {finite.sum()} points"
         raise ValueError(f"`target` must depend on its vector; got {got}.")
     return points[np.resize(np.flatnonzero(finite), NUM_PATHS)]
@@ -143,7 +189,8 @@ def has_hessian(target: Target) -> bool:
 
 
 @compiled()
-def _probe(target: Target, points: Array, data: PyTree) -> tuple[Array, Array]:
+def probe(target: Target, points: Array, data: PyTree) -> tuple[Array, Array]:
+    """Log densities of shape [n] at points, and sums of the sizes of their gradients."""
     values, gradients = vectorise.over(jax.value_and_grad(target.at), points, data)
     return values, jnp.sum(jnp.abs(gradients), -1)
 

@@ -65,7 +65,7 @@ def posterior():
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
-        fitted = quick(NAMED, num_steps=300)
+        fitted = quick(NAMED, num_steps=600, num_samples=256)
     jax.config.update("jax_disable_most_optimizations", before)
     return fitted
 
@@ -135,7 +135,7 @@ class TestPosterior:
 
     def test_a_second_fit_compiles_nothing_and_is_the_same_to_the_bit(self, posterior):
         before = len(compiled)
-        again = quick(NAMED, num_steps=300)
+        again = quick(NAMED, num_steps=600, num_samples=256)
         assert len(compiled) == before
         jax.tree.map(np.testing.assert_array_equal, again.params, posterior.params)
         assert again.diagnosis == posterior.diagnosis
@@ -220,9 +220,9 @@ class Options(Exception):  # noqa: N818
 
 @pytest.mark.compilations(80)
 def test_an_easy_start_takes_few_steps(monkeypatch):
-    assert judged(0.0, elbo=-0.04).easy
-    assert not judged(0.0, elbo=-0.06).easy
-    assert not judged(0.0, lost=0.1).easy
+    assert judged(0.0, elbo=-0.04).is_easy
+    assert not judged(0.0, elbo=-0.06).is_easy
+    assert not judged(0.0, lost=0.1).is_easy
 
     def fit(loss_fn, params, **options):
         raise Options(options)
@@ -269,7 +269,8 @@ def test_diagnoses_of_weights():
     holes = diagnose(np.r_[0.01 * rng.normal(size=98), np.nan, -np.inf])
     assert holes.lost == pytest.approx(0.02)
     assert holes.messages == (
-        "The log density is not finite at 2.00% of the draws, which were left out.",
+        "The log density is not finite at 2.00% of the draws, which were left out. If it is cut "
+        "off, perhaps give supports with `fv.Target.from_named`?",
     )
     assert diagnose(np.full(10, np.nan)).messages == (
         "The log density is finite at none of the draws.",
@@ -304,7 +305,7 @@ def test_diagnoses_of_the_steps_and_far_out():
 
 def judged(khat, elbo=0.0, lost=0.0, params=0.0):
     elbo, evidence = fv.Estimate(elbo, 0.0), fv.Estimate(0.0, 0.0)
-    return recipe._Judged(params, Diagnosis(elbo, evidence, khat, 1.0, lost, ()))
+    return recipe._Fitted(None, params, None, Diagnosis(elbo, evidence, khat, 1.0, lost, ()))
 
 
 @pytest.mark.parametrize(
@@ -407,8 +408,8 @@ TWO_MODES = fv.Target(two_modes, 1)
 def test_a_mode_that_is_left_out_is_warned_of_where_a_run_ended_in_it(x64):
     with pytest.warns(fv.PosteriorWarning, match=r"modes are missing.*`tempering=0.1`"):
         posterior = quick(TWO_MODES, num_steps=20, family=fv.mean_field(1))
-    # Nothing else could have told.
-    assert len(posterior.diagnosis.messages) == 1
+    # Short chains from around it tell so too.
+    assert any("move the log evidence" in each for each in posterior.diagnosis.messages)
     assert posterior.diagnosis.ess > 0.9
     assert abs(posterior.diagnosis.log_evidence.value - np.log(0.8)) < 0.01
 

@@ -59,7 +59,7 @@ def stiff(size=4):
 
 def test_the_start_is_exact_for_a_normal_target(x64):
     target, covariance, log_z = stiff()
-    found = start.find(target, KEY)
+    found = start.find(target, KEY).start
     assert abs(found.elbo - log_z) < 1e-6
     matrix = found.whitening["matrix"]
     np.testing.assert_allclose(matrix @ matrix.T, covariance, rtol=1e-4, atol=1e-4)
@@ -67,7 +67,7 @@ def test_the_start_is_exact_for_a_normal_target(x64):
     np.testing.assert_allclose(found.whitening["log_det"], np.linalg.slogdet(matrix)[1], rtol=1e-9)
     # All runs end at one point, so none begins between their ends.
     assert len(found.ends) == NUM_PATHS + 2 * len(WIDTHS)
-    low_rank = start.find(target, KEY, rank=20)
+    low_rank = start.find(target, KEY, rank=20).start
     assert low_rank.origin == "pathfinder"
     assert log_z - 3.0 < low_rank.elbo < log_z + 1e-6
     basis = low_rank.whitening["basis"]
@@ -112,7 +112,7 @@ def test_without_second_derivatives_pathfinder_remains(x64):
     square.defvjp(lambda u: (square(u), u), lambda u, g: (2 * g * u,))
     target = fv.Target(lambda u: -0.5 * square(u), 2)
     assert not start.has_hessian(target)
-    found = start.find(target, KEY)
+    found = start.find(target, KEY).start
     assert found.origin == "pathfinder"
     assert abs(found.elbo - np.log(2 * np.pi)) < 1e-3
     assert len(found.ends) == 0
@@ -145,7 +145,7 @@ def test_targets_that_rise_without_end(x64):
         start.find(fv.Target(jnp.sum, 2), KEY)
     end = np.full((1, 1, 2), np.inf)
     with pytest.raises(ValueError, match=message):
-        start._check_bounded(Path(end, -end, -end[..., 0], np.ones(1)))
+        start._check_bounded(Path(end, -end, -end[..., 0], np.ones(1), np.ones(1)))
 
 
 def test_a_support_away_from_zero_needs_a_point_inside(x64):
@@ -180,7 +180,7 @@ def test_the_best_start_is_kept_beside_the_narrowest(x64):
     def funnel(u):
         return -0.5 * u[0] ** 2 / 9 - 0.5 * jnp.sum(u[1:] ** 2) * jnp.exp(-u[0]) - 2 * u[0]
 
-    found = start.find(fv.Target(funnel, 5), KEY)
+    found = start.find(fv.Target(funnel, 5), KEY).start
     volume = [np.linalg.slogdet(each["matrix"])[1] for each in (found.whitening, found.best)]
     assert volume[0] <= volume[1]
     assert np.isfinite(found.elbo)
@@ -199,7 +199,7 @@ def test_between_ends_of_next_to_no_mass_there_are_modes_of_more(x64):
     points = np.random.default_rng(0).choice([5.0, -5.0], (NUM_PATHS, 16))
     points[:, :9] = -5.0
     points[0] = 5.0
-    found = start.find(target, KEY, points)
+    found = start.find(target, KEY, points).start
     log_mass = found.end_elbos - 8 * np.log(2 * np.pi)
     best, *others = log_mass[:NUM_PATHS]
     np.testing.assert_allclose(best, 16 * np.log(0.84), atol=1e-3)
@@ -217,7 +217,7 @@ def test_runs_from_far_away_end_in_a_mode_that_those_near_zero_miss(size, x64):
     def both(u):
         return jnp.logaddexp(-0.5 * jnp.sum(u**2), -0.5 * jnp.sum((u - away) ** 2))
 
-    found = start.find(fv.Target(both, size), KEY)
+    found = start.find(fv.Target(both, size), KEY).start
     place = found.ends[..., 0].mean(-1)
     assert (place[:NUM_PATHS] < 5).all()
     assert (place[NUM_PATHS:] > 5).any()

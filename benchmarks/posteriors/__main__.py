@@ -2,6 +2,7 @@
 
 python -m benchmarks.posteriors [--data FOLDER] [--targets funnel,banana] [--seeds 3] [--quick]
 python -m benchmarks.posteriors [--data FOLDER] --seeds 10 --resume       only what is missing yet
+python -m benchmarks.posteriors --hard [--single] --output FILE           modes, ridges, tails, cuts
 
 `--data` (or FLOWVI_DATA) is a folder with `posteriordb` and `targets`; without it the targets that
 ship with the project are run. Results of other libraries are read from `--peers`, a JSON file that
@@ -10,6 +11,7 @@ ship with the project are run. Results of other libraries are read from `--peers
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -35,7 +37,11 @@ COLUMNS = {
     "log_sd_error": "log sd error",
     "wasserstein": "Wasserstein ratio",
     "seconds": "seconds",
+    "gradients": "gradients",
 }
+
+#: Beyond these a posterior is wrong: nats, means and sds in posterior sds, weights of modes.
+WRONG = {"gap": 0.5, "mean_error": 0.15, "log_sd_error": 0.14, "mode_error": 0.03}
 
 
 def pause():
@@ -63,15 +69,18 @@ def run(name, case, seed, num_draws, options):
     warned = any(issubclass(w.category, fv.PosteriorWarning) for w in caught)
     key = jax.random.key(1000 + seed)
     weights = posterior.log_weights(key, num_draws)
-    result = measures.of_weights(weights, case.log_z)
+    # Without a known log Z the gap is that to the evidence by importance weights.
+    log_z = posterior.diagnosis.log_evidence.value if case.log_z is None else case.log_z
+    result = measures.of_weights(weights, log_z)
     result |= {
         "khat": posterior.psis(jax.random.key(2000 + seed), 10_000).khat,
         "seconds": seconds,
         "warned": warned,
         "messages": list(posterior.diagnosis.messages),
-        "start_gap": case.log_z - posterior.start.elbo,
+        "start_gap": log_z - posterior.start.elbo,
         "origin": posterior.start.origin,
         "steps": posterior.num_steps,
+        "gradients": posterior.diagnosis.cost.num_gradients,
     }
     if case.mean is not None:
         u, _ = posterior.sample_and_log_prob(key, num_draws)
@@ -81,6 +90,12 @@ def run(name, case, seed, num_draws, options):
             result["wasserstein"] = measures.wasserstein_ratio(
                 values, case.draws, case.mean, case.sd
             )
+    if case.modes is not None:
+        u, _ = posterior.sample_and_log_prob(key, num_draws)
+        place, shares = case.modes
+        found = np.bincount(place(np.asarray(u)), minlength=len(shares)) / len(u)
+        result["mode_error"] = float(np.abs(found - shares).max())
+    result["wrong"] = any(result.get(each, 0.0) > most for each, most in WRONG.items())
     if name == "many_well":
         u, _ = posterior.sample_and_log_prob(key, 50_000)
         share = (np.asarray(u)[:, 0::2] > 0).mean(0)
@@ -99,6 +114,20 @@ def judge(case, runs):
     return "yes" if median and worst else "no"
 
 
+def summary(results):
+    """How many fits are right or wrong, quiet or warned, in one line."""
+    counts = dict.fromkeys(itertools.product((False, True), repeat=2), 0)
+    for entry in results["targets"].values():
+        for run in entry["runs"]:
+            if "wrong" in run:
+                counts[run["wrong"], run["warned"]] += 1
+    return (
+        f"Right and quiet {counts[False, False]}, right but warned {counts[False, True]}, wrong "
+        f"and warned {counts[True, True]}, wrong and silent {counts[True, False]}. Wrong: a gap above "
+        "0.5 nats, a mean off by 0.15 sd, an sd by 15 %, or the weight of a mode by 0.03.\n"
+    )
+
+
 def markdown(results, cases):
     rows = []
     for name, entry in results["targets"].items():
@@ -115,16 +144,20 @@ def markdown(results, cases):
         failed = len(entry["runs"]) - len(runs)
         warned = sum(run.get("warned", False) for run in runs)
         met = "no" if failed else judge(cases[name], runs)
-        rows.append([f"{name} ({entry['size']})", *cells, bar, met, f"{warned}/{len(runs)}"])
-    header = ["target (d)", *COLUMNS.values(), "bar", "met", "warned"]
+        wrong = sum(run.get("wrong", False) for run in runs)
+        counts = f"{wrong}/{len(runs)}", f"{warned}/{len(runs)}"
+        rows.append([f"{name} ({entry['size']})", *cells, bar, met, *counts])
+    header = ["target (d)", *COLUMNS.values(), "bar", "met", "wrong", "warned"]
     given = ", ".join(f"{name} {value}" for name, value in results.get("options", {}).items())
     recipe = f"The recipe with {given}" if given else "The default recipe"
+    precision = results.get("precision", "double")
     parts = [
         "# Posteriors\n",
         timing.environment_line(results["environment"]) + "\n",
-        f"{recipe}, double precision, compilation counted; the median over seeds and, in "
+        f"{recipe}, {precision} precision, compilation counted; the median over seeds and, in "
         "brackets, the worst. The gap is log Z - ELBO = KL(q || p).\n",
         timing.table(header, rows),
+        summary(results),
     ]
     if results.get("peers"):
         names = sorted(
@@ -155,6 +188,8 @@ def main():
     parser.add_argument("--draws", type=int, default=200_000, help="draws that measure the gap")
     parser.add_argument("--tempering", type=float, help="as in `fit_posterior`")
     parser.add_argument("--family", choices=FAMILIES, help="fit this one instead of the default")
+    parser.add_argument("--hard", action="store_true", help="the targets of `hard.py`")
+    parser.add_argument("--single", action="store_true", help="single precision")
     parser.add_argument("--quick", action="store_true", help="few steps, to see that all runs")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the output holds")
     parser.add_argument("--peers", default="benchmarks/results/posteriors_peers.json")
@@ -163,8 +198,10 @@ def main():
 
     import jax
 
-    jax.config.update("jax_enable_x64", True)
-    known = targets.names(args.data)
+    from benchmarks.posteriors.hard import HARD
+
+    jax.config.update("jax_enable_x64", not args.single)
+    known = list(HARD) if args.hard else targets.names(args.data)
     names = args.targets.split(",") if args.targets else [n for n in known if n != "cox"]
     unknown = set(names) - set(known)
     if unknown:
@@ -176,6 +213,7 @@ def main():
     results = {
         "environment": timing.environment("flowvi", "jax", "jaxlib"),
         "draws": args.draws,
+        "precision": "single" if args.single else "double",
         "options": options,
         "targets": {},
         "peers": None,

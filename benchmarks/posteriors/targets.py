@@ -420,6 +420,10 @@ def names(folder=None):
 
 
 def load(name, folder=None):
+    from benchmarks.posteriors.hard import HARD
+
+    if name in HARD:
+        return HARD[name]()
     if name in INSIDE:
         case = INSIDE[name]()
         if name.startswith("eight_schools") and folder is not None:

@@ -25,8 +25,8 @@ from flowvi.posteriors.target import Target
 #: Widths of the base's mixture, over that of the approximation.
 WIDTHS = (1.0, 1.5, 3.0, 6.0, 12.0, 24.0)
 
-#: The width of the base of a search for modes, and a k-hat that needs none.
-FAR, GOOD_KHAT = 50.0, 0.7
+#: The width of the base of a search for modes.
+FAR = 50.0
 
 #: Particles, Hamiltonian trajectories at each temperature, and gradients of each.
 NUM_PARTICLES, NUM_TRAJECTORIES, NUM_LEAPS = 1000, 3, 6

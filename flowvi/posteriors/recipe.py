@@ -66,7 +66,7 @@ class Budget(NamedTuple):
 #: fit, which loses modes and tails at higher ones, and of a fit with little to gain. Wide draws
 #: leave the bulk of the density where there are many coordinates.
 BUDGETS = (
-    Budget(10, 4_000, 64, 2e-2, 5e-3, 1.3),
+    Budget(10, 3_000, 128, 2e-2, 5e-3, 1.3),
     Budget(50, 2_500, 96, 5e-2, 1e-2, 1.0),
     Budget(MODERATE, 1_800, 128, 5e-2, 5e-3, 1.0),
     Budget(np.inf, 2_000, 64, 5e-3, 5e-3, 1.0),
@@ -85,6 +85,9 @@ MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
 
 #: The width of the draws that learn tails, and draws that weigh a part.
 TAIL_WIDTH, PART_DRAWS = 1.5, 4_000
+
+#: Coordinates up to which those draws are wide.
+FEW = 10
 
 #: Runs of the optimiser from particles on their way.
 NUM_RUNS = 60
@@ -180,7 +183,7 @@ def fit_posterior(
         objective: (family, log joint) -> a loss for `fit`, such as
             `functools.partial(fv.objectives.Renyi, alpha=0.5, num_samples=64)`; the ELBO with path
             gradients by default. If it has `init(key)`, that makes the parameters beside q's.
-        num_samples: draws of a step, where `objective` is not given; by default 64 for up to 10
+        num_samples: draws of a step, where `objective` is not given; by default 128 for up to 10
             coordinates, 96 for up to 50, 128 for up to 200, and 64 beyond; 512 with `tempering`.
         start: points to start from, in the user's space, with a leading axis if there are several;
             drawn around zero by default.
@@ -190,7 +193,7 @@ def fit_posterior(
         max_gradients: evaluations of the density with its gradient that the fit may take, nearly.
         max_seconds: seconds that they may take, by the price of one. Where it is above half a
             millisecond, 240 by default.
-        options: those of `fit`. By default `num_steps` is 4000 for up to 10 coordinates, 2500 for
+        options: those of `fit`. By default `num_steps` is 3000 for up to 10 coordinates, 2500 for
             up to 50, 1800 for up to 200 and 2000 beyond, and `optimizer` is Adam, with a learning
             rate that decays from 0.02 for up to 10 coordinates, from 0.05 for up to 200, and from
             0.005 beyond. With `tempering` or a `family` it is 0.005, or 0.01 between 10 and 50; so
@@ -343,8 +346,7 @@ class _Recipe:
         if not may_explore:
             return fitted
         left = self.left(fitted, fitted.diagnosis)
-        is_right = not left.is_suspicious and fitted.diagnosis.khat < annealing.GOOD_KHAT
-        if is_right and fitted.gap < MOST_GAP:
+        if not left.is_suspicious and fitted.gap < MOST_GAP:
             return fitted
         candidates = [fitted]
         if len(seen) < 2:
@@ -388,8 +390,8 @@ class _Recipe:
 
     def fit_tails(self, fitted: _Fitted, particles: Particles) -> _Fitted:
         """A flow whose marginals have tails of their own, in units of wider draws."""
-        inner = default_family(self.target.event_size)
-        family = whitened(inner, marginal="tailed")
+        size = self.target.event_size
+        family = whitened(default_family(size), marginal="tailed")
         params = family.init(self.init_key)
         loc, factor = modes.units(particles.u)
         normal = Dense(loc, factor, np.linalg.inv(factor))
@@ -398,17 +400,12 @@ class _Recipe:
         on = self.judged(family, family.place(further, fitted.params["whitening"].value))
         # Wider draws know of more; but if they lie elsewhere, what was fitted is no start.
         begun = on if on.score > fresh.score - 1 else fresh
-        num_samples = EASY_SAMPLES
-        loss_fn = WideELBO(
-            family,
-            self.target.log_joint,
-            num_samples=num_samples,
-            width=TAIL_WIDTH,
-            skip_nonfinite=True,
-        )
+        width = TAIL_WIDTH if size <= FEW else 1.0
+        every = {"num_samples": EASY_SAMPLES, "skip_nonfinite": True}
+        loss_fn = WideELBO(family, self.target.log_joint, width=width, **every)
         steps = self.options.get("num_steps") or self.budget.num_steps
         start = {"posterior": begun.params}
-        result = self._fit(loss_fn, start, steps, self.budget.careful_rate, num_samples)
+        result = self._fit(loss_fn, start, steps, self.budget.careful_rate, EASY_SAMPLES)
         best = max(self.judged(family, result.params["posterior"]), begun, key=lambda e: e.score)
         return _widened(family, functools.partial(self.judged, family), best)._replace(
             result=result

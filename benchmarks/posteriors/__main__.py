@@ -123,8 +123,8 @@ def summary(results):
                 counts[run["wrong"], run["warned"]] += 1
     return (
         f"Right and quiet {counts[False, False]}, right but warned {counts[False, True]}, wrong "
-        f"and warned {counts[True, True]}, wrong and silent {counts[True, False]}. Wrong: a gap above "
-        "0.5 nats, a mean off by 0.15 sd, an sd by 15 %, or the weight of a mode by 0.03.\n"
+        f"and warned {counts[True, True]}, wrong and silent {counts[True, False]}. Wrong: a gap "
+        "above 0.5 nats, a mean off by 0.15 sd, an sd by 15 %, or the weight of a mode by 0.03.\n"
     )
 
 

@@ -86,8 +86,9 @@ MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
 #: The width of the draws that learn tails, and draws that weigh a part.
 TAIL_WIDTH, PART_DRAWS = 1.5, 4_000
 
-#: Coordinates up to which those draws are wide.
-FEW = 10
+#: Coordinates up to which those draws are wide. Beyond, where modes are missing still, a fit begins
+#: with the density to this power.
+FEW, POWER = 10, 0.1
 
 #: Runs of the optimiser from particles on their way.
 NUM_RUNS = 60
@@ -162,10 +163,10 @@ def fit_posterior(
        annealed sequential Monte Carlo, whose moves leave the fit. If they find other mass, moments
        or evidence, or the ELBO lies more than 0.05 nats below the log evidence, more is tried:
        particles from 50 standard deviations of the start and runs of L-BFGS from them look for
-       modes; a mixture of normals is fitted to what they find, and a flow to each of its parts;
-       and a flow whose marginals have tails of their own is fitted in the units of the particles.
-       The best by ELBO is taken. Where the runs of step 1 ended in several modes, step 4 comes at
-       once.
+       modes; a mixture of normals is fitted to what they find, and a flow to each of its parts.
+       If that is not right either, a flow whose marginals have tails of their own is fitted; or, of
+       more than 10 coordinates with modes left out, one with `tempering=0.1`. The best by ELBO is
+       taken.
     5. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, the ELBO more than 0.5 nats below the log evidence, or where particles
@@ -238,12 +239,8 @@ def fit_posterior(
     messages = [
         *warnings_of_fit(target, found.start, fitted.result),
         *left.messages(target.labels()),
+        *recipe.missing(fitted, found),
     ]
-    ends = found.start.ends
-    if len(ends):
-        log_p = np.asarray(target(ends), np.float64)
-        log_q = np.asarray(_log_prob(fitted.family, fitted.params, ends), np.float64)
-        messages += warnings_of_modes(log_p, log_q, found.start, diagnosis.log_evidence.value)
     seconds = time.perf_counter() - began
     cost = dataclasses.replace(recipe.cost, seconds=seconds)
     diagnosis = dataclasses.replace(diagnosis.warn(messages, stacklevel=2), cost=cost)
@@ -333,30 +330,48 @@ class _Recipe:
     # ---------------------------------------------------------------------------- the stages
 
     def best(self, found: Found) -> _Fitted:
-        """The best of a flow around the start, one in wider units, and one for each mode."""
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(self.explore_key)).ravel())
-        may_explore = self.is_default and self.target.event_size <= MODERATE
-        may_explore &= self.allowed >= TO_EXPLORE
-        seen = modes.distinct(found, found.ends, rng) if may_explore else []
-        if len(seen) > 1:
-            particles, mixture = self.explore(found, rng)
-            if len(mixture.normals) > 1 and (fitted := self.fit_parts(mixture)) is not None:
-                return fitted
+        """A flow around the start; where it is not right, the best of it and of what may be."""
         fitted = self.fit_start(found)
-        if not may_explore:
-            return fitted
-        left = self.left(fitted, fitted.diagnosis)
-        if not left.is_suspicious and fitted.gap < MOST_GAP:
+        small = self.target.event_size <= MODERATE and self.allowed >= TO_EXPLORE
+        if not self.is_default or not small or self.is_right(fitted, found):
             return fitted
         candidates = [fitted]
-        if len(seen) < 2:
-            particles, mixture = self.explore(found, rng)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(self.explore_key)).ravel())
+        particles, mixture = self.explore(found, rng)
         if len(mixture.normals) > 1 and (parts := self.fit_parts(mixture)) is not None:
             candidates.append(parts)
-            if parts.gap < MOST_GAP and parts.score > fitted.score:
-                return parts
-        candidates.append(self.fit_tails(fitted, particles))
+        best = max(candidates, key=lambda each: each.score)
+        if best is not fitted and self.is_right(best, found):
+            return best
+        if self.missing(best, found) and self.target.event_size > FEW:
+            candidates.append(self.fit_tempered())
+        else:
+            candidates.append(self.fit_tails(fitted, particles))
         return max(candidates, key=lambda each: each.score)
+
+    def is_right(self, fitted: _Fitted, found: Found) -> bool:
+        """Whether nothing says that anything is left out."""
+        is_close = fitted.gap < MOST_GAP and not self.missing(fitted, found)
+        return is_close and not self.left(fitted, fitted.diagnosis).is_suspicious
+
+    def missing(self, fitted: _Fitted, found: Found) -> list[str]:
+        """What the ends of the optimiser's runs say that is left out."""
+        ends = found.start.ends
+        if not len(ends):
+            return []
+        log_p = np.asarray(self.target(ends), np.float64)
+        log_q = np.asarray(_log_prob(fitted.family, fitted.params, ends), np.float64)
+        evidence = fitted.diagnosis.log_evidence.value
+        return list(warnings_of_modes(log_p, log_q, found.start, evidence))
+
+    def fit_tempered(self) -> _Fitted:
+        """A flow that begins with a flattened density, for more modes than can be counted."""
+        recipe = dataclasses.replace(self, tempering=POWER, cost=Cost(0, 0), checked=None)
+        found = find(self.target, self.explore_key, None, POWER, None)
+        fitted = recipe.fit_start(found)
+        search = found.search
+        self.cost += recipe.cost + Cost(search.num_gradients, search.num_evaluations)
+        return fitted
 
     def fit_start(self, found: Found) -> _Fitted:
         """A flow in the units of the start, or the start itself where that is better."""
@@ -401,8 +416,13 @@ class _Recipe:
         # Wider draws know of more; but if they lie elsewhere, what was fitted is no start.
         begun = on if on.score > fresh.score - 1 else fresh
         width = TAIL_WIDTH if size <= FEW else 1.0
-        every = {"num_samples": EASY_SAMPLES, "skip_nonfinite": True}
-        loss_fn = WideELBO(family, self.target.log_joint, width=width, **every)
+        loss_fn = WideELBO(
+            family,
+            self.target.log_joint,
+            num_samples=EASY_SAMPLES,
+            skip_nonfinite=True,
+            width=width,
+        )
         steps = self.options.get("num_steps") or self.budget.num_steps
         start = {"posterior": begun.params}
         result = self._fit(loss_fn, start, steps, self.budget.careful_rate, EASY_SAMPLES)

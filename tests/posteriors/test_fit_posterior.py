@@ -235,8 +235,8 @@ def test_an_easy_start_takes_few_steps(monkeypatch):
         return caught.value.args[0]
 
     assert steps(NORMAL)["num_steps"] == 1_000
-    assert steps(NORMAL, family=fv.mean_field(2))["num_steps"] == 4_000
-    assert steps(NORMAL, optimizer=optax.sgd(1e-3))["num_steps"] == 4_000
+    assert steps(NORMAL, family=fv.mean_field(2))["num_steps"] == 3_000
+    assert steps(NORMAL, optimizer=optax.sgd(1e-3))["num_steps"] == 3_000
     # All other options reach the loop.
     options = steps(NORMAL, checkpoint_dir="there", resume=True, max_bad_steps=3, averaging=0.9)
     assert options | {"checkpoint_dir": "there", "resume": True, "averaging": 0.9} == options

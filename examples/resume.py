@@ -35,6 +35,7 @@ def main():
             checkpoint_dir=directory,
             checkpoint_every=num_steps // 10,
             resume=True,
+            combine=False,  # the flow alone, without textbook estimates beside it
             **options,
         )
 

@@ -107,13 +107,17 @@ def draw_classes(model, output):
     count = 12
     z = model.vae.prior.sample(model.params["prior"], jax.random.key(4), 4000)
     classes = np.asarray(z[:, :NUM_CLASSES]).argmax(1)
-    figure, axes = plt.subplots(NUM_CLASSES, count, figsize=(6, 5.2), layout="constrained")
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for label in range(NUM_CLASSES):
-        rows = z[classes == label][:count]
-        for axis, image in zip(axes[label], model.decode(rows), strict=False):
-            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+    # Places of one class, as many as it has, and blanks behind them.
+    order = [np.flatnonzero(classes == label)[:count] for label in range(NUM_CLASSES)]
+    images = np.asarray(model.decode(z[np.concatenate(order)]))
+    height, width = images.shape[1:]
+    whole = np.zeros((NUM_CLASSES, height + 1, count, width + 1))
+    rows = np.repeat(np.arange(NUM_CLASSES), [len(each) for each in order])
+    columns = np.concatenate([np.arange(len(each)) for each in order])
+    whole[rows, :-1, columns, :-1] = images
+    figure, axis = plt.subplots(figsize=(6, 5.2), layout="constrained")
+    axis.imshow(whole.reshape(NUM_CLASSES * (height + 1), -1), cmap="gray_r", vmin=0, vmax=1)
+    axis.set_axis_off()
     figure.suptitle("a row for each class: draws of its places, decoded", fontsize=10)
     figure.savefig(f"{output}_classes.png", dpi=110)
     print(f"wrote {output}_classes.png")

@@ -17,6 +17,7 @@ from flowvi.families import Family, Standardized
 from flowvi.objectives import NegativeLogLikelihood, likelihood
 from flowvi.params import Fixed
 from flowvi.training import sources
+from tests.small import SMALL
 from tests.training.helpers import assert_trees_equal, compilations
 
 KEY = jax.random.key(0)
@@ -484,16 +485,14 @@ def test_one_row():
 
 
 LEARNERS = {
-    "mean_field": lambda: NORMAL,
     "full_rank": lambda: fv.full_rank(2),
     "mixture": lambda: fv.mixture(2, 1),
     "unconditional": lambda: fv.unconditional(fv.gaussian(2)),
-    "whitened": lambda: fv.whitened(fv.mean_field(2)),
+    "whitened": lambda: fv.whitened(fv.full_rank(2)),
     "maf": lambda: fv.maf(2),
-    "iaf": lambda: fv.iaf(2),
-    "coupling": lambda: fv.coupling(2),
-    "standardized": lambda: fv.standardized(fv.full_rank(2)),
-    "flow on a flow": lambda: fv.maf(2, num_layers=2, base=fv.full_rank(2)),
+    "iaf": lambda: fv.iaf(2, **SMALL),
+    "coupling": lambda: fv.coupling(2, **SMALL),
+    "flow on a flow": lambda: fv.maf(2, **SMALL, base=fv.full_rank(2)),
 }
 
 
@@ -505,18 +504,26 @@ def test_quick_learners(name):
 @pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.compilations(200)
-@pytest.mark.parametrize("name", LEARNERS)
-def test_every_family_with_no_settings(name):
-    density = fv.fit_density(LEARNERS[name](), normal(20_000), key=KEY, progress=False)
-    assert gap(density) < 0.05
+@pytest.mark.parametrize("name", [n for n in LEARNERS if n not in ("mixture", "unconditional")])
+def test_every_family_alone(name):
+    """A shear, which leaves the entropy as it is: of a line, or of a curve for those that bend."""
+    bend = 0.0 if name in ("full_rank", "whitened") else 0.5
+    z = np.random.default_rng(0).normal(size=(9_000, 2))
+    x = 500 + 100 * np.stack([z[:, 0], z[:, 1] + z[:, 0] + bend * z[:, 0] ** 2], 1)
+    options = {"num_steps": 500, "combine": False, "progress": False}
+    density = fv.fit_density(LEARNERS[name](), x[4_000:], key=KEY, **options)
+    noise = (z[:4_000] ** 2 - 1).sum(1).mean() / 2
+    assert -np.mean(density.log_prob(x[:4_000])) - noise - ENTROPY < 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.compilations(200)
 def test_conditional_families_with_no_settings():
-    c = 500 + 100 * np.random.default_rng(5).normal(size=(20_000, 1))
-    x = c + 100 * np.random.default_rng(6).normal(size=c.shape)
+    # A context far from zero, too.
+    z = np.random.default_rng(5).normal(size=(20_000, 1))
+    x = 500 + 100 * (z + np.random.default_rng(6).normal(size=z.shape))
+    c = 1e4 + 7 * z
     family = fv.conditional(fv.gaussian(1), fv.networks.MLP(1, [32], 2))
     density = fv.fit_density(family, x, context=c, key=KEY, progress=False)
     assert abs(-np.mean(density.log_prob(x, c)) - ENTROPY / 2) < 0.05

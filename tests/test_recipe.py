@@ -309,12 +309,26 @@ def test_a_memory_map_is_the_array(tmp_path):
     np.testing.assert_allclose(here.log_prob(x), there.log_prob(x), rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.compilations(150)
-def test_no_family():
+def test_few_rows_have_textbook_estimates_alone():
+    assert recipe.is_worth_a_flow(150, 10) and not recipe.is_worth_a_flow(149, 10)
+    assert not recipe.is_worth_a_flow(99, 1)
     x = np.random.default_rng(0).normal(size=(60, 1))
-    density = fv.fit_density(x, key=KEY, num_steps=2, progress=False)
-    assert density.log_prob(x).shape == (60,)
+    density = fv.fit_density(x, key=KEY, progress=False)
+    assert density.num_steps == 0 and density.log_prob(x).shape == (60,)
+    assert [each.name for each in density.scores] == ["normal", "mixture", "kernel", "all"]
+    with pytest.warns(RuntimeWarning, match="`x` has 12 rows, which are too few"):
+        density = fv.fit_density(x[:12], key=KEY, progress=False)
+    np.testing.assert_allclose(
+        density.log_prob(x), stats.norm(x[:12].mean(), x[:12].std()).logpdf(x[:, 0]), atol=1e-3
+    )
+    assert density.scores == () and density.summary() == "nothing was compared"
+
+
+def test_no_steps_leave_the_textbook_estimates():
+    density = fit(two_groups(100), num_steps=0)
+    assert "flow" not in [each.name for each in density.scores]
+    with pytest.raises(ValueError, match="`num_steps` must be a positive integer; got 0"):
+        fit(two_groups(100), num_steps=0, combine=False)
 
 
 def test_what_no_family_needs():

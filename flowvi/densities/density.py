@@ -51,6 +51,8 @@ class Density(Fitted):
 
     def summary(self) -> str:
         """What was compared and chosen, and what is doubtful, in a few lines."""
+        if not self.scores:
+            return "\n".join(["nothing was compared", *(f"! {each}" for each in self.messages)])
         head = f"{'':<10}{'held-out nats':>15}{'error':>9}{'weight':>9}"
         rows = [
             f"{each.name:<10}{each.log_prob.value:>15.4f}{each.log_prob.standard_error:>9.4f}"

@@ -1,5 +1,6 @@
 """Fitting a density to data, with no settings needed."""
 
+import math
 import warnings
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from flowvi.densities.data import Split, check_context, check_x, num_held_out, s
 from flowvi.densities.density import Density
 from flowvi.densities.diagnosis import DensityWarning
 from flowvi.densities.recipe import default_flow
+from flowvi.densities.textbook import Rows
 from flowvi.densities.training import PATIENCE, Training, fresh
 from flowvi.families import (
     Family,
@@ -66,7 +68,9 @@ def fit_density(
     `validation_fraction` above 0, and the flows of all parts are used. The result is the simplest
     estimate that is not plainly worse than the best mixture of all, or else that mixture; its
     `summary()` says which and why. So it is never much worse than the best of them. A kernel
-    estimate keeps up to 10,000 of the rows among its parameters.
+    estimate keeps up to 10,000 of the rows among its parameters. Where no family is given, no flow
+    is fitted to fewer than 100 rows, or than 15 for each column of x and context; of fewer than 20
+    a normal is all that there is.
 
     Any other family over the reals is fitted as it is, in the data's own units, as by
     `fv.standardized`: in their support, with mean and standard deviation of the training rows, and
@@ -92,9 +96,9 @@ def fit_density(
             a standard normal, if no `params` are given, some rows are held out, and there are 20
             rows or more.
         **options: see `TrainingOptions`. By default 80 epochs, but at least 1000 steps and at most
-            20,000; batches of 256 rows; Adam with a learning rate that rises over the first steps
-            to 0.01 and falls to zero with the last, and gradients clipped to norm 10; averaging
-            with decay 0.995.
+            20,000, where `num_steps=0` is for textbook estimates alone; batches of 256 rows; Adam
+            with a learning rate that rises over the first steps to 0.01 and falls to zero with the
+            last, and gradients clipped to norm 10; averaging with decay 0.995.
 
     Returns:
         A `Density`, whose losses are in nats a row, in the units of `x`.
@@ -129,6 +133,7 @@ def fit_density(
     check_names(options)
     rule = "`combine` must be True, False or None"
     checks.require(isinstance(combine, bool | None), rule, combine, error=TypeError)
+    is_default = family is None
     if family is None:
         family = default_flow(x, context)
     own = _placed_family(family, support)
@@ -152,6 +157,7 @@ def fit_density(
     training = Training(patience, dict(options))
     order = shuffled(split_key, len(rows))
     can = _is_plain_flow(family) and num_held > 1 and params is None and len(rows) >= FEW_ROWS
+    wanted = combine
     if combine is None:
         combine = can
     if combine and not can:
@@ -166,8 +172,16 @@ def fit_density(
         check_varies(some, some.min(0) == some.max(0))
         messages = diagnosis.about_columns(some, own.support)
     fitted: dict[str, Any]
-    if combine and isinstance(own, Standardized):
-        fitted = recipe.combined(own, rows, context_rows, fit_key, order, num_held, training)
+    are_too_few = is_default and wanted is not False and len(rows) < FEW_ROWS
+    if are_too_few and validation_fraction and params is None and isinstance(own, Standardized):
+        fitted = recipe.normal_alone(own, Rows.of(rows, context_rows))
+    elif combine and isinstance(own, Standardized):
+        num_columns = sum(map(math.prod, (own.event_shape, own.context_shape or (0,))))
+        has_flow = not is_default or recipe.is_worth_a_flow(len(rows), num_columns)
+        has_flow &= options.get("num_steps") != 0
+        fitted = recipe.combined(
+            own, rows, context_rows, fit_key, order, num_held, training, has_flow
+        )
     else:
         split = Split(rows, context_rows, order[:num_held])
         params = _start(own, family, params, init_key, split)

@@ -5,6 +5,7 @@ rows in turn.
 """
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -18,10 +19,10 @@ from flowvi.densities.data import Split
 from flowvi.densities.textbook import Rows, Setting
 from flowvi.densities.training import Rival, Training, fresh, held_out_score
 from flowvi.diagnostics import Estimate
-from flowvi.families import Family, Standardized, as_array, gaussianized, maf
+from flowvi.families import Family, Standardized, as_array, gaussianized, maf, marginals
 from flowvi.families.known import Stacked
 from flowvi.params import Fixed, Origin, PyTree
-from flowvi.training import StopReason, TrainingDiverged
+from flowvi.training import FitResult, StopReason, TrainingDiverged
 from flowvi.training.progress import display
 
 Array = jax.Array
@@ -31,6 +32,10 @@ FEW_ROWS, PARTS = 1_500, 4
 
 #: An estimate of less weight is left out; a mixture of them must gain so many standard errors.
 LEAST_WEIGHT, LEAST_ERRORS = 0.01, 2.0
+
+#: A flow that nobody named needs so many rows, and so many for each column of x and context: with
+#: fewer it loses to the textbook estimates, and would take most of the time to do so.
+LEAST_FLOW_ROWS, LEAST_ROWS_EACH = 100, 15
 
 #: With more columns a flow has fewer layers, of so many units at most.
 MANY_COLUMNS, MOST_WIDTH = 64, 256
@@ -86,6 +91,29 @@ def default_flow(x: ArrayLike, context: ArrayLike | None) -> Family:
     )
 
 
+def is_worth_a_flow(num_rows: int, num_columns: int) -> bool:
+    """Whether rows of x and context may tell a flow more than the textbook estimates."""
+    return num_rows >= max(LEAST_FLOW_ROWS, LEAST_ROWS_EACH * num_columns)
+
+
+def untrained(params: PyTree, seconds: float) -> FitResult:
+    """The result where no flow was trained."""
+    history = {"loss": np.zeros(0)}
+    return FitResult(params, history, StopReason.MAX_STEPS, 0, 0, None, seconds)
+
+
+def normal_alone(own: Standardized, rows: Rows) -> dict[str, Any]:
+    """The fields of a density of rows that are too few to compare anything: a normal."""
+    start = time.monotonic()
+    bins = None if own.support.is_real else marginals.num_bins(len(rows.x))
+    family, params = textbook.build(Setting("normal", bins), rows, own.support, 0)
+    stacked = Stacked((family,))
+    weights = Fixed(jnp.zeros(1))
+    whole = {"origin": Origin(stacked), "families": [params], "log_weights": weights}
+    result = untrained(whole, time.monotonic() - start)
+    return {"family": stacked, "result": result, "messages": [], "num_rows": len(rows.x)}
+
+
 def combined(
     own: Standardized,
     x: np.ndarray,
@@ -94,8 +122,10 @@ def combined(
     order: np.ndarray,
     num_held_out: int,
     training: Training,
+    has_flow: bool,
 ) -> dict[str, Any]:
     """The fields of a density: the flow and textbook estimates with weights by held-out scores."""
+    start_time = time.monotonic()
     flow, support = own.family, own.support
     some_key, fit_key = jax.random.split(key)
     seed = int(jax.random.randint(some_key, (), 0, 2**31 - 1))
@@ -123,8 +153,9 @@ def combined(
     columns = {name: each for name, (_, each) in chosen.items()}
     least = np.concatenate(floors)
     best = max((np.logaddexp(each, least) for each in columns.values()), key=np.mean)
-    results, flow_scores, first = [], [], 0
-    for number, split in enumerate(splits):
+    results: list[FitResult] = []
+    flow_scores, first = [], 0
+    for number, split in enumerate(splits if has_flow else []):
         start = placed.place(fresh(placed, fit_key), *split.some(fit_key, MAX_ROWS))
         end = first + len(split.rows_out)
         rival = Rival(best[first:end], least[first:end])
@@ -142,8 +173,8 @@ def combined(
         first = end
         if result.stop_reason == StopReason.INTERRUPTED:
             break
-    is_hopeless = result.stop_reason == StopReason.HOPELESS
-    if not is_hopeless:
+    is_hopeless = has_flow and results[-1].stop_reason == StopReason.HOPELESS
+    if flow_scores and not is_hopeless:
         columns["flow"] = np.concatenate(flow_scores)
         columns = {name: each[:first] for name, each in columns.items()}
         least = least[:first]
@@ -176,18 +207,21 @@ def combined(
         for name, each in columns.items()
     ]
     if is_hopeless:
-        early = f"{placed!r}, given up after {result.num_steps} steps"
-        scores.insert(-1, Score("flow", held_out_score(result), 0.0, early))
+        early = f"{placed!r}, given up after {results[-1].num_steps} steps"
+        scores.insert(-1, Score("flow", held_out_score(results[-1]), 0.0, early))
     seen = None
     if "flow" in weights:
-        seen = _scores(placed, result.params, *split.some(some_key, len(split.rows_out)))
+        seen = _scores(placed, results[-1].params, *split.some(some_key, len(split.rows_out)))
     numbers = np.concatenate([split.rows_out for split in splits])
     messages = diagnosis.about_scores(columns["all"], numbers, seen)
     if has_diverged:
         messages.append(DIVERGED)
+    result = untrained(params, time.monotonic() - start_time)
+    if results:
+        result = dataclasses.replace(results[-1], params=params, last_params=None)
     return {
         "family": family,
-        "result": dataclasses.replace(results[-1], params=params, last_params=None),
+        "result": result,
         "scores": tuple(scores),
         "messages": messages,
         "num_rows": len(x),

@@ -89,16 +89,26 @@ class Standardized(Composed):
     def sample_exactly(
         self, params: Params, key: jax.Array, sample_shape: SampleShape = (), context: PyTree = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        context = None if context is None else as_array("context", context)
-        self.check_context(context)
-        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
-            features = None if context is None else _features(self, _own(params), context)
-        features = None if features is None else np.asarray(features)
+        features = self._features_on_host(params, context)
         y, log_prob = self.family.sample_and_log_prob(params["family"], key, sample_shape, features)
         # Units are put on in double precision, as they were taken off.
         x = self.unstandardize(params, y)
         log_det = self.standardize(params, x)[1]
         return x, np.asarray(log_prob + log_det.astype(log_prob.dtype))
+
+    def sample_alike(
+        self, params: Params, key: jax.Array, num_samples: int, context: ArrayLike
+    ) -> np.ndarray:
+        features = self._features_on_host(params, context)
+        y = self.family.sample_alike(params["family"], key, num_samples, features)
+        return self.unstandardize(params, y)
+
+    def _features_on_host(self, params: Params, context: PyTree) -> PyTree:
+        context = None if context is None else as_array("context", context)
+        self.check_context(context)
+        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
+            features = None if context is None else _features(self, _own(params), context)
+        return None if features is None else np.asarray(features)
 
     def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
         """Parameters in the units of data: the mean and the standard deviation of each column.

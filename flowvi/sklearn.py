@@ -15,9 +15,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from flowvi import checks
 from flowvi.densities import Density, fit_density
+from flowvi.densities.frames import Columns, Frame, library_of
 from flowvi.families import Family
 from flowvi.supports import SupportLike
 
+Rows = np.ndarray | Frame
 RandomState = int | np.random.RandomState | None
 
 #: Rows that are scored together, and those whose draws are made together. Always as many, so that
@@ -38,7 +40,7 @@ class _Flow(BaseEstimator):
     progress: bool
     random_state: RandomState
 
-    def _fit(self, x: np.ndarray, context: np.ndarray | None, weights: ArrayLike | None) -> Self:
+    def _fit(self, x: Rows, context: Rows | None) -> Self:
         options: dict[str, Any] = {} if self.num_steps is None else {"num_steps": self.num_steps}
         self.density_: Density = fit_density(
             self.family,
@@ -58,8 +60,8 @@ class FlowDensity(DensityMixin, _Flow):
 
     Args:
         family: the family of flows to fit, over as many columns as X has; None for the default.
-        support: where rows may lie, as in `fit_density`: None, "positive", (low, high), or a
-            sequence of these, one for each column.
+        support: where rows may lie, as in `fit_density`: None, "positive", (low, high), a sequence
+            of these, one for each column, or a dict by the names of columns.
         num_steps: steps of training; by default many enough, and 0 for textbook estimates alone.
         validation_fraction: the part of the rows to hold out.
         progress: whether to show progress on standard error.
@@ -98,7 +100,7 @@ class FlowDensity(DensityMixin, _Flow):
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fits the density of the rows of X, of shape [n, D]; y is ignored."""
-        return self._fit(_rows(self, X, reset=True), None, None)
+        return self._fit(_named(_rows(self, X, reset=True), X), None)
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Log densities of the rows of X, of shape [n], in nats."""
@@ -113,7 +115,7 @@ class FlowDensity(DensityMixin, _Flow):
         """Draws of shape [n_samples, D]."""
         check_is_fitted(self)
         checks.positive_int("n_samples", n_samples)
-        return np.asarray(self.density_.sample(_key(random_state), n_samples))
+        return np.asarray(self.density_.sample(_key(random_state), n_samples), np.float64)
 
 
 class ConditionalFlow(RegressorMixin, _Flow):
@@ -174,7 +176,7 @@ class ConditionalFlow(RegressorMixin, _Flow):
             self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
         self._is_single = targets.ndim == 1
-        return self._fit(_targets(targets), np.asarray(context), None)
+        return self._fit(_targets(targets), _named(np.asarray(context), X))
 
     def log_prob(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """Log densities of the rows of y given those of X, of shape [n], in nats."""
@@ -249,6 +251,16 @@ def _rows(estimator: BaseEstimator, X: ArrayLike, reset: bool = False) -> np.nda
     least = 2 if reset else 1
     found = validate_data(estimator, X, dtype=np.float64, reset=reset, ensure_min_samples=least)
     return np.asarray(found)  # which reads a memory map only once
+
+
+def _named(rows: np.ndarray, X: ArrayLike | Frame) -> Rows:
+    """Rows as a frame, where X is one with names of columns, so that the density knows these."""
+    if not isinstance(X, Frame):
+        return rows
+    names = tuple(name for name in X.columns if isinstance(name, str))
+    if len(names) < rows.shape[1]:
+        return rows
+    return Columns(names, (rows.dtype.name,) * len(names), library_of(X)).frame(rows)
 
 
 def _targets(y: np.ndarray) -> np.ndarray:

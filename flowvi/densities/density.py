@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import distrax
 import jax
@@ -11,7 +11,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks, plotting
+from flowvi.densities import frames
 from flowvi.densities.diagnosis import Calibration, calibration
+from flowvi.densities.frames import Columns, Frame
 from flowvi.densities.recipe import Score
 from flowvi.families import Family
 from flowvi.training import Fitted
@@ -38,6 +40,9 @@ class Density(Fitted):
         scores: how the flow, textbook estimates and the whole describe held-out rows, in nats a
             row; empty where nothing was compared.
         messages: what is doubtful about the data or the fit; empty where nothing is.
+        columns: those of the data frame that it was fitted to; None where it was an array. Of a
+            frame, draws are frames of the same library, and frames may have columns in any order.
+        context_columns: those of the context.
     """
 
     family: Family
@@ -45,6 +50,8 @@ class Density(Fitted):
     num_rows: int
     scores: tuple[Score, ...] = ()
     messages: tuple[str, ...] = ()
+    columns: Columns | None = None
+    context_columns: Columns | None = None
 
     def __repr__(self) -> str:
         return f"Density({self.family!r}, num_rows={self.num_rows}, {self.result.summary()})"
@@ -63,8 +70,8 @@ class Density(Fitted):
 
     def calibration(
         self,
-        x: ArrayLike,
-        context: ArrayLike | None = None,
+        x: ArrayLike | Frame,
+        context: ArrayLike | Frame | None = None,
         *,
         key: Array,
         num_draws: int | None = None,
@@ -87,52 +94,69 @@ class Density(Fitted):
             >>> density.calibration(x[200:], key=key).pit.shape
             (100, 1)
         """
-        rows = np.asarray(x, np.float64)
+        rows, context = self._rows(x), self._context(context)
+        rows = np.asarray(rows, np.float64)
         checks.trailing_shape("x", rows, self.family.event_shape, repr(self.family))
         if num_draws is None:
             num_draws = MAX_DRAWS
             if context is not None:
                 num_draws = int(np.clip(MAX_NUMBERS // max(rows.size, 1), LEAST_DRAWS, MAX_DRAWS))
-        draws = self.sample(key, checks.positive_int("num_draws", num_draws), context)
+        num_draws = checks.positive_int("num_draws", num_draws)
+        draws = self._draw(key, num_draws, context)[0]
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
         return calibration(rows, np.asarray(draws, np.float64), seed)
+
+    def _rows(self, x: ArrayLike | Frame) -> ArrayLike:
+        return frames.read("x", x, self.columns)[0]
+
+    def _context(self, context: ArrayLike | Frame | None) -> ArrayLike | None:
+        return None if context is None else frames.read("context", context, self.context_columns)[0]
+
+    def _draw(
+        self, key: Array, sample_shape: int | tuple[int, ...], context: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        draws, log_prob = self.family.sample_exactly(self.params, key, sample_shape, context)
+        return draws.astype(self.dtype), log_prob
 
     def distribution(self, context: ArrayLike | None = None) -> distrax.Distribution:
         """The Distrax distribution, with the batch shape of the context."""
         return self.family.distribution(self.params, context)
 
-    def log_prob(self, x: ArrayLike, context: ArrayLike | None = None) -> Array:
+    def log_prob(self, x: ArrayLike | Frame, context: ArrayLike | Frame | None = None) -> Array:
         """Log density in nats, of shape [...] for x of shape [..., *event_shape].
 
         Raises:
-            ValueError: if `x` or `context` has the wrong shape.
+            ValueError: if `x` or `context` has the wrong shape, or a frame other columns.
         """
-        return self.family.log_prob(self.params, x, context)
+        return self.family.log_prob(self.params, self._rows(x), self._context(context))
 
     def sample(
         self,
         key: Array,
         sample_shape: int | tuple[int, ...] = (),
-        context: ArrayLike | None = None,
-    ) -> np.ndarray:
-        """Draws [*sample_shape, *batch, *event_shape], a numpy array of the type of the data."""
+        context: ArrayLike | Frame | None = None,
+    ) -> Any:
+        """Draws [*sample_shape, *batch, *event_shape], a numpy array of the type of the data.
+
+        A density of a frame gives a frame with the same columns where these are two axes.
+        """
         return self.sample_and_log_prob(key, sample_shape, context)[0]
 
     def sample_and_log_prob(
         self,
         key: Array,
         sample_shape: int | tuple[int, ...] = (),
-        context: ArrayLike | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        context: ArrayLike | Frame | None = None,
+    ) -> tuple[Any, np.ndarray]:
         """Draws as `sample` gives them, and their log densities, for the price of the draws."""
-        draws, log_prob = self.family.sample_exactly(self.params, key, sample_shape, context)
-        return draws.astype(self.dtype), log_prob
+        draws, log_prob = self._draw(key, sample_shape, self._context(context))
+        return (draws if self.columns is None else self.columns.frame(draws)), log_prob
 
     def plot(
         self,
-        x: ArrayLike | None = None,
+        x: ArrayLike | Frame | None = None,
         *,
-        context: ArrayLike | None = None,
+        context: ArrayLike | Frame | None = None,
         names: Sequence[str] | None = None,
         key: Array | None = None,
     ) -> "Figure":
@@ -146,7 +170,10 @@ class Density(Fitted):
 
         See `flowvi.plotting.density`.
         """
-        return plotting.density(_At(self, context), x, columns=names, key=key)
+        if names is None and self.columns is not None:
+            names = self.columns.names
+        rows = None if x is None else self._rows(x)
+        return plotting.density(_At(self, self._context(context)), rows, columns=names, key=key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +184,7 @@ class _At:
     context: ArrayLike | None
 
     def sample(self, key: Array, num_samples: int) -> Array:
-        return jnp.asarray(self.density.sample(key, num_samples, self.context))
+        return jnp.asarray(self.density._draw(key, num_samples, self.context)[0])
 
     def log_prob(self, x: ArrayLike) -> Array:
         return self.density.log_prob(x, self.context)

@@ -10,10 +10,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.densities import diagnosis, recipe
+from flowvi.densities import diagnosis, frames, recipe
 from flowvi.densities.data import Split, check_context, check_x, num_held_out, shuffled
 from flowvi.densities.density import Density
 from flowvi.densities.diagnosis import DensityWarning
+from flowvi.densities.frames import Frame
 from flowvi.densities.recipe import default_flow
 from flowvi.densities.textbook import Rows
 from flowvi.densities.training import PATIENCE, Training, fresh
@@ -42,11 +43,11 @@ LOOKED_AT = 100_000
 
 
 def fit_density(
-    family: Family | ArrayLike | None = None,
-    x: ArrayLike | None = None,
+    family: Family | ArrayLike | Frame | None = None,
+    x: ArrayLike | Frame | None = None,
     *,
     key: Array,
-    context: ArrayLike | None = None,
+    context: ArrayLike | Frame | None = None,
     support: SupportLike = None,
     params: PyTree = None,
     validation_fraction: float = 0.1,
@@ -80,12 +81,13 @@ def fit_density(
         family: any family, or None for a flow that suits x. Of a conditional one the fit is
             p(x | context). May be left out.
         x: array-like of shape [num_rows, *event_shape] of finite numbers. An `np.memmap` may be
-            larger than memory: its rows are read as they are needed.
+            larger than memory: its rows are read as they are needed. Or a data frame with columns
+            of numbers, whose names the density then knows.
         key: a random key.
         context: array-like of shape [num_rows, *context_shape], where the family takes one.
         support: where draws may lie: None or "real"; "positive"; (low, high), of which either may
-            be None or infinite; or a sequence of these, one for each column. Short for
-            `fv.standardized(family, support)`.
+            be None or infinite; or a sequence of these, one for each column; of a frame also a
+            dict, {"income": "positive"}. Short for `fv.standardized(family, support)`.
         params: parameters to start from, such as an earlier density's, which keep their units.
         validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
             Without it the result holds the last parameters.
@@ -133,6 +135,12 @@ def fit_density(
     check_names(options)
     rule = "`combine` must be True, False or None"
     checks.require(isinstance(combine, bool | None), rule, combine, error=TypeError)
+    x, columns = frames.read("x", x)
+    if context is not None:
+        context, context_columns = frames.read("context", context)
+    else:
+        context_columns = None
+    support = frames.support_of(support, columns)
     is_default = family is None
     if family is None:
         family = default_flow(x, context)
@@ -142,7 +150,8 @@ def fit_density(
     given = rows
     if isinstance(own.support, Interval) and not own.support.is_real:
         rows = np.asarray(own.support.moved_inside(rows))
-    own.check_support(rows)
+    with frames.errors_in_names(columns):
+        own.check_support(rows)
     num_held = num_held_out(validation_fraction, len(rows))
     if patience is not None:
         checks.positive_int("patience", patience)
@@ -169,7 +178,8 @@ def fit_density(
     messages = []
     if isinstance(own.support, Interval) and len(own.event_shape) == 1:
         some = Split(given, None, order[:0]).some(split_key, LOOKED_AT)[0]
-        check_varies(some, some.min(0) == some.max(0))
+        with frames.errors_in_names(columns):
+            check_varies(some, some.min(0) == some.max(0))
         messages = diagnosis.about_columns(some, own.support)
     fitted: dict[str, Any]
     are_too_few = is_default and wanted is not False and len(rows) < FEW_ROWS
@@ -188,10 +198,17 @@ def fit_density(
         result = training.run(own, params, split, fit_key)
         fitted = {"result": result, "family": own, "messages": (), "num_rows": split.num_rows}
     messages += fitted.pop("messages")
+    messages = [frames.in_names(each, columns) for each in messages]
     if messages:
         warnings.warn(" ".join(messages), DensityWarning, stacklevel=2)
     dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else np.dtype(np.float32)
-    return Density(**fitted, dtype=dtype.name, messages=tuple(messages))
+    return Density(
+        **fitted,
+        dtype=dtype.name,
+        messages=tuple(messages),
+        columns=columns,
+        context_columns=context_columns,
+    )
 
 
 def _is_plain_flow(family: Family) -> bool:

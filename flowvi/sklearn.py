@@ -15,7 +15,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from flowvi import checks
 from flowvi.densities import Density, fit_density
+from flowvi.densities.data import check_weights
 from flowvi.densities.frames import Columns, Frame, library_of
+from flowvi.diagnostics import mean
 from flowvi.families import Family
 from flowvi.supports import SupportLike
 
@@ -40,12 +42,13 @@ class _Flow(BaseEstimator):
     progress: bool
     random_state: RandomState
 
-    def _fit(self, x: Rows, context: Rows | None) -> Self:
+    def _fit(self, x: Rows, context: Rows | None, weights: ArrayLike | None) -> Self:
         options: dict[str, Any] = {} if self.num_steps is None else {"num_steps": self.num_steps}
         self.density_: Density = fit_density(
             self.family,
             x,
             context=context,
+            weights=weights,
             key=_key(self.random_state),
             support=self.support,
             validation_fraction=self.validation_fraction,
@@ -98,18 +101,24 @@ class FlowDensity(DensityMixin, _Flow):
         self.progress = progress
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Fits the density of the rows of X, of shape [n, D]; y is ignored."""
-        return self._fit(_named(_rows(self, X, reset=True), X), None)
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Fits the density of the rows of X, of shape [n, D]; y is ignored.
+
+        `sample_weight`, of shape [n], says how much each row counts: 2 as much as two equal rows.
+        """
+        return self._fit(_named(_rows(self, X, reset=True), X), None, sample_weight)
 
     def score_samples(self, X: ArrayLike) -> np.ndarray:
         """Log densities of the rows of X, of shape [n], in nats."""
         check_is_fitted(self)
         return _scored(self.density_, _rows(self, X))
 
-    def score(self, X: ArrayLike, y: object = None) -> float:
+    def score(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> float:
         """The mean log density of the rows of X: what searches and cross-validation compare."""
-        return float(np.mean(self.score_samples(X)))
+        scores = self.score_samples(X)
+        return mean(scores, check_weights(sample_weight, len(scores))).value
 
     def sample(self, n_samples: int = 1, random_state: RandomState = None) -> np.ndarray:
         """Draws of shape [n_samples, D]."""
@@ -169,14 +178,17 @@ class ConditionalFlow(RegressorMixin, _Flow):
         self.progress = progress
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fits p(y | X) to X of shape [n, C] and y of shape [n], or [n, D] for several targets."""
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fits p(y | X) to X of shape [n, C] and y of shape [n], or [n, D] for several targets.
+
+        `sample_weight`, of shape [n], says how much each row counts: 2 as much as two equal rows.
+        """
         checks.positive_int("num_draws", self.num_draws)
         context, targets = validate_data(
             self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
         self._is_single = targets.ndim == 1
-        return self._fit(_targets(targets), _named(np.asarray(context), X))
+        return self._fit(_targets(targets), _named(np.asarray(context), X), sample_weight)
 
     def log_prob(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """Log densities of the rows of y given those of X, of shape [n], in nats."""

@@ -151,3 +151,10 @@ def test_messages_about_names(plain):
     twice.columns = ["age", "age"]
     with pytest.raises(ValueError, match="must have different names; got 'age' twice"):
         frames.read("x", twice)
+
+
+def test_probabilities_by_names(plain):
+    density = fit(Frame(TABLE), support={"income": "positive"})
+    found = density.probability({"age": 40}, {}, key=KEY)
+    assert found == plain.probability([40, -np.inf], np.inf, key=KEY)
+    assert abs(found.value - np.mean(TABLE["age"] > 40)) < 0.1

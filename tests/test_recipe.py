@@ -525,3 +525,42 @@ def test_scales_that_depend_on_a_context():
     x, context = rows(5000, 1)
     true = stats.norm(0, np.exp(3 * context)).logpdf(x)[:, 0]
     assert np.mean(true - density.log_prob(x, context)) < 0.05
+
+
+# ---------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture(scope="module")
+def asked():
+    x = np.random.default_rng(0).normal(size=(1000, 2)) * [1, 10]
+    return fv.fit_density(x, key=KEY, num_steps=0, progress=False)
+
+
+def test_the_probability_of_a_box(asked):
+    found = asked.probability([-1, -np.inf], [1, 10], key=KEY)
+    true = (stats.norm.cdf(1) - stats.norm.cdf(-1)) * stats.norm.cdf(1)
+    assert abs(found.value - true) < 4 * found.standard_error + 0.03
+    assert 0.003 < found.standard_error < 0.006
+    assert asked.probability(-np.inf, np.inf, key=KEY).value == 1
+    none = asked.probability(50, 60, key=KEY)
+    assert none.value == 0 and 0 < none.standard_error < 2e-3
+
+
+def test_the_rank_of_an_anomaly(asked):
+    new = np.random.default_rng(1).normal(size=(1000, 2)) * [1, 10]
+    ranks = asked.anomaly_rank(new)
+    assert stats.kstest(ranks, "uniform").statistic < 0.08
+    assert asked.anomaly_rank(np.array([[6.0, 60.0]])) == 1 / 1001
+    assert asked.anomaly_rank(np.array([[0.0, 0.0]])) > 0.95
+
+
+def test_bad_questions(asked):
+    with pytest.raises(ValueError, match=r"`lower` must be a number or of shape \(2,\); got shape"):
+        asked.probability(np.zeros(3), 1, key=KEY)
+    with pytest.raises(ValueError, match="`upper` must not be NaN; got nan"):
+        asked.probability(0, np.nan, key=KEY)
+    with pytest.raises(ValueError, match=r"`upper` must name columns .*; got 'age' for \[\]"):
+        asked.probability(0, {"age": 1}, key=KEY)
+    alone = fit(np.random.default_rng(0).normal(size=(60, 2)), fv.mean_field(2))
+    with pytest.raises(ValueError, match="`anomaly_rank` needs scores of held-out rows"):
+        alone.anomaly_rank(np.zeros((1, 2)))

@@ -1,7 +1,7 @@
 """A density that was fitted to data."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import distrax
@@ -15,6 +15,7 @@ from flowvi.densities import frames
 from flowvi.densities.diagnosis import Calibration, calibration
 from flowvi.densities.frames import Columns, Frame
 from flowvi.densities.recipe import Score
+from flowvi.diagnostics import Estimate
 from flowvi.families import Family
 from flowvi.training import Fitted
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
 
 Array = jax.Array
+#: A number, one for each column, or a dict by the names of columns.
+Bound = ArrayLike | Mapping[str, float]
 
 
 #: Draws that a calibration compares with, and numbers in them where each row has draws of its own.
@@ -40,6 +43,8 @@ class Density(Fitted):
         scores: how the flow, textbook estimates and the whole describe held-out rows, in nats a
             row; empty where nothing was compared.
         messages: what is doubtful about the data or the fit; empty where nothing is.
+        held_out: log densities of held-out rows by estimates that were not made of them, in order
+            of size; empty where nothing was compared.
         columns: those of the data frame that it was fitted to; None where it was an array. Of a
             frame, draws are frames of the same library, and frames may have columns in any order.
         context_columns: those of the context.
@@ -50,6 +55,7 @@ class Density(Fitted):
     num_rows: int
     scores: tuple[Score, ...] = ()
     messages: tuple[str, ...] = ()
+    held_out: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     columns: Columns | None = None
     context_columns: Columns | None = None
 
@@ -151,6 +157,83 @@ class Density(Fitted):
         """Draws as `sample` gives them, and their log densities, for the price of the draws."""
         draws, log_prob = self._draw(key, sample_shape, self._context(context))
         return (draws if self.columns is None else self.columns.frame(draws)), log_prob
+
+    def probability(
+        self,
+        lower: Bound,
+        upper: Bound,
+        context: ArrayLike | Frame | None = None,
+        *,
+        key: Array,
+        num_draws: int = 10_000,
+    ) -> Estimate:
+        """The probability that lower < x <= upper in all columns, by draws.
+
+        Args:
+            lower: a number for all columns, an array of the event's shape, or a dict by the names
+                of some columns of a frame, while the others may be anywhere.
+            upper: likewise.
+            context: of shape [*context_shape], where the family takes one.
+            key: a random key.
+            num_draws: how many draws.
+
+        Returns:
+            The part of the draws inside, with its standard error: of (hits + 1) / (num_draws + 2),
+            so that it is not zero where none or all are inside.
+
+        Raises:
+            ValueError: if a bound is NaN, has another shape or names an unknown column.
+
+        Example:
+            >>> import jax, numpy as np, flowvi as fv
+            >>> x = np.random.default_rng(0).normal(size=(90, 1))
+            >>> density = fv.fit_density(x, key=jax.random.key(0), progress=False)
+            >>> found = density.probability(-np.inf, 0.0, key=jax.random.key(1))
+            >>> 0.3 < found.value < 0.7
+            True
+        """
+        low, high = self._bound("lower", lower, -np.inf), self._bound("upper", upper, np.inf)
+        seen = self._context(context)
+        batch = self.family.check_context(seen)
+        rule = "`context` must be a single one, without axes of rows"
+        checks.require(batch == (), rule, f"rows of shape {batch}", say=str)
+        num_draws = checks.positive_int("num_draws", num_draws)
+        draws = self._draw(key, num_draws, seen)[0]
+        inside = ((draws > low) & (draws <= high)).reshape(num_draws, -1).all(1)
+        part = (inside.sum() + 1) / (num_draws + 2)
+        return Estimate(float(inside.mean()), float(np.sqrt(part * (1 - part) / num_draws)))
+
+    def _bound(self, name: str, value: Bound, elsewhere: float) -> np.ndarray:
+        if isinstance(value, Mapping):
+            names = () if self.columns is None else self.columns.names
+            if unknown := [each for each in value if each not in names]:
+                got = f"{unknown[0]!r} for {list(names)}"
+                raise ValueError(f"`{name}` must name columns of the density; got {got}.")
+            value = np.array([value.get(each, elsewhere) for each in names])
+        found = np.asarray(value, np.float64)
+        shape = self.family.event_shape
+        rule = f"`{name}` must be a number or of shape {shape}"
+        checks.require(found.shape in ((), shape), rule, f"shape {found.shape}", say=str)
+        checks.require(not np.isnan(found).any(), f"`{name}` must not be NaN", value)
+        return found
+
+    def anomaly_rank(
+        self, x: ArrayLike | Frame, context: ArrayLike | Frame | None = None
+    ) -> np.ndarray:
+        """How strange rows are: the part of held-out rows that score as low, of the shape of rows.
+
+            (1 + #{held-out scores <= log p(x)}) / (1 + #held-out scores)
+
+        Of a row like the data it is uniform on (0, 1], so that at most so large a part of them is
+        at or below any number; rows that the density was fitted to rank a little too high.
+
+        Raises:
+            ValueError: if no rows were held out and compared.
+        """
+        rule = "`anomaly_rank` needs scores of held-out rows, as `fit_density` of a flow has them"
+        checks.require(self.held_out.size, rule, "none", say=str)
+        below = np.searchsorted(self.held_out, np.asarray(self.log_prob(x, context)), "right")
+        return (1 + below) / (1 + len(self.held_out))
 
     def plot(
         self,

@@ -228,6 +228,7 @@ def combined(
         "family": family,
         "result": result,
         "scores": tuple(scores),
+        "held_out": np.sort(columns["all"]),
         "messages": messages,
         "num_rows": len(x),
     }

@@ -51,6 +51,7 @@ def density():
     return FlowDensity(random_state=0).fit(X)
 
 
+@pytest.mark.compilations(80)
 def test_a_density(density):
     assert (density.n_features_in_, density.density_.num_steps) == (2, 0)
     new = np.random.default_rng(1).normal(size=(3000, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
@@ -66,6 +67,7 @@ def test_a_density(density):
     np.testing.assert_array_equal(same.score_samples(X), density.score_samples(X))
 
 
+@pytest.mark.compilations(80)
 def test_in_pipelines_and_searches():
     piped = make_pipeline(StandardScaler(), FlowDensity(random_state=0))
     scores = cross_val_score(piped, X, cv=3)
@@ -81,6 +83,7 @@ def conditional():
     return ConditionalFlow(random_state=0).fit(X, Y)
 
 
+@pytest.mark.compilations(80)
 def test_predictions(conditional):
     assert is_regressor(conditional) and conditional.score(X, Y) > 0.8
     truth = 5 + 2 * X[:, 0] - X[:, 1]
@@ -99,6 +102,7 @@ def test_predictions(conditional):
     assert abs(np.mean(normal - conditional.log_prob(X, Y))) < 0.15
 
 
+@pytest.mark.compilations(80)
 def test_several_targets():
     targets = np.stack([Y, -Y + 3 * RNG.normal(size=90)], 1)
     flow = ConditionalFlow(random_state=0, num_draws=50).fit(X, targets)
@@ -117,6 +121,7 @@ def test_bad_questions(conditional):
         ConditionalFlow(num_draws=1.5).fit(X, Y)
 
 
+@pytest.mark.compilations(80)
 def test_contexts_far_from_zero():
     """Of single precision nothing of X would be left."""
     far = 1.7e9 + X
@@ -132,3 +137,12 @@ def test_a_family_of_ones_own():
         random_state=0,
     ).fit(X, Y)
     assert flow.density_.num_steps > 0 and flow.score(X, Y) > 0.8
+
+
+def test_sample_weights():
+    weights = np.random.default_rng(2).integers(0, 3, 90)
+    one = FlowDensity(num_steps=0, random_state=0).fit(X, sample_weight=weights)
+    other = FlowDensity(num_steps=0, random_state=0).fit(np.repeat(X, weights, 0))
+    np.testing.assert_array_equal(one.score_samples(X), other.score_samples(X))
+    scores = one.score_samples(np.repeat(X, weights, 0))
+    np.testing.assert_allclose(one.score(X, sample_weight=weights), scores.mean())

@@ -59,6 +59,14 @@ def _scaled(log_weights: ArrayLike) -> tuple[float, np.ndarray]:
     return float(top), np.exp(log_weights - top) if finite else np.zeros(log_weights.size)
 
 
+def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+    """The mean of values, or their weighted one, with its standard error."""
+    weights = np.ones(len(values)) if weights is None else weights / weights.mean()
+    value = float(np.mean(weights * values))
+    error = np.sqrt(np.mean((weights * (values - value)) ** 2) / len(values))
+    return Estimate(value, float(error))
+
+
 def elbo(log_weights: ArrayLike) -> Estimate:
     """The mean of log weights log p(u) - log q(u): the evidence lower bound, in nats.
 

@@ -309,12 +309,26 @@ def test_a_memory_map_is_the_array(tmp_path):
     np.testing.assert_allclose(here.log_prob(x), there.log_prob(x), rtol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.compilations(150)
-def test_no_family():
+def test_few_rows_have_textbook_estimates_alone():
+    assert recipe.is_worth_a_flow(150, 10) and not recipe.is_worth_a_flow(149, 10)
+    assert not recipe.is_worth_a_flow(99, 1)
     x = np.random.default_rng(0).normal(size=(60, 1))
-    density = fv.fit_density(x, key=KEY, num_steps=2, progress=False)
-    assert density.log_prob(x).shape == (60,)
+    density = fv.fit_density(x, key=KEY, progress=False)
+    assert density.num_steps == 0 and density.log_prob(x).shape == (60,)
+    assert [each.name for each in density.scores] == ["normal", "mixture", "kernel", "all"]
+    with pytest.warns(RuntimeWarning, match="`x` has 12 rows, which are too few"):
+        density = fv.fit_density(x[:12], key=KEY, progress=False)
+    np.testing.assert_allclose(
+        density.log_prob(x), stats.norm(x[:12].mean(), x[:12].std()).logpdf(x[:, 0]), atol=1e-3
+    )
+    assert density.scores == () and density.summary() == "nothing was compared"
+
+
+def test_no_steps_leave_the_textbook_estimates():
+    density = fit(two_groups(100), num_steps=0)
+    assert "flow" not in [each.name for each in density.scores]
+    with pytest.raises(ValueError, match="`num_steps` must be a positive integer; got 0"):
+        fit(two_groups(100), num_steps=0, combine=False)
 
 
 def test_what_no_family_needs():
@@ -511,3 +525,42 @@ def test_scales_that_depend_on_a_context():
     x, context = rows(5000, 1)
     true = stats.norm(0, np.exp(3 * context)).logpdf(x)[:, 0]
     assert np.mean(true - density.log_prob(x, context)) < 0.05
+
+
+# ---------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture(scope="module")
+def asked():
+    x = np.random.default_rng(0).normal(size=(1000, 2)) * [1, 10]
+    return fv.fit_density(x, key=KEY, num_steps=0, progress=False)
+
+
+def test_the_probability_of_a_box(asked):
+    found = asked.probability([-1, -np.inf], [1, 10], key=KEY)
+    true = (stats.norm.cdf(1) - stats.norm.cdf(-1)) * stats.norm.cdf(1)
+    assert abs(found.value - true) < 4 * found.standard_error + 0.03
+    assert 0.003 < found.standard_error < 0.006
+    assert asked.probability(-np.inf, np.inf, key=KEY).value == 1
+    none = asked.probability(50, 60, key=KEY)
+    assert none.value == 0 and 0 < none.standard_error < 2e-3
+
+
+def test_the_rank_of_an_anomaly(asked):
+    new = np.random.default_rng(1).normal(size=(1000, 2)) * [1, 10]
+    ranks = asked.anomaly_rank(new)
+    assert stats.kstest(ranks, "uniform").statistic < 0.08
+    assert asked.anomaly_rank(np.array([[6.0, 60.0]])) == 1 / 1001
+    assert asked.anomaly_rank(np.array([[0.0, 0.0]])) > 0.95
+
+
+def test_bad_questions(asked):
+    with pytest.raises(ValueError, match=r"`lower` must be a number or of shape \(2,\); got shape"):
+        asked.probability(np.zeros(3), 1, key=KEY)
+    with pytest.raises(ValueError, match="`upper` must not be NaN; got nan"):
+        asked.probability(0, np.nan, key=KEY)
+    with pytest.raises(ValueError, match=r"`upper` must name columns .*; got 'age' for \[\]"):
+        asked.probability(0, {"age": 1}, key=KEY)
+    alone = fit(np.random.default_rng(0).normal(size=(60, 2)), fv.mean_field(2))
+    with pytest.raises(ValueError, match="`anomaly_rank` needs scores of held-out rows"):
+        alone.anomaly_rank(np.zeros((1, 2)))

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from flowvi.checks import require
 from flowvi.families import Family, as_array
 from flowvi.training.order import Order
 from flowvi.training.sources import LazyRows, check_finite
 
 Array = jax.Array
 Data = dict[str, np.ndarray]
+Parts = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 #: Rows that are held out at most.
 MAX_HELD_OUT = 20_000
@@ -26,8 +28,18 @@ class Split:
     The rows of a memory map stay where they are.
     """
 
-    def __init__(self, x: np.ndarray, context: np.ndarray | None, held_out: np.ndarray):
+    def __init__(
+        self,
+        x: np.ndarray,
+        context: np.ndarray | None,
+        held_out: np.ndarray,
+        weights: np.ndarray | None = None,
+    ):
         self._data: Data = {"x": x} if context is None else {"x": x, "context": context}
+        if weights is not None:
+            # Those to train on have the mean weight 1, and so have all batches of them, on average.
+            total = weights.sum() - weights[held_out].sum()
+            self._data["weight"] = weights * ((len(x) - len(held_out)) / total)
         #: The numbers of the rows that are held out.
         self.rows_out = np.sort(held_out)
         #: How many rows there are to train on.
@@ -42,26 +54,69 @@ class Split:
         before = self.rows_out - np.arange(len(self.rows_out))
         return self._take(numbers + np.searchsorted(before, numbers, side="right"))
 
-    def some(self, key: Array, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """(x, context) of so many random rows of those to train on."""
+    def some(self, key: Array, count: int) -> Parts:
+        """(x, context, weights) of so many random rows of those to train on."""
         count = min(count, self.num_rows)
-        data = self._take_training(Order(key, self.num_rows).rows(0, count))
-        return data["x"], data.get("context")
+        return parts(self._take_training(Order(key, self.num_rows).rows(0, count)))
 
     def held_out(self) -> Data:
-        """The rows that are held out."""
-        return self._take(self.rows_out)
+        """The rows that are held out, of the mean weight 1."""
+        data = self._take(self.rows_out)
+        if "weight" in data:
+            data["weight"] = data["weight"] / data["weight"].mean()
+        return data
 
-    def whole_training(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(x, context) from which units are taken; of a memory map all rows, as they lie there."""
-        data = self._data if self._mapped else self._take_training(np.arange(self.num_rows))
-        return data["x"], data.get("context")
+    def whole_training(self) -> Parts:
+        """(x, context, weights) of which units are made; all of a memory map, as they lie there."""
+        return parts(self._data if self._mapped else self._take_training(np.arange(self.num_rows)))
 
     def training(self, standardize: Callable[[Data], Data]) -> Data | LazyRows:
         """The rows to train on, standardised; those of a memory map when they are needed."""
         if not self._mapped:
             return standardize(self._take_training(np.arange(self.num_rows)))
         return LazyRows(lambda rows: standardize(self._take_training(rows)), self.num_rows)
+
+
+def parts(data: Data) -> Parts:
+    """(x, context, weights) of data that have them."""
+    return data["x"], data.get("context"), data.get("weight")
+
+
+def check_weights(weights: ArrayLike | None, num_rows: int) -> np.ndarray | None:
+    """`weights` as a numpy array of shape [num_rows], or None.
+
+    Raises:
+        TypeError: if they are not numbers.
+        ValueError: if they have another shape, or are negative, not finite or all zero.
+    """
+    if weights is None:
+        return None
+    found = np.asarray(as_array("weights", weights), np.float64)
+    rule = f"`weights` must have shape ({num_rows},), one for each row of `x`"
+    require(found.shape == (num_rows,), rule, f"shape {found.shape}", say=str)
+    bad = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+    if len(bad):
+        got = f"{found[bad[0]]} in row {bad[0]}"
+        raise ValueError(f"`weights` must be finite and not negative; got {got}.")
+    require(found.any(), "`weights` must not all be zero", "only zeros", say=str)
+    return found
+
+
+def distinct(x: np.ndarray, context: np.ndarray | None, weights: np.ndarray | None) -> Parts | None:
+    """The different rows, in their order by size, with their weights; None if all are different.
+
+    A row that is there twice is one of weight 2: in two parts of the data, each would tell all
+    about the other one. And so neither the order of the rows nor how repeats are written down has
+    a say.
+    """
+    both = x if context is None else np.concatenate([x, context], 1)
+    _, first, number = np.unique(both, axis=0, return_index=True, return_inverse=True)
+    if weights is None and len(first) == len(x):
+        return None
+    totals = np.bincount(number.ravel(), weights)
+    first, totals = first[totals > 0], totals[totals > 0]
+    one = bool(np.all(totals == totals[0]))
+    return x[first], None if context is None else context[first], None if one else totals
 
 
 def shuffled(key: Array, num_rows: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Fitting a density to data, with no settings needed."""
 
+import math
 import warnings
 from typing import Any, Unpack
 
@@ -9,11 +10,21 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
-from flowvi.densities import diagnosis, recipe
-from flowvi.densities.data import Split, check_context, check_x, num_held_out, shuffled
+from flowvi.densities import diagnosis, frames, recipe
+from flowvi.densities.data import (
+    Split,
+    check_context,
+    check_weights,
+    check_x,
+    distinct,
+    num_held_out,
+    shuffled,
+)
 from flowvi.densities.density import Density
 from flowvi.densities.diagnosis import DensityWarning
+from flowvi.densities.frames import Frame
 from flowvi.densities.recipe import default_flow
+from flowvi.densities.textbook import Rows
 from flowvi.densities.training import PATIENCE, Training, fresh
 from flowvi.families import (
     Family,
@@ -40,11 +51,12 @@ LOOKED_AT = 100_000
 
 
 def fit_density(
-    family: Family | ArrayLike | None = None,
-    x: ArrayLike | None = None,
+    family: Family | ArrayLike | Frame | None = None,
+    x: ArrayLike | Frame | None = None,
     *,
     key: Array,
-    context: ArrayLike | None = None,
+    context: ArrayLike | Frame | None = None,
+    weights: ArrayLike | None = None,
     support: SupportLike = None,
     params: PyTree = None,
     validation_fraction: float = 0.1,
@@ -66,7 +78,9 @@ def fit_density(
     `validation_fraction` above 0, and the flows of all parts are used. The result is the simplest
     estimate that is not plainly worse than the best mixture of all, or else that mixture; its
     `summary()` says which and why. So it is never much worse than the best of them. A kernel
-    estimate keeps up to 10,000 of the rows among its parameters.
+    estimate keeps up to 10,000 of the rows among its parameters. Where no family is given, no flow
+    is fitted to fewer than 100 rows, or than 15 for each column of x and context; of fewer than 20
+    a normal is all that there is.
 
     Any other family over the reals is fitted as it is, in the data's own units, as by
     `fv.standardized`: in their support, with mean and standard deviation of the training rows, and
@@ -76,12 +90,19 @@ def fit_density(
         family: any family, or None for a flow that suits x. Of a conditional one the fit is
             p(x | context). May be left out.
         x: array-like of shape [num_rows, *event_shape] of finite numbers. An `np.memmap` may be
-            larger than memory: its rows are read as they are needed.
+            larger than memory: its rows are read as they are needed. Or a data frame with columns
+            of numbers, whose names the density then knows.
         key: a random key.
         context: array-like of shape [num_rows, *context_shape], where the family takes one.
+        weights: array-like of shape [num_rows] of how much each row counts; None for equally. Only
+            their ratios matter, and those of whole numbers are repeated rows: in units, training,
+            textbook estimates, held-out scores. Minibatches are of rows drawn equally, with
+            weighted losses; mixtures, for which scikit-learn takes no weights, are of rows that
+            repeat. Beside textbook estimates, of fewer than 1,500 rows those that are equal are
+            one, of their total weight.
         support: where draws may lie: None or "real"; "positive"; (low, high), of which either may
-            be None or infinite; or a sequence of these, one for each column. Short for
-            `fv.standardized(family, support)`.
+            be None or infinite; or a sequence of these, one for each column; of a frame also a
+            dict, {"income": "positive"}. Short for `fv.standardized(family, support)`.
         params: parameters to start from, such as an earlier density's, which keep their units.
         validation_fraction: the part of the rows to hold out, of 20,000 at most; 0 for none.
             Without it the result holds the last parameters.
@@ -92,9 +113,9 @@ def fit_density(
             a standard normal, if no `params` are given, some rows are held out, and there are 20
             rows or more.
         **options: see `TrainingOptions`. By default 80 epochs, but at least 1000 steps and at most
-            20,000; batches of 256 rows; Adam with a learning rate that rises over the first steps
-            to 0.01 and falls to zero with the last, and gradients clipped to norm 10; averaging
-            with decay 0.995.
+            20,000, where `num_steps=0` is for textbook estimates alone; batches of 256 rows; Adam
+            with a learning rate that rises over the first steps to 0.01 and falls to zero with the
+            last, and gradients clipped to norm 10; averaging with decay 0.995.
 
     Returns:
         A `Density`, whose losses are in nats a row, in the units of `x`.
@@ -129,15 +150,28 @@ def fit_density(
     check_names(options)
     rule = "`combine` must be True, False or None"
     checks.require(isinstance(combine, bool | None), rule, combine, error=TypeError)
+    x, columns = frames.read("x", x)
+    if context is not None:
+        context, context_columns = frames.read("context", context)
+    else:
+        context_columns = None
+    support = frames.support_of(support, columns)
+    is_default = family is None
     if family is None:
         family = default_flow(x, context)
     own = _placed_family(family, support)
     rows = check_x(family, x)
     context_rows = check_context(family, context, rows)
+    counts = check_weights(weights, len(rows))
+    if counts is not None and not isinstance(rows, np.memmap) and not counts.all():
+        used = counts > 0
+        rows, counts = rows[used], counts[used]
+        context_rows = None if context_rows is None else context_rows[used]
     given = rows
     if isinstance(own.support, Interval) and not own.support.is_real:
         rows = np.asarray(own.support.moved_inside(rows))
-    own.check_support(rows)
+    with frames.errors_in_names(columns):
+        own.check_support(rows)
     num_held = num_held_out(validation_fraction, len(rows))
     if patience is not None:
         checks.positive_int("patience", patience)
@@ -148,10 +182,21 @@ def fit_density(
             RuntimeWarning,
             stacklevel=2,
         )
+    may = (
+        _is_plain_flow(family)
+        and validation_fraction > 0
+        and params is None
+        and combine is not False
+    )
+    if may and len(rows) < recipe.FEW_ROWS and not isinstance(rows, np.memmap):
+        once = distinct(rows, context_rows, counts)
+        rows, context_rows, counts = once or (rows, context_rows, counts)
+        num_held = num_held_out(validation_fraction, len(rows))
     init_key, split_key, fit_key = jax.random.split(key, 3)
     training = Training(patience, dict(options))
     order = shuffled(split_key, len(rows))
     can = _is_plain_flow(family) and num_held > 1 and params is None and len(rows) >= FEW_ROWS
+    wanted = combine
     if combine is None:
         combine = can
     if combine and not can:
@@ -163,21 +208,37 @@ def fit_density(
     messages = []
     if isinstance(own.support, Interval) and len(own.event_shape) == 1:
         some = Split(given, None, order[:0]).some(split_key, LOOKED_AT)[0]
-        check_varies(some, some.min(0) == some.max(0))
+        with frames.errors_in_names(columns):
+            check_varies(some, some.min(0) == some.max(0))
         messages = diagnosis.about_columns(some, own.support)
     fitted: dict[str, Any]
-    if combine and isinstance(own, Standardized):
-        fitted = recipe.combined(own, rows, context_rows, fit_key, order, num_held, training)
+    are_too_few = is_default and wanted is not False and len(rows) < FEW_ROWS
+    if are_too_few and validation_fraction and params is None and isinstance(own, Standardized):
+        fitted = recipe.normal_alone(own, Rows.of(rows, context_rows, counts))
+    elif combine and isinstance(own, Standardized):
+        num_columns = sum(map(math.prod, (own.event_shape, own.context_shape or (0,))))
+        has_flow = not is_default or recipe.is_worth_a_flow(len(rows), num_columns)
+        has_flow &= options.get("num_steps") != 0
+        fitted = recipe.combined(
+            own, rows, context_rows, fit_key, order, num_held, training, has_flow, counts
+        )
     else:
-        split = Split(rows, context_rows, order[:num_held])
+        split = Split(rows, context_rows, order[:num_held], counts)
         params = _start(own, family, params, init_key, split)
         result = training.run(own, params, split, fit_key)
         fitted = {"result": result, "family": own, "messages": (), "num_rows": split.num_rows}
     messages += fitted.pop("messages")
+    messages = [frames.in_names(each, columns) for each in messages]
     if messages:
         warnings.warn(" ".join(messages), DensityWarning, stacklevel=2)
     dtype = rows.dtype if jnp.issubdtype(rows.dtype, jnp.floating) else np.dtype(np.float32)
-    return Density(**fitted, dtype=dtype.name, messages=tuple(messages))
+    return Density(
+        **fitted,
+        dtype=dtype.name,
+        messages=tuple(messages),
+        columns=columns,
+        context_columns=context_columns,
+    )
 
 
 def _is_plain_flow(family: Family) -> bool:

@@ -5,6 +5,7 @@ rows in turn.
 """
 
 import dataclasses
+import time
 from typing import Any
 
 import jax
@@ -13,15 +14,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy import stats
 
-from flowvi.densities import diagnosis, textbook
+from flowvi.densities import data, diagnosis, textbook
 from flowvi.densities.data import Split
 from flowvi.densities.textbook import Rows, Setting
 from flowvi.densities.training import Rival, Training, fresh, held_out_score
-from flowvi.diagnostics import Estimate
-from flowvi.families import Family, Standardized, as_array, gaussianized, maf
+from flowvi.diagnostics import Estimate, mean
+from flowvi.families import Family, Standardized, as_array, gaussianized, maf, marginals
 from flowvi.families.known import Stacked
 from flowvi.params import Fixed, Origin, PyTree
-from flowvi.training import StopReason, TrainingDiverged
+from flowvi.training import FitResult, StopReason, TrainingDiverged
 from flowvi.training.progress import display
 
 Array = jax.Array
@@ -31,6 +32,10 @@ FEW_ROWS, PARTS = 1_500, 4
 
 #: An estimate of less weight is left out; a mixture of them must gain so many standard errors.
 LEAST_WEIGHT, LEAST_ERRORS = 0.01, 2.0
+
+#: A flow that nobody named needs so many rows, and so many for each column of x and context: with
+#: fewer it loses to the textbook estimates, and would take most of the time to do so.
+LEAST_FLOW_ROWS, LEAST_ROWS_EACH = 100, 15
 
 #: With more columns a flow has fewer layers, of so many units at most.
 MANY_COLUMNS, MOST_WIDTH = 64, 256
@@ -86,6 +91,29 @@ def default_flow(x: ArrayLike, context: ArrayLike | None) -> Family:
     )
 
 
+def is_worth_a_flow(num_rows: int, num_columns: int) -> bool:
+    """Whether rows of x and context may tell a flow more than the textbook estimates."""
+    return num_rows >= max(LEAST_FLOW_ROWS, LEAST_ROWS_EACH * num_columns)
+
+
+def untrained(params: PyTree, seconds: float) -> FitResult:
+    """The result where no flow was trained."""
+    history = {"loss": np.zeros(0)}
+    return FitResult(params, history, StopReason.MAX_STEPS, 0, 0, None, seconds)
+
+
+def normal_alone(own: Standardized, rows: Rows) -> dict[str, Any]:
+    """The fields of a density of rows that are too few to compare anything: a normal."""
+    start = time.monotonic()
+    bins = None if own.support.is_real else marginals.num_bins(len(rows.x))
+    family, params = textbook.build(Setting("normal", bins), rows, own.support, 0)
+    stacked = Stacked((family,))
+    weights = Fixed(jnp.zeros(1))
+    whole = {"origin": Origin(stacked), "families": [params], "log_weights": weights}
+    result = untrained(whole, time.monotonic() - start)
+    return {"family": stacked, "result": result, "messages": [], "num_rows": len(rows.x)}
+
+
 def combined(
     own: Standardized,
     x: np.ndarray,
@@ -94,14 +122,17 @@ def combined(
     order: np.ndarray,
     num_held_out: int,
     training: Training,
+    has_flow: bool,
+    weights: np.ndarray | None,
 ) -> dict[str, Any]:
     """The fields of a density: the flow and textbook estimates with weights by held-out scores."""
+    start_time = time.monotonic()
     flow, support = own.family, own.support
     some_key, fit_key = jax.random.split(key)
     seed = int(jax.random.randint(some_key, (), 0, 2**31 - 1))
     few = len(x) < FEW_ROWS
     parts = np.split(order[: len(x) // PARTS * PARTS], PARTS) if few else [order[:num_held_out]]
-    splits = [Split(x, context, part) for part in parts]
+    splits = [Split(x, context, part, weights) for part in parts]
 
     tried: list[dict[Setting, np.ndarray]] = []
     floors: list[np.ndarray] = []
@@ -111,20 +142,25 @@ def combined(
         for split in splits:
             held_out = split.held_out()
             rows = Rows.of(*split.some(some_key, textbook.MAX_ROWS))
-            new = Rows.of(held_out["x"], held_out.get("context"))
+            new = Rows.of(*data.parts(held_out))
             done = sizes * len(tried)
             tell = lambda number, loss, done=done: shown.update(done + number, loss, None)  # noqa: E731
             tried.append(textbook.scores(rows, new, support, seed, tell))
-            floors.append(floor(rows.x, new.x))
-    chosen = _best(tried, floors)
+            floors.append(floor(rows.x, new.x, rows.weights))
+    counts = None if weights is None else weights[np.concatenate([s.rows_out for s in splits])]
+    chosen = _best(tried, floors, counts)
     # A fresh flow is the identity: so it begins where the normal stands.
     placed = gaussianized(flow, support, num_bins=chosen["normal"][0].num_bins)
 
     columns = {name: each for name, (_, each) in chosen.items()}
     least = np.concatenate(floors)
-    best = max((np.logaddexp(each, least) for each in columns.values()), key=np.mean)
-    results, flow_scores, first = [], [], 0
-    for number, split in enumerate(splits):
+    best = max(
+        (np.logaddexp(each, least) for each in columns.values()),
+        key=lambda scores: mean(scores, counts).value,
+    )
+    results: list[FitResult] = []
+    flow_scores, first = [], 0
+    for number, split in enumerate(splits if has_flow else []):
         start = placed.place(fresh(placed, fit_key), *split.some(fit_key, MAX_ROWS))
         end = first + len(split.rows_out)
         rival = Rival(best[first:end], least[first:end])
@@ -142,19 +178,19 @@ def combined(
         first = end
         if result.stop_reason == StopReason.INTERRUPTED:
             break
-    is_hopeless = result.stop_reason == StopReason.HOPELESS
-    if not is_hopeless:
+    is_hopeless = has_flow and results[-1].stop_reason == StopReason.HOPELESS
+    if flow_scores and not is_hopeless:
         columns["flow"] = np.concatenate(flow_scores)
         columns = {name: each[:first] for name, each in columns.items()}
-        least = least[:first]
-    weights = chosen_weights({n: np.logaddexp(each, least) for n, each in columns.items()})
+        least, counts = least[:first], None if counts is None else counts[:first]
+    shares = chosen_weights({n: np.logaddexp(e, least) for n, e in columns.items()}, counts)
 
     # Textbook estimates are made anew of all rows; of few rows, the flows of all parts see them.
     # But a held-out row that none of them explains must not spoil what was chosen without it.
-    is_strange = not few and any((columns[name] < least).any() for name in weights)
-    whole = splits[0] if is_strange else Split(x, context, order[:0])
+    is_strange = not few and any((columns[name] < least).any() for name in shares)
+    whole = splits[0] if is_strange else Split(x, context, order[:0], weights)
     members: list[tuple[Family, PyTree, float]] = []
-    for name, weight in weights.items():
+    for name, weight in shares.items():
         if name == "flow":
             share = weight / len(results)
             members += [(placed, _bare(each.params), share) for each in results]
@@ -168,27 +204,31 @@ def combined(
     each = [params for _, params, _ in members]
     params = {"origin": Origin(family), "families": each, "log_weights": log_weights}
 
-    columns["all"] = mixed(columns, weights)
+    columns["all"] = mixed(columns, shares)
     described = {name: str(setting) for name, (setting, _) in chosen.items()}
     described |= {"flow": f"{len(results)} x {placed!r}" if few else repr(placed), "all": ""}
     scores = [
-        Score(name, _mean(each), weights.get(name, float(name == "all")), described[name])
+        Score(name, mean(each, counts), shares.get(name, float(name == "all")), described[name])
         for name, each in columns.items()
     ]
     if is_hopeless:
-        early = f"{placed!r}, given up after {result.num_steps} steps"
-        scores.insert(-1, Score("flow", held_out_score(result), 0.0, early))
+        early = f"{placed!r}, given up after {results[-1].num_steps} steps"
+        scores.insert(-1, Score("flow", held_out_score(results[-1]), 0.0, early))
     seen = None
-    if "flow" in weights:
-        seen = _scores(placed, result.params, *split.some(some_key, len(split.rows_out)))
+    if "flow" in shares:
+        seen = _scores(placed, results[-1].params, *split.some(some_key, len(split.rows_out))[:2])
     numbers = np.concatenate([split.rows_out for split in splits])
     messages = diagnosis.about_scores(columns["all"], numbers, seen)
     if has_diverged:
         messages.append(DIVERGED)
+    result = untrained(params, time.monotonic() - start_time)
+    if results:
+        result = dataclasses.replace(results[-1], params=params, last_params=None)
     return {
         "family": family,
-        "result": dataclasses.replace(results[-1], params=params, last_params=None),
+        "result": result,
         "scores": tuple(scores),
+        "held_out": np.sort(columns["all"]),
         "messages": messages,
         "num_rows": len(x),
     }
@@ -214,16 +254,13 @@ def _bare(params: PyTree) -> PyTree:
     return {name: each for name, each in params.items() if name != "origin"}
 
 
-def _mean(scores: np.ndarray) -> Estimate:
-    return Estimate(float(scores.mean()), float(scores.std() / np.sqrt(len(scores))))
-
-
-def floor(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+def floor(rows: np.ndarray, held_out: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """What a broad density of the weight of one row says of held-out ones, in nats.
 
     It stands beside every estimate when these are compared, so that one row which none of them
     explains does not decide.
     """
+    rows = np.stack([marginals.equally_weighted(column, weights) for column in rows.T], 1)
     low, loc, high = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
     scale = np.where(high > low, high - low, rows.std(0))
     scale = np.where(scale > 0, scale, 1)
@@ -232,11 +269,11 @@ def floor(rows: np.ndarray, held_out: np.ndarray) -> np.ndarray:
 
 
 def _best(
-    tried: list[dict[Setting, np.ndarray]], floors: list[np.ndarray]
+    tried: list[dict[Setting, np.ndarray]], floors: list[np.ndarray], counts: np.ndarray | None
 ) -> dict[str, tuple[Setting, np.ndarray]]:
     """Of each kind the setting that scores best on all parts, and its scores."""
     least = np.concatenate(floors)
-    mean = lambda found: np.logaddexp(found, least).mean()  # noqa: E731
+    score = lambda found: mean(np.logaddexp(found, least), counts).value  # noqa: E731
     best: dict[str, tuple[Setting, np.ndarray]] = {}
     for kind in ("normal", "mixture", "kernel"):
         if kind == "kernel":
@@ -247,34 +284,36 @@ def _best(
                 ]
                 found = np.concatenate([part[s] for part, s in zip(tried, each, strict=True)])
                 setting = Setting(kind, bins, float(np.median([s.size for s in each])))
-                if kind not in best or mean(found) > mean(best[kind][1]):
+                if kind not in best or score(found) > score(best[kind][1]):
                     best[kind] = setting, found
             continue
         for setting in tried[0]:
             if setting.kind == kind and all(setting in part for part in tried):
                 found = np.concatenate([part[setting] for part in tried])
-                if kind not in best or mean(found) > mean(best[kind][1]):
+                if kind not in best or score(found) > score(best[kind][1]):
                     best[kind] = setting, found
     return best
 
 
-def chosen_weights(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """Weights of estimates by their scores of the same rows.
+def chosen_weights(
+    columns: dict[str, np.ndarray], counts: np.ndarray | None = None
+) -> dict[str, float]:
+    """Weights of estimates by their scores of the same rows, of which each counts so much.
 
     The first of them that is not plainly worse than their best mixture has it all: what a few
     held-out rows seem to gain by more is chance.
     """
-    best = stacking_weights(np.stack(list(columns.values()), 1))
+    best = stacking_weights(np.stack(list(columns.values()), 1), counts)
     mixture = mixed(columns, dict(zip(columns, np.maximum(best, 1e-300), strict=True)))
     for name, each in columns.items():
-        loss = _mean(mixture - each)
+        loss = mean(mixture - each, counts)
         if loss.value < LEAST_ERRORS * loss.standard_error:
             return {name: 1.0}
     kept = {n: w for n, w in zip(columns, best, strict=True) if w >= LEAST_WEIGHT}
     return {name: float(weight / sum(kept.values())) for name, weight in kept.items()}
 
 
-def stacking_weights(log_probs: np.ndarray) -> np.ndarray:
+def stacking_weights(log_probs: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
     """Weights [M] of a mixture that score rows [n, M] best, by expectation maximisation.
 
     Source: Smyth, Wolpert, "Linearly Combining Density Estimators via Stacking", 1999.
@@ -283,5 +322,5 @@ def stacking_weights(log_probs: np.ndarray) -> np.ndarray:
     relative = np.exp(log_probs - log_probs.max(1, keepdims=True))
     for _ in range(1000):
         share = weights * relative
-        weights = np.mean(share / share.sum(1, keepdims=True), 0)
+        weights = np.average(share / share.sum(1, keepdims=True), 0, counts)
     return weights

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import linalg
 
+from flowvi.diagnostics import mean
 from flowvi.families import Family, marginals, standard_normal
 from flowvi.families.known import KnownConditional, KnownMixture
 from flowvi.families.marginals import num_bins
@@ -21,6 +22,10 @@ from flowvi.supports import Interval
 
 #: Rows that an estimate is made of at most, and held-out rows that choose a bandwidth.
 MAX_ROWS, MAX_KERNELS, BANDWIDTH_ROWS = 20_000, 10_000, 500
+
+#: Rows that repeat at random are so many times as many; and the largest count of the row of least
+#: weight where all weights are whole numbers.
+FINER, LARGEST_LEAST = 8, 12
 
 #: Numbers of components that are tried, and rows that each of their parameters needs.
 COMPONENTS, ROWS_EACH = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96), 0.5
@@ -60,16 +65,19 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows x of shape [n, D] with their contexts [n, C], C = 0 where there are none."""
+    """Rows x [n, D] with their contexts [n, C], C = 0 where there are none, and weights [n]."""
 
     x: np.ndarray
     context: np.ndarray
+    weights: np.ndarray | None = None
 
     @classmethod
-    def of(cls, x: np.ndarray, context: np.ndarray | None) -> "Rows":
+    def of(
+        cls, x: np.ndarray, context: np.ndarray | None, weights: np.ndarray | None = None
+    ) -> "Rows":
         """Rows in double precision."""
         context = np.empty((len(x), 0)) if context is None else context
-        return cls(np.asarray(x, np.float64), np.asarray(context, np.float64))
+        return cls(np.asarray(x, np.float64), np.asarray(context, np.float64), weights)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -108,6 +116,7 @@ class Placement:
     params: PyTree
     sizes: tuple[int, int]
     rows: np.ndarray
+    weights: np.ndarray | None = None
 
     @classmethod
     def of(cls, rows: Rows, support: Interval, bins: int | None) -> "Placement":
@@ -115,8 +124,8 @@ class Placement:
         size, other = rows.sizes
         inner = KnownConditional(size, other, 1) if other else standard_normal(size)
         family = gaussianized(inner, support, num_bins=bins)
-        params = family.place(family.init(jax.random.key(0)), rows.x, rows.context)
-        bare = cls(family, params, rows.sizes, np.empty(0))
+        params = family.place(family.init(jax.random.key(0)), rows.x, rows.context, rows.weights)
+        bare = cls(family, params, rows.sizes, np.empty(0), rows.weights)
         return dataclasses.replace(bare, rows=bare.standardize(rows)[0])
 
     def standardize(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +140,12 @@ class Placement:
             # Whitening has shrunk what needed it; the covariance of whitened rows would undo that.
             size = self.sizes[0]
             return Mixture(np.ones(1), np.zeros((1, size)), np.eye(size)[None])
-        found = marginals.covariance(self.rows)
-        return Mixture(np.ones(1), self.rows.mean(0)[None], found[None])
+        found = marginals.covariance(self.rows, self.weights)
+        loc = marginals.centered(self.rows, self.weights)[0]
+        return Mixture(np.ones(1), loc[None], found[None])
 
     def mixture(self, size: int, seed: int) -> Mixture:
-        """A mixture by scikit-learn."""
+        """A mixture by scikit-learn, which takes no weights: of rows that repeat by them."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
         from threadpoolctl import threadpool_limits
@@ -146,7 +156,7 @@ class Placement:
         # Its matrices are small: more threads cost more than they save.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(self.rows)
+            mixture.fit(self.rows[repeats(self.weights, len(self.rows), seed)])
         return Mixture(mixture.weights_, mixture.means_, mixture.covariances_)
 
     def score(self, mixture: Mixture, w: np.ndarray) -> np.ndarray:
@@ -179,6 +189,24 @@ class Placement:
         return family, {**params, "family": {"known": known}}
 
 
+def repeats(weights: np.ndarray | None, num_rows: int, seed: int) -> np.ndarray:
+    """Numbers of rows that repeat by their weights: exactly of few whole ones, else at random.
+
+    At random each row is there as often as its weight says, rounded up or down, by one draw for all
+    rows ("systematic resampling"): the least noise that counts can have.
+    """
+    numbers = np.arange(num_rows)
+    if weights is None:
+        return numbers
+    for scale in range(1, LARGEST_LEAST + 1):
+        counts = weights * (scale / weights[weights > 0].min())
+        if np.allclose(counts, np.round(counts), rtol=0, atol=1e-9) and counts.sum() <= MAX_ROWS:
+            return np.repeat(numbers, np.round(counts).astype(int))
+    ends = np.cumsum(weights / weights.mean() * min(FINER, max(MAX_ROWS / num_rows, 1)))
+    start = np.random.default_rng(seed).uniform()
+    return np.repeat(numbers, np.diff(np.floor(ends + start), prepend=0).astype(int))
+
+
 def _inverse(covariance: np.ndarray) -> np.ndarray:
     """Upper triangular P with covariance^-1 = P P^T."""
     factors = np.linalg.cholesky(covariance)
@@ -208,7 +236,7 @@ def scores(
         bins = space.family.num_bins
         found[Setting("normal", bins)] = space.score(space.normal(), w) + log_det
         if not space.sizes[1]:
-            factor, kernel = _best_bandwidth(space.rows, w)
+            factor, kernel = _best_bandwidth(space.rows, w, space.weights, held_out.weights)
             found[Setting("kernel", bins, factor)] = kernel + log_det
     # Sizes grow in all spaces side by side, until the best of them has stopped improving.
     best, worse, columns = -np.inf, 0, sum(rows.sizes)
@@ -220,7 +248,7 @@ def scores(
             bins = space.family.num_bins
             score = space.score(space.mixture(size, seed), w) + log_det
             found[Setting("mixture", bins, size)] = score
-            here[bins] = score.mean()
+            here[bins] = mean(score, held_out.weights).value
         top = max(here.values())
         if size >= SURE_SIZE:
             spaces = [e for e in spaces if here[e[0].family.num_bins] > top - FAR_BEHIND]
@@ -238,8 +266,10 @@ def build(setting: Setting, rows: Rows, support: Interval, seed: int) -> tuple[F
     if setting.kind == "kernel":
         loc = space.rows[:MAX_KERNELS]
         width = setting.size * _normal_rule(*loc.shape)
-        weights = np.full(len(loc), -np.log(len(loc)))
-        arrays = {"loc": loc, "log_weights": weights, "inverse": np.array([1 / width])}
+        shares = np.ones(len(loc)) if space.weights is None else space.weights[: len(loc)]
+        loc, shares = loc[shares > 0], shares[shares > 0]
+        log_weights = np.log(shares / shares.sum())
+        arrays = {"loc": loc, "log_weights": log_weights, "inverse": np.array([1 / width])}
         return space.around(KnownMixture(loc.shape[1], len(loc), shared=True), arrays)
     is_normal = setting.kind == "normal"
     return space.build(space.normal() if is_normal else space.mixture(int(setting.size), seed))
@@ -249,14 +279,19 @@ def _normal_rule(num_rows: int, size: int) -> float:
     return num_rows ** (-1 / (size + 4))
 
 
-def _best_bandwidth(rows: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
+def _best_bandwidth(
+    rows: np.ndarray, w: np.ndarray, weights: np.ndarray | None, its_weights: np.ndarray | None
+) -> tuple[float, np.ndarray]:
     """The bandwidth that suits held-out rows, over that of the normal rule, and their scores."""
-    rows = rows[:MAX_KERNELS]
+    rows, size = rows[:MAX_KERNELS], w.shape[1]
+    shares = np.ones(len(rows)) if weights is None else weights[:MAX_KERNELS]
+    its_weights = None if its_weights is None else its_weights[:BANDWIDTH_ROWS]
     some, rule = _squares(rows, w[:BANDWIDTH_ROWS]), _normal_rule(*rows.shape)
-    means = [_kernel(some, factor * rule, w.shape[1]).mean() for factor in BANDWIDTHS]
+    scores = [_kernel(some, factor * rule, size, shares) for factor in BANDWIDTHS]
+    means = [mean(each, its_weights).value for each in scores]
     best = float(BANDWIDTHS[int(np.argmax(means))])
     parts = np.array_split(w, max(len(w) // BANDWIDTH_ROWS, 1))
-    scores = [_kernel(_squares(rows, part), best * rule, w.shape[1]) for part in parts]
+    scores = [_kernel(_squares(rows, part), best * rule, size, shares) for part in parts]
     return best, np.concatenate(scores)
 
 
@@ -267,8 +302,9 @@ def _squares(rows: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.maximum(squares, 0).astype(np.float32)
 
 
-def _kernel(squares: np.ndarray, width: float, size: int) -> np.ndarray:
-    constant = np.log(squares.shape[1]) + size * np.log(width * np.sqrt(2 * np.pi))
-    least = squares.min(1, keepdims=True)
-    kernels = np.exp((least - squares) * np.float32(0.5 / width**2)).sum(1, dtype=np.float64)
+def _kernel(squares: np.ndarray, width: float, size: int, shares: np.ndarray) -> np.ndarray:
+    constant = np.log(shares.sum()) + size * np.log(width * np.sqrt(2 * np.pi))
+    least = squares[:, shares > 0].min(1, keepdims=True)
+    each = np.exp((least - squares) * np.float32(0.5 / width**2))
+    kernels = (each * shares).sum(1, dtype=np.float64)
     return np.log(kernels) - 0.5 * least[:, 0] / width**2 - constant

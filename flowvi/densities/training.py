@@ -50,7 +50,7 @@ class _Loss:
     def __call__(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Array | tuple:
         rows = {name: batch[name] for name in batch if name != "log_det"}
         output = self.likelihood(params, key, rows)
-        shift = jnp.mean(batch["log_det"])
+        shift = jnp.mean(batch.get("weight", 1.0) * batch["log_det"])
         return (output[0] - shift, *output[1:]) if isinstance(output, tuple) else output - shift
 
 
@@ -66,9 +66,14 @@ class _HeldOut:
         rows = {name: batch[name] for name in batch if name in ("x", "context")}
         found = held_out_log_probs(self.family, params, rows) + batch["log_det"]
         behind = batch["rival"] - jnp.logaddexp(found, batch["least"])
-        error = lambda x: jnp.std(x) / jnp.sqrt(len(x))  # noqa: E731
-        metrics = {"behind": jnp.mean(behind), "behind_error": error(behind), "error": error(found)}
-        return -jnp.mean(found), metrics
+        weights = batch.get("weight", jnp.ones_like(found))
+
+        def mean(x: Array) -> tuple[Array, Array]:
+            value = jnp.mean(weights * x)
+            return value, jnp.sqrt(jnp.mean((weights * (x - value)) ** 2) / len(x))
+
+        (score, error), (gap, gap_error) = mean(found), mean(behind)
+        return -score, {"behind": gap, "behind_error": gap_error, "error": error}
 
 
 def held_out_score(result: FitResult) -> Estimate:
@@ -223,6 +228,8 @@ def _standardize(family: Family, params: PyTree, rows: Data) -> Data:
         log_det = np.zeros(len(x))
     dtype = jnp.result_type(float)
     result = {"x": x, "log_det": log_det} | ({} if context is None else {"context": context})
+    if "weight" in rows:
+        result["weight"] = rows["weight"]
     return {
         name: each.astype(dtype) if jnp.issubdtype(each.dtype, jnp.floating) else each
         for name, each in result.items()

@@ -124,6 +124,15 @@ class Family(abc.ABC):
         draws = self.sample_and_log_prob(params, key, sample_shape, context)
         return np.asarray(draws[0]), np.asarray(draws[1])
 
+    def sample_alike(
+        self, params: Params, key: Array, num_samples: int, context: ArrayLike
+    ) -> np.ndarray:
+        """Samples [num_samples, n, *event_shape] at n contexts, on the host, of the same noise.
+
+        So those of one context do not depend on the others, and change smoothly with it.
+        """
+        return np.asarray(_draw_alike(self, params, key, num_samples, context))
+
     def _draw(
         self, method: str, params: Params, key: Array, sample_shape: SampleShape, context: Context
     ) -> PyTree:
@@ -290,6 +299,16 @@ def _draw(
     family: Family, method: str, params: Params, key: Array, shape: Shape, context: Context
 ) -> PyTree:
     return getattr(family.distribution(params, context), method)(seed=key, sample_shape=shape)
+
+
+@compiled(1, static_argnums=(3,))
+def _draw_alike(
+    family: Family, params: Params, key: Array, num_samples: int, context: ArrayLike
+) -> Array:
+    def draw(context: ArrayLike) -> Array:
+        return family.distribution(params, context).sample(seed=key, sample_shape=num_samples)
+
+    return jax.vmap(draw, out_axes=1)(context)
 
 
 class Wrapper(Family):

@@ -225,3 +225,17 @@ class Stacked(Family):
         each = np.stack(draws)
         x = np.take_along_axis(each, np.asarray(_place(choice, each.ndim)), 0)[0]
         return x, np.asarray(self.log_prob(params, x, context))
+
+    def sample_alike(
+        self, params: Params, key: Array, num_samples: int, context: ArrayLike
+    ) -> np.ndarray:
+        key, *keys = jax.random.split(key, 1 + len(self.families))
+        count, draws = len(context), []  # type: ignore[arg-type]
+        for (f, p, c), its_key in zip(self._each(params, context), keys, strict=True):
+            if c is None:
+                its = f.sample_exactly(p, its_key, num_samples)[0][:, None]
+                draws.append(np.broadcast_to(its, (num_samples, count, *self.event_shape)))
+            else:
+                draws.append(f.sample_alike(p, its_key, num_samples, c))
+        choice = jax.random.categorical(key, params["log_weights"].value, shape=(num_samples,))
+        return np.stack(draws)[np.asarray(choice), np.arange(num_samples)]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import optimize, stats
 
-from flowvi.diagnostics import fit_pareto
+from flowvi.diagnostics import fit_pareto, mean
 
 Tables = dict[str, np.ndarray]
 
@@ -39,6 +39,16 @@ def units(x: np.ndarray, lower: float = -np.inf, upper: float = np.inf) -> tuple
     if np.isfinite(lower):
         return float(lower), float(upper - lower if np.isfinite(upper) else scale)
     return (float(upper) if np.isfinite(upper) else float(loc)), float(scale)
+
+
+def equally_weighted(x: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """As many numbers as a column has, whose plain quantiles are its weighted ones."""
+    if weights is None:
+        return x
+    order = np.argsort(x)
+    total = np.cumsum(weights[order])
+    places = (np.arange(len(x)) + 0.5) / len(x) * total[-1]
+    return x[order][np.searchsorted(total, places)]
 
 
 def identity(num_bins: int) -> Tables:
@@ -142,7 +152,16 @@ def _normal_tail(excess: np.ndarray, z: float) -> tuple[float, float]:
     return float(np.exp(found.x)), float(len(excess) * (constant - found.fun))
 
 
-def covariance(z: np.ndarray) -> np.ndarray:
+def centered(z: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(the mean of rows, rows whose plain second moments about zero are their covariance)."""
+    if weights is None:
+        return z.mean(0), z - z.mean(0)
+    weights = weights / weights.mean()
+    loc = np.mean(weights[:, None] * z, 0)
+    return loc, np.sqrt(weights)[:, None] * (z - loc)
+
+
+def covariance(z: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """The covariance of rows, shrunk if that describes new rows better.
 
     Each eigenvalue is shrunk by how the others lie about it, or all are shrunk alike, or none is.
@@ -153,25 +172,35 @@ def covariance(z: np.ndarray) -> np.ndarray:
     from sklearn.covariance import empirical_covariance, ledoit_wolf
 
     count, size = z.shape
-    kinds: list[Callable[[np.ndarray], np.ndarray]] = [lambda x: ledoit_wolf(x)[0]]
+    kinds: list[Callable[[np.ndarray], np.ndarray]] = [
+        lambda y: ledoit_wolf(y, assume_centered=True)[0]
+    ]
     if count >= LEAST_ROWS:
         kinds.insert(0, _nonlinearly_shrunk)
-        kinds += [empirical_covariance] if count > 2 * size else []
+        if count > 2 * size:
+            kinds.append(lambda y: empirical_covariance(y, assume_centered=True))
     best = kinds[0]
     # Of many columns the first is sure to be better, and a proof would take long.
     if len(kinds) > 1 and size <= MANY_COLUMNS:
         folds = np.arange(count) % FOLDS
-        parts = [(z[folds != fold], z[folds == fold]) for fold in range(FOLDS)]
-        scores = [
-            np.concatenate([_normal_scores(new, x.mean(0), kind(x)) for x, new in parts])
-            for kind in kinds
-        ]
+        scores: list[list[np.ndarray]] = [[] for _ in kinds]
+        for fold in range(FOLDS):
+            seen = folds != fold
+            loc, y = centered(z[seen], None if weights is None else weights[seen])
+            for kind, its in zip(kinds, scores, strict=True):
+                its.append(_normal_scores(z[~seen], loc, kind(y)))
+        order = np.argsort(folds, kind="stable")
+        its_weights = None if weights is None else weights[order]
+        chosen = 0
         for number in range(1, len(kinds)):
-            gain = scores[number] - scores[kinds.index(best)]
+            gain = mean(
+                np.concatenate(scores[number]) - np.concatenate(scores[chosen]), its_weights
+            )
             # What a few rows seem to gain is chance.
-            if gain.mean() > LEAST_ERRORS * gain.std() / np.sqrt(count):
-                best = kinds[number]
-    found = best(z)
+            if gain.value > LEAST_ERRORS * gain.standard_error:
+                chosen = number
+        best = kinds[chosen]
+    found = best(centered(z, weights)[1])
     # Columns may depend on each other, and of few rows may be constant.
     return found + LEAST_VARIANCE * np.trace(found) / size * np.eye(size)
 
@@ -184,8 +213,7 @@ def _normal_scores(x: np.ndarray, loc: np.ndarray, covariance: np.ndarray) -> np
 
 
 def _nonlinearly_shrunk(z: np.ndarray) -> np.ndarray:
-    """The covariance of rows with each of its eigenvalues shrunk by how the rest lie about it."""
-    z = z - z.mean(0)
+    """Second moments with each of their eigenvalues shrunk by how the rest lie about it."""
     count, size = len(z) - 1, z.shape[1]
     values, vectors = np.linalg.eigh(z.T @ z / count)
     known = values[max(size - count, 0) :]

@@ -89,33 +89,50 @@ class Standardized(Composed):
     def sample_exactly(
         self, params: Params, key: jax.Array, sample_shape: SampleShape = (), context: PyTree = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        context = None if context is None else as_array("context", context)
-        self.check_context(context)
-        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
-            features = None if context is None else _features(self, _own(params), context)
-        features = None if features is None else np.asarray(features)
+        features = self._features_on_host(params, context)
         y, log_prob = self.family.sample_and_log_prob(params["family"], key, sample_shape, features)
         # Units are put on in double precision, as they were taken off.
         x = self.unstandardize(params, y)
         log_det = self.standardize(params, x)[1]
         return x, np.asarray(log_prob + log_det.astype(log_prob.dtype))
 
-    def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
+    def sample_alike(
+        self, params: Params, key: jax.Array, num_samples: int, context: ArrayLike
+    ) -> np.ndarray:
+        features = self._features_on_host(params, context)
+        y = self.family.sample_alike(params["family"], key, num_samples, features)
+        return self.unstandardize(params, y)
+
+    def _features_on_host(self, params: Params, context: PyTree) -> PyTree:
+        context = None if context is None else as_array("context", context)
+        self.check_context(context)
+        with jax.enable_x64(True):  # or contexts that are far from zero would lose what they say
+            features = None if context is None else _features(self, _own(params), context)
+        return None if features is None else np.asarray(features)
+
+    def place(
+        self,
+        params: Params,
+        x: ArrayLike,
+        context: ArrayLike | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Params:
         """Parameters in the units of data: the mean and the standard deviation of each column.
 
         Moments are taken in double precision, in one pass over all rows of an array or memory map;
         of the data as the support maps them to the real line. A context of integers is left alone.
+        `weights`, of shape [num_rows], say how much each row counts.
 
         Raises:
             ValueError: if a column of x is constant.
         """
         array = on_host(x)
-        shift, scale, constant = _moments(array, self.support)
+        shift, scale, constant = _moments(array, self.support, weights)
         check_varies(array, constant)
         placed = {"units": _units(shift, scale, params["units"])}
         seen = None if context is None or "context_units" not in params else on_host(context)
         if seen is not None and jnp.issubdtype(seen.dtype, jnp.floating):
-            shift, scale, constant = _moments(seen)
+            shift, scale, constant = _moments(seen, None, weights)
             scale = np.where(constant, 1, scale)
             placed["context_units"] = _units(shift, scale, params["context_units"])
         return {**params, **placed}
@@ -187,28 +204,38 @@ class Gaussianized(Standardized):
         dtype = params["units"].value["shift"].dtype
         return pushed(inner, _maps(params, dtype), dtype)
 
-    def place(self, params: Params, x: ArrayLike, context: ArrayLike | None = None) -> Params:
+    def place(
+        self,
+        params: Params,
+        x: ArrayLike,
+        context: ArrayLike | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Params:
         """Parameters with the marginals and the covariance of data, in double precision."""
         array = np.asarray(on_host(x), np.float64)
         lower, upper = self.support.bounds()
-        units = [marginals.units(*each) for each in zip(array.T, lower, upper, strict=True)]
+        flat = np.stack([marginals.equally_weighted(column, weights) for column in array.T], 1)
+        units = [marginals.units(*each) for each in zip(flat.T, lower, upper, strict=True)]
         shift, scale = np.array(units).T
         params = {**params, "units": _units(shift, scale, params["units"])}
         shift, scale = _host_units(params["units"])
         z = (array - shift) / scale
         if self.num_bins is not None:
             ends = zip((lower - shift) / scale, (upper - shift) / scale, strict=True)
-            columns = zip(z.T, ends, strict=True)
+            columns = zip(((flat - shift) / scale).T, ends, strict=True)
             tables = [marginals.fitted(column, self.num_bins, *end) for column, end in columns]
             params["marginals"] = _tables(tables)
-            flat = {**params, "whitening": _dense(np.zeros(len(shift)), np.eye(len(shift)))}
-            z = self.standardize(flat, array)[0]
-        params["whitening"] = _dense(z.mean(0), marginals.covariance(z))
+            bare = {**params, "whitening": _dense(np.zeros(len(shift)), np.eye(len(shift)))}
+            z = self.standardize(bare, array)[0]
+        loc = marginals.centered(z, weights)[0]
+        params["whitening"] = _dense(loc, marginals.covariance(z, weights))
         if context is None or "context_marginals" not in params:
             return params
         seen = np.asarray(on_host(context))
         if jnp.issubdtype(seen.dtype, jnp.floating):
             seen = seen.astype(np.float64).reshape(len(seen), -1)
+            each = [marginals.equally_weighted(column, weights) for column in seen.T]
+            seen = np.stack(each, 1) if each else seen
             shift, scale = np.array([marginals.units(column) for column in seen.T]).T
             place = {"shift": shift, "scale": scale}
             shaped = {name: each.reshape(self.context_shape) for name, each in place.items()}
@@ -372,19 +399,26 @@ def _inverse(support: Support, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return support.bijector(x.dtype).inverse_and_log_det(x)  # type: ignore[union-attr]
 
 
-def _moments(array: np.ndarray, support: Support | None = None) -> tuple[np.ndarray, ...]:
+def _moments(
+    array: np.ndarray, support: Support | None = None, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
     """Mean and standard deviation of each column, and whether its values are all the same."""
-    count, mean, squares = 0, np.zeros(array.shape[1:]), np.zeros(array.shape[1:])
+    weights = np.ones(len(array)) if weights is None else weights
+    count, mean, squares = 0.0, np.zeros(array.shape[1:]), np.zeros(array.shape[1:])
     low, high = np.full(array.shape[1:], np.inf), np.full(array.shape[1:], -np.inf)
     for chunk in chunks(array):
         values = np.asarray(array[chunk], np.float64)
         values = values if support is None else _to_reals(support, values)[0]
         low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
         # Chan, Golub, LeVeque, "Updating Formulae ... for Computing Sample Variances", 1979.
-        delta = values.mean(0) - mean
-        total = count + len(values)
-        squares += values.var(0) * len(values) + delta**2 * (count * len(values) / total)
-        mean += delta * (len(values) / total)
+        each = weights[chunk].reshape(-1, *[1] * (values.ndim - 1))
+        some = each.sum()
+        if not some > 0:
+            continue
+        loc = (each * values).sum(0) / some
+        delta, total = loc - mean, count + some
+        squares += (each * (values - loc) ** 2).sum(0) + delta**2 * (count * some / total)
+        mean += delta * (some / total)
         count = total
     return mean, np.sqrt(squares / count), low == high
 

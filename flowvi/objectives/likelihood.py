@@ -24,7 +24,8 @@ class NegativeLogLikelihood:
         loss = -1/n sum_i log p(x_i | context_i; params)
 
     A batch is a dict of "x", of shape [n, *event_shape], and, where the family takes a context,
-    "context", of shape [n, *context_shape].
+    "context", of shape [n, *context_shape]. With "weight", of shape [n], each row counts so many
+    times in the sum.
 
     Attributes:
         family: the family.
@@ -42,10 +43,11 @@ class NegativeLogLikelihood:
     training: bool = True
 
     def __call__(self, params: PyTree, key: Array, batch: dict[str, Array]) -> Output:
+        weights = batch.get("weight", 1.0)
         if not self.training:
-            return -jnp.mean(held_out_log_probs(self.family, params, batch))
+            return -jnp.mean(weights * held_out_log_probs(self.family, params, batch))
         distribution, new_params = self.family.train_distribution(params, key, batch.get("context"))
-        loss = -jnp.mean(distribution.log_prob(batch["x"]))
+        loss = -jnp.mean(weights * distribution.log_prob(batch["x"]))
         return loss if new_params is params else (loss, {}, new_params)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
@@ -97,6 +98,9 @@ NUM_RUNS = 60
 #: gradients that are allowed, and the fewest draws of a step.
 DEAR, SECONDS, MOST_THRIFTY, LEAST_SAMPLES = 5e-4, 240.0, 2_000, 8
 
+#: How often a price is asked for.
+PRICINGS = 3
+
 #: Particles that leave a posterior, of all and of those over many rows; gradients of each; and what
 #: has to be allowed for a search for modes.
 PARTICLES, EACH, TO_EXPLORE = (annealing.NUM_PARTICLES, 250, 10_000), 50, 400_000
@@ -110,6 +114,9 @@ PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 #: A base is made wider where k-hat is above this, by one of these factors, for so many nats at most
 #: and only if k-hat falls by more than its noise.
 HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.03, 1.04), 5e-3, 0.05
+
+#: Why a fit ended after which nothing more is fitted.
+STOPPED = (StopReason.CALLBACK, StopReason.INTERRUPTED)
 
 #: (family, log joint) -> a loss.
 Objective = Callable[..., Callable[..., PyTree]]
@@ -295,6 +302,7 @@ class _Recipe:
     cost: Cost = dataclasses.field(default_factory=lambda: Cost(0, 0))
     checked: tuple[PyTree, Departure] | None = None
     allowed: float = np.inf
+    stage: str | None = None
 
     def __post_init__(self) -> None:
         size = self.target.event_size
@@ -308,9 +316,13 @@ class _Recipe:
         used = found.search.num_gradients
         self.allowed = np.inf if max_gradients is None else max(max_gradients - used, MOST_THRIFTY)
         points = as_float(np.tile(found.start.mode, (64, 1)))
-        began = time.perf_counter()
-        jax.block_until_ready(probe(self.target, points, self.target.data))
-        price = (time.perf_counter() - began) / len(points)
+        prices = []
+        for _ in range(PRICINGS):  # the first one may compile, others may be interrupted
+            began = time.perf_counter()
+            jax.block_until_ready(probe(self.target, points, self.target.data))
+            prices.append((time.perf_counter() - began) / len(points))
+        price = min(prices)
+        self.cost += Cost(PRICINGS * len(points), 0)
         if max_seconds is None and price < DEAR:
             return
         # By powers of two, so that a fit does not hang on the clock's last digits.
@@ -333,7 +345,8 @@ class _Recipe:
         """A flow around the start; where it is not right, the best of it and of what may be."""
         fitted = self.fit_start(found)
         small = self.target.event_size <= MODERATE and self.allowed >= TO_EXPLORE
-        if not self.is_default or not small or self.is_right(fitted, found):
+        was_stopped = fitted.result.stop_reason in STOPPED
+        if not self.is_default or not small or was_stopped or self.is_right(fitted, found):
             return fitted
         candidates = [fitted]
         rng = np.random.default_rng(np.asarray(jax.random.key_data(self.explore_key)).ravel())
@@ -366,7 +379,9 @@ class _Recipe:
 
     def fit_tempered(self) -> _Fitted:
         """A flow that begins with a flattened density, for more modes than can be counted."""
-        recipe = dataclasses.replace(self, tempering=POWER, cost=Cost(0, 0), checked=None)
+        recipe = dataclasses.replace(
+            self, tempering=POWER, cost=Cost(0, 0), checked=None, stage="tempered"
+        )
         found = find(self.target, self.explore_key, None, POWER, None)
         fitted = recipe.fit_start(found)
         search = found.search
@@ -394,7 +409,7 @@ class _Recipe:
             num_steps, num_samples = self._thrifty(num_steps, EASY_SAMPLES, 0.7)
             num_samples, loss_fn = self._loss(family, num_steps, num_samples)
         rate = self.budget.careful_rate if careful else self.budget.learning_rate
-        result = self._fit(loss_fn, params, num_steps, rate, num_samples)
+        result = self._fit(loss_fn, params, num_steps, rate, num_samples, self.stage)
         candidates.insert(0, self.judged(family, result.params["posterior"]))
         if self.tempering is None and start.best is not start.whitening:
             candidates.append(self.judged(family, family.place(fresh, start.best)))
@@ -425,7 +440,8 @@ class _Recipe:
         )
         steps = self.options.get("num_steps") or self.budget.num_steps
         start = {"posterior": begun.params}
-        result = self._fit(loss_fn, start, steps, self.budget.careful_rate, EASY_SAMPLES)
+        rate = self.budget.careful_rate
+        result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, "tails")
         best = max(self.judged(family, result.params["posterior"]), begun, key=lambda e: e.score)
         return _widened(family, functools.partial(self.judged, family), best)._replace(
             result=result
@@ -463,12 +479,14 @@ class _Recipe:
         for index, normal in enumerate(mixture.normals):
             own = {"part": Fixed({"mixture": arrays, "index": jnp.asarray(index)})}
             begun = member.place(fresh, normal.whitening())
-            chosen, evidence = begun, float(mixture.log_weights[index])
-            if flows:
+            chosen = begun
+            evidence = float(mixture.log_weights[index] + mixture.log_evidence)
+            if flows and (result is None or result.stop_reason not in STOPPED):
                 before = self._diagnose_part(member, part, begun, own)
                 steps = self.options.get("num_steps") or EASY_STEPS
                 start = {"posterior": begun, **own}
-                result = self._fit(loss_fn, start, steps, self.budget.careful_rate, EASY_SAMPLES)
+                rate, name = self.budget.careful_rate, f"part_{index}"
+                result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, name)
                 after = self._diagnose_part(member, part, result.params["posterior"], own)
                 if after.elbo.value > before.elbo.value:
                     chosen, before = result.params["posterior"], after
@@ -562,6 +580,7 @@ class _Recipe:
         num_steps: int,
         rate: float,
         num_samples: int,
+        stage: str | None = None,
     ) -> FitResult:
         # Noise of the draws is larger than rounding by far: the networks of the default flow, in
         # units of the start, move in single precision. The target and the affine map keep theirs.
@@ -569,6 +588,9 @@ class _Recipe:
         plateau = PLATEAU if self.tempering is None else None
         given = {"max_bad_steps": num_steps, "plateau": plateau, "data": self.target.data}
         given |= {**self.options, "num_steps": num_steps}
+        directory = self.options.get("checkpoint_dir")
+        if stage is not None and directory is not None:
+            given["checkpoint_dir"] = pathlib.Path(directory) / stage
         if given.get("optimizer") is None:
             given["optimizer"] = default_optimizer(num_steps, rate)
         result = fit(

@@ -220,3 +220,15 @@ def test_a_budget_is_kept_and_a_density_that_is_cut_off_is_named():
     assert posterior.diagnosis.cost.num_gradients < 75_000
     with pytest.raises(ValueError, match="`max_seconds` must be None or positive"):
         fv.fit_posterior(TWO_MODES, key=KEY, max_seconds=-1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@pytest.mark.compilations(200)
+def test_a_fit_that_is_stopped_goes_on_with_nothing_else():
+    with pytest.warns(fv.PosteriorWarning, match="modes are missing|short chains"):
+        posterior = fv.fit_posterior(
+            TWO_MODES, key=KEY, progress=False, callback=lambda progress: True
+        )
+    assert not isinstance(posterior.family, Copies)
+    assert posterior.stop_reason == "callback"

@@ -86,6 +86,7 @@ def departure(
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # heavy tails reach any number
 def _moved(new: np.ndarray, old: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By coordinate, how far the middle moved, in old scales, and the log ratio of the scales.
 

@@ -72,6 +72,7 @@ class Mixture:
             u[choice == k] = normal.draw(z[choice == k])
         return u
 
+    @np.errstate(over="ignore")
     def log_prob(self, u: np.ndarray, width: float = 1.0) -> np.ndarray:
         """Log densities at u of shape [n, D]."""
         size, each = u.shape[1], []

@@ -143,7 +143,8 @@ class Posterior(Fitted):
         made = self.family.distribution(self.params)
         rule = "`family` must be a map of a base, as flows are, to have coordinates"
         is_map = hasattr(made, "bijector") and hasattr(made, "distribution")
-        checks.require(is_map, rule, self.family, error=TypeError)
+        fix = "Perhaps use `posterior.refine`?"
+        checks.require(is_map, rule, self.family, fix, error=TypeError)
         return FlowCoordinates(self)
 
     def to_arviz(

@@ -98,6 +98,9 @@ NUM_RUNS = 60
 #: gradients that are allowed, and the fewest draws of a step.
 DEAR, SECONDS, MOST_THRIFTY, LEAST_SAMPLES = 5e-4, 240.0, 2_000, 8
 
+#: Particles farther away than this lead nowhere.
+FARTHEST = 1e12
+
 #: How often a price is asked for.
 PRICINGS = 3
 
@@ -351,6 +354,8 @@ class _Recipe:
         candidates = [fitted]
         rng = np.random.default_rng(np.asarray(jax.random.key_data(self.explore_key)).ravel())
         particles, mixture = self.explore(found, rng)
+        if particles is None or mixture is None:
+            return fitted
         if len(mixture.normals) > 1 and (parts := self.fit_parts(mixture)) is not None:
             candidates.append(parts)
         best = max(candidates, key=lambda each: each.score)
@@ -447,19 +452,27 @@ class _Recipe:
             result=result
         )
 
-    def explore(self, found: Found, rng: np.random.Generator) -> tuple[Particles, modes.Mixture]:
+    def explore(
+        self, found: Found, rng: np.random.Generator
+    ) -> tuple[Particles | None, modes.Mixture | None]:
         """Particles from far around the start, and the mixture of normals that describes them."""
         around = whitened(standard_normal(self.target.event_size))
         params = around.place(around.init(self.init_key), found.start.whitening)
         particles = anneal(
             around, self.target, params, self.explore_key, widths=(annealing.FAR,), least_ess=0.6
         )
+        self.cost += Cost(particles.num_gradients, 0)
+        # A density without an integral leads particles anywhere.
+        good = np.isfinite(particles.u).all(-1) & (np.abs(particles.u) < FARTHEST).all(-1)
+        if good.sum() < max(len(good) / 2, 4 * self.target.event_size):
+            return None, None
+        particles = dataclasses.replace(particles, u=particles.u[good])
         ends = found.ends
         if ends:
             ends = ends + found.search.ends_from(particles.early[rng.permutation(NUM_RUNS)])
         seen = modes.distinct(found, ends, rng)
         mixture = modes.mixture_of(self.target, particles, seen, rng)
-        self.cost += Cost(particles.num_gradients, mixture.num_evaluations)
+        self.cost += Cost(0, mixture.num_evaluations)
         return particles, mixture
 
     def fit_parts(self, mixture: modes.Mixture) -> _Fitted | None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import flowvi as fv
+from flowvi.posteriors import default_family
 from flowvi.testing import perturbed
 from tests.interop import unfitted
 from tests.tolerances import FLOAT64, STANDARD_ERRORS
@@ -50,7 +51,8 @@ def test_mixtures_have_no_coordinates():
 @pytest.mark.compilations(150)
 @pytest.mark.filterwarnings("ignore::flowvi.PosteriorWarning")  # so short a fit is not right alone
 def test_nuts_of_blackjax_in_flow_coordinates(x64):
-    options = {"num_steps": 800, "num_samples": 64, "progress": False}
+    family = default_family(2)
+    options = {"family": family, "num_steps": 800, "num_samples": 64, "progress": False}
     posterior = fv.fit_posterior(TARGET, key=jax.random.key(0), **options)
     flow = posterior.flow_coordinates()
 

@@ -203,7 +203,13 @@ def test_a_gradient_that_is_no_number_is_named():
         return -0.5 * jnp.where(u[0] > 0, jnp.sqrt(u[0]) ** 4, u[0] ** 2) - 0.5 * u[1] ** 2
 
     with pytest.warns(fv.PosteriorWarning, match="The gradient is not finite at .* of the draws"):
-        fv.fit_posterior(fv.Target(log_density, 2), key=KEY, num_steps=20, progress=False)
+        fv.fit_posterior(
+            fv.Target(log_density, 2),
+            key=KEY,
+            family=fv.mean_field(2),
+            num_steps=20,
+            progress=False,
+        )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 #: Nested containers of arrays, such as parameters, data and states of optimizers.
@@ -29,6 +30,7 @@ class Fixed:
 
     Example:
         >>> import jax.numpy as jnp
+    import numpy as np
         >>> import flowvi as fv
         >>> fv.Fixed(jnp.array([3.0, 3.0])).value
         Array([3., 3.], dtype=float32)
@@ -96,6 +98,11 @@ def is_key(leaf: object) -> bool:
 def numbers(leaf: jax.Array) -> jax.Array:
     """A leaf as numbers, also where it holds random keys."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def host_generator(key: jax.Array) -> np.random.Generator:
+    """numpy's generator, seeded by a key."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 def named_leaves(

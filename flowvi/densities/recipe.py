@@ -20,6 +20,7 @@ from flowvi.densities.textbook import Rows, Setting
 from flowvi.densities.training import Rival, Training, fresh, held_out_score
 from flowvi.diagnostics import Estimate, mean
 from flowvi.families import Family, Standardized, as_array, gaussianized, maf, marginals
+from flowvi.families.family import bare
 from flowvi.families.known import Stacked
 from flowvi.params import Fixed, Origin, PyTree
 from flowvi.training import FitResult, StopReason, TrainingDiverged
@@ -96,12 +97,6 @@ def is_worth_a_flow(num_rows: int, num_columns: int) -> bool:
     return num_rows >= max(LEAST_FLOW_ROWS, LEAST_ROWS_EACH * num_columns)
 
 
-def untrained(params: PyTree, seconds: float) -> FitResult:
-    """The result where no flow was trained."""
-    history = {"loss": np.zeros(0)}
-    return FitResult(params, history, StopReason.MAX_STEPS, 0, 0, None, seconds)
-
-
 def normal_alone(own: Standardized, rows: Rows) -> dict[str, Any]:
     """The fields of a density of rows that are too few to compare anything: a normal."""
     start = time.monotonic()
@@ -110,7 +105,7 @@ def normal_alone(own: Standardized, rows: Rows) -> dict[str, Any]:
     stacked = Stacked((family,))
     weights = Fixed(jnp.zeros(1))
     whole = {"origin": Origin(stacked), "families": [params], "log_weights": weights}
-    result = untrained(whole, time.monotonic() - start)
+    result = FitResult.untrained(whole, time.monotonic() - start)
     return {"family": stacked, "result": result, "messages": [], "num_rows": len(rows.x)}
 
 
@@ -193,7 +188,7 @@ def combined(
     for name, weight in shares.items():
         if name == "flow":
             share = weight / len(results)
-            members += [(placed, _bare(each.params), share) for each in results]
+            members += [(placed, bare(each.params), share) for each in results]
         else:
             # What many rows tell of a normal costs little.
             count = MAX_ROWS if name == "normal" else textbook.MAX_ROWS
@@ -221,7 +216,7 @@ def combined(
     messages = diagnosis.about_scores(columns["all"], numbers, seen)
     if has_diverged:
         messages.append(DIVERGED)
-    result = untrained(params, time.monotonic() - start_time)
+    result = FitResult.untrained(params, time.monotonic() - start_time)
     if results:
         result = dataclasses.replace(results[-1], params=params, last_params=None)
     return {
@@ -247,11 +242,7 @@ def _double(x: np.ndarray) -> np.ndarray:
 def _scores(
     family: Family, params: PyTree, x: np.ndarray, context: np.ndarray | None
 ) -> np.ndarray:
-    return _double(np.asarray(family.log_prob(_bare(params), x, context)))
-
-
-def _bare(params: PyTree) -> PyTree:
-    return {name: each for name, each in params.items() if name != "origin"}
+    return _double(np.asarray(family.log_prob(bare(params), x, context)))
 
 
 def floor(rows: np.ndarray, held_out: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -216,8 +216,12 @@ def _marked(init: Callable[[Family, Array], Params]) -> Callable[[Family, Array]
 
 
 def bare_init(family: Family, key: Array) -> Params:
-    """Fresh parameters of a family inside another one: without a mark, which is the outer one's."""
-    params = family.init(key)
+    """Fresh parameters of a family inside another one."""
+    return bare(family.init(key))
+
+
+def bare(params: Params) -> Params:
+    """Parameters inside those of another family: without a mark, which is the outer one's."""
     is_dict = isinstance(params, dict)
     return {n: each for n, each in params.items() if n != "origin"} if is_dict else params
 

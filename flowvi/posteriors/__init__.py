@@ -2,7 +2,8 @@
 
 from flowvi.posteriors.diagnosis import Diagnosis, PosteriorWarning
 from flowvi.posteriors.posterior import Posterior, Summary
-from flowvi.posteriors.recipe import default_family, fit_posterior
+from flowvi.posteriors.recipe import fit_posterior
+from flowvi.posteriors.stages import default_family
 from flowvi.posteriors.target import Target
 
 __all__ = [

@@ -19,7 +19,7 @@ from jax.scipy.special import logsumexp
 from flowvi.compiling import compiled
 from flowvi.distributions import FlowDistribution
 from flowvi.families import Family
-from flowvi.params import Array, PyTree
+from flowvi.params import Array, PyTree, host_generator
 from flowvi.posteriors.target import Target
 
 #: Widths of the base's mixture, over that of the approximation.
@@ -68,24 +68,20 @@ class Particles:
 
     Attributes:
         u: of shape [num_particles, D].
-        x: the same in the coordinates of the approximation's base.
         early: particles after the first step, of shape [num_particles, D].
         log_density: of shape [num_particles].
         log_evidence: the log of the normalising constant, in nats.
         error: its standard error, of the weights of all steps.
         num_rungs: steps between temperatures.
-        acceptance: that of the last moves.
         num_gradients: evaluations of the density with its gradient.
     """
 
     u: np.ndarray
-    x: np.ndarray
     early: np.ndarray
     log_density: np.ndarray
     log_evidence: float
     error: float
     num_rungs: int
-    acceptance: float
     num_gradients: int
 
 
@@ -104,7 +100,7 @@ def anneal(
 
     Half of them begin in the narrowest of the widths, or, with `own`, in that distribution.
     """
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    rng = host_generator(key)
     size, dtype = target.event_size, jnp.result_type(float)
     shares = np.full(len(widths), 0.5 / max(len(widths) - 1, 1))
     shares[0] = 1 - shares[1:].sum()
@@ -120,7 +116,7 @@ def anneal(
     start = _start(flow, target, params, jnp.asarray(x, dtype), base, target.data)
     log_base, log_p = (np.asarray(each, np.float64) for each in start)
     x, power, log_z, variance = np.asarray(x, dtype), 0.0, 0.0, 0.0
-    step_size, acceptance, num_gradients, rungs, early = 1.0, 0.0, num_particles, 0, x
+    step_size, num_gradients, rungs, early = 1.0, num_particles, 0, x
     while power < 1 and rungs < MOST_RUNGS:
         difference = np.where(np.isfinite(log_p), log_p - log_base, -np.inf)
         if not np.isfinite(difference).any():
@@ -141,21 +137,18 @@ def anneal(
             given = tuple(jnp.asarray(each, dtype) for each in (power, step_size, factor))
             moved = _move(flow, target, params, move_key, jnp.asarray(x), base, given, target.data)
             x, log_base, log_p, rate = jax.device_get(moved)
-            acceptance = float(rate)
-            step_size = float(np.clip(step_size * np.exp(acceptance - ACCEPTANCE), 1e-3, 3.0))
+            step_size = float(np.clip(step_size * np.exp(rate - ACCEPTANCE), 1e-3, 3.0))
             num_gradients += num_particles * (NUM_LEAPS + 1)
         log_base, log_p = log_base.astype(np.float64), log_p.astype(np.float64)
         early = x if rungs == 1 else early
     u, log_det = _push(flow, target, params, jnp.asarray(x))
     return Particles(
         np.asarray(u),
-        x,
         np.asarray(_push(flow, target, params, jnp.asarray(early))[0]),
         log_p - np.asarray(log_det, np.float64),
         log_z if power == 1 else np.nan,
         float(np.sqrt(variance)),
         rungs,
-        acceptance,
         num_gradients,
     )
 

@@ -7,9 +7,7 @@ import numpy as np
 
 from flowvi.diagnostics import Estimate
 from flowvi.posteriors.annealing import Particles
-
-#: Where log p - log q is so many nats above the log evidence, q has next to no density.
-LEFT_OUT = 5.0
+from flowvi.posteriors.diagnosis import LEFT_OUT
 
 #: Beyond these a posterior warns: nats of log evidence, the part of draws where q has next to no
 #: density, and of means and standard deviations as parts of q's; the last three beside their noise.
@@ -40,7 +38,7 @@ class Departure:
     shift: np.ndarray
     spread: np.ndarray
     allowed: float
-    without_gradient: float = 0.0
+    without_gradient: float
 
     @property
     def is_suspicious(self) -> bool:
@@ -69,7 +67,11 @@ class Departure:
 
 
 def departure(
-    particles: Particles, log_q: np.ndarray, u: np.ndarray, log_evidence: Estimate
+    particles: Particles,
+    log_q: np.ndarray,
+    u: np.ndarray,
+    log_evidence: Estimate,
+    without_gradient: float = 0.0,
 ) -> Departure:
     """What particles say of q, from log q at them, draws u of q, and the log evidence by q."""
     excess = particles.log_density - np.asarray(log_q, np.float64) - log_evidence.value
@@ -83,6 +85,7 @@ def departure(
         shift,
         spread,
         ERRORS * 1.3 / np.sqrt(len(particles.u)),
+        without_gradient,
     )
 
 

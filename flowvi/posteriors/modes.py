@@ -136,9 +136,9 @@ def mixture_of(
     """
     from threadpoolctl import threadpool_limits
 
-    loc, scale = units(particles.u)
+    white = normal_of(particles.u)
     with threadpool_limits(1):
-        mixture = _with(_chosen(particles.u, loc, scale, rng), seen, rng)
+        mixture = _with(_chosen(particles.u, white, rng), seen, rng)
         best, evaluations = mixture, 0
         for round_ in range(ROUNDS):
             wide = int(WIDE_PART * DRAWS)
@@ -161,12 +161,12 @@ def mixture_of(
                 # Draws that are kept at most once: of repeated ones a component would be a point.
                 kept = u[rng.random(DRAWS) < weights / np.quantile(weights, 0.95)]
                 if len(kept) > DRAWS / 8:
-                    mixture = _with(_chosen(kept, loc, scale, rng), seen, rng)
+                    mixture = _with(_chosen(kept, white, rng), seen, rng)
                     continue
             index = rng.choice(DRAWS, size=DRAWS, p=weights / weights.sum())
             if len(np.unique(index)) < 10 * (u.shape[1] + 1):
                 break
-            mixture = _fitted(u[index], loc, scale, len(mixture.normals), rng, mixture)
+            mixture, _ = _fit(u[index], white, len(mixture.normals), rng, mixture)
     return dataclasses.replace(best, num_evaluations=evaluations)
 
 
@@ -182,42 +182,38 @@ def _with(mixture: Mixture, seen: list[Dense], rng: np.random.Generator) -> Mixt
     return mixture
 
 
-def units(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(loc, factor) by which particles become white."""
-    return u.mean(0), np.linalg.cholesky(marginals.covariance(u))
+def normal_of(u: np.ndarray) -> Dense:
+    """The normal of the mean and the covariance of draws."""
+    factor = np.linalg.cholesky(marginals.covariance(u))
+    return Dense(u.mean(0), factor, np.linalg.inv(factor))
 
 
-def _chosen(u: np.ndarray, loc: np.ndarray, scale: np.ndarray, rng: np.random.Generator) -> Mixture:
+def _chosen(u: np.ndarray, white: Dense, rng: np.random.Generator) -> Mixture:
     """The mixture of the best BIC."""
-    best, best_bic = _fit(u, loc, scale, SIZES[0], rng, None)
+    best, best_bic = _fit(u, white, SIZES[0], rng, None)
     worse = 0
     for size in SIZES[1:]:
         if size * u.shape[1] > len(u) / 4 or worse == MOST_WORSE:
             break
-        mixture, bic = _fit(u, loc, scale, size, rng, None)
+        mixture, bic = _fit(u, white, size, rng, None)
         worse = 0 if bic < best_bic else worse + 1
         if bic < best_bic:
             best, best_bic = mixture, bic
     return best
 
 
-def _fitted(*args: object) -> Mixture:
-    return _fit(*args)[0]  # type: ignore[arg-type]
-
-
 def _fit(
     u: np.ndarray,
-    loc: np.ndarray,
-    scale: np.ndarray,
+    white: Dense,
     size: int,
     rng: np.random.Generator,
     start: Mixture | None,
 ) -> tuple[Mixture, float]:
-    """The mixture of some size by scikit-learn, and its BIC."""
+    """The mixture of some size by scikit-learn, in coordinates in which u is white; its BIC."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    inverse = np.linalg.inv(scale)
+    loc, scale, inverse = white.loc, white.matrix, white.inverse
     w = (u - loc) @ inverse.T
     options = {"max_iter": 100, "init_params": "k-means++", "n_init": 3}
     if start is not None:

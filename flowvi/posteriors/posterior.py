@@ -13,7 +13,7 @@ from flowvi import checks, diagnostics, interop, plotting
 from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
-from flowvi.params import Array, PyTree
+from flowvi.params import Array, PyTree, host_generator
 from flowvi.plotting.samples import as_table
 from flowvi.posteriors import vectorise
 from flowvi.posteriors.diagnosis import Diagnosis, diagnose
@@ -106,7 +106,7 @@ class Posterior(Fitted):
         u, log_q, weights = self._draws(draw_key, count, "num_proposals")
         smoothed = diagnostics.psis(_weightless(weights)).log_weights
         # One stratum for each draw: less noise than independent choices.
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(choice_key)).ravel())
+        rng = host_generator(choice_key)
         places = (np.arange(num_samples) + rng.random(num_samples)) / num_samples
         index = np.searchsorted(np.cumsum(np.exp(smoothed)), places).clip(0, len(u) - 1)
         index = rng.permutation(index)

@@ -11,9 +11,11 @@ import numpy as np
 from flowvi import checks, diagnostics, interop
 from flowvi.compiling import compiled
 from flowvi.diagnostics import Estimate
+from flowvi.distributions import FlowDistribution
 from flowvi.families import Family
-from flowvi.families.copies import Copies
-from flowvi.params import Array, PyTree
+from flowvi.families.copies import Copies, MixtureOfCopies
+from flowvi.families.family import bare
+from flowvi.params import Array, PyTree, host_generator
 from flowvi.plotting.samples import as_table
 from flowvi.posteriors.annealing import from_root, to_root
 from flowvi.posteriors.diagnosis import PosteriorWarning
@@ -108,7 +110,7 @@ def refine(
     weights = posterior.log_weights(start_key, 1000)
     u = posterior.sample_and_log_prob(start_key, 1000)[0]
     # Chains begin at draws by their weights: in all modes that were found.
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(start_key)).ravel())
+    rng = host_generator(start_key)
     smoothed = diagnostics.psis(np.where(np.isfinite(weights), weights, -np.inf)).log_weights
     shares = np.exp(smoothed) if np.isfinite(smoothed).all() else np.isfinite(weights) * 1.0
     places = rng.choice(len(shares), num_chains, p=shares / shares.sum())
@@ -177,19 +179,20 @@ def _chains(
     num_draws: int,
 ) -> PyTree:
     """Chains from points u of shape [C, D]: (u of shape [C, num_draws, D], how they went)."""
-    members = family.family if isinstance(family, Copies) else family
-    stacked = (
-        params["copies"] if isinstance(family, Copies) else jax.tree.map(lambda a: a[None], params)
-    )
     mixture = family.distribution(params)
+    if not isinstance(family, Copies):  # one flow is a mixture of one
+        family, stacked = Copies(family, 1), jax.tree.map(lambda a: a[None], bare(params))
+        mixture = MixtureOfCopies(family.family, stacked, jnp.zeros(1, mixture.dtype))
+    else:
+        stacked = params["copies"]
 
-    def member(index: Array) -> PyTree:
-        return members.distribution(jax.tree.map(lambda a: a[index], stacked))
+    def member(index: Array) -> FlowDistribution:
+        return family.family.distribution(jax.tree.map(lambda a: a[index], stacked))
 
-    def log_share(u: Array, index: Array) -> Array:
+    def log_share(u: Array, index: Array) -> Array | float:
         """log of the part of the density at u that belongs to a member; see `posteriors.modes`."""
-        if not isinstance(family, Copies):
-            return jnp.zeros((), u.dtype)
+        if family.count == 1:  # at every step of NUTS, and for an inverse of the flow
+            return 0.0
         each = mixture.log_prob_each(u)
         return each[index] - jax.nn.logsumexp(each)
 
@@ -203,26 +206,16 @@ def _chains(
     def switch(key: Array, x: Array, index: Array) -> tuple[Array, Array]:
         """A draw of the posterior instead, by Metropolis; then the member by its part there."""
         draw_key, take_key, index_key = jax.random.split(key, 3)
-        u = from_root(member(index), x)[0]
-        if isinstance(family, Copies):
-            other = mixture.sample(seed=draw_key)
-        else:
-            other = from_root(member(index), member(index).root.sample(seed=draw_key))[0]
+        u, other = from_root(member(index), x)[0], mixture.sample(seed=draw_key)
         change = log_weight(other) - log_weight(u)
-        taken = jnp.log(jax.random.uniform(take_key)) < jnp.where(
-            jnp.isnan(change), -jnp.inf, change
-        )
-        new = jnp.where(taken, other, u)
-        if not isinstance(family, Copies):
-            return jnp.where(taken, to_root(member(index), new), x), index
+        change = jnp.where(jnp.isnan(change), -jnp.inf, change)
+        new = jnp.where(jnp.log(jax.random.uniform(take_key)) < change, other, u)
         index = jax.random.categorical(index_key, mixture.log_prob_each(new))
         return to_root(member(index), new), index
 
     def chain(key: Array, u: Array) -> PyTree:
         first_key, key = jax.random.split(key)
-        index = jnp.zeros((), jnp.int32)
-        if isinstance(family, Copies):
-            index = jax.random.categorical(first_key, mixture.log_prob_each(u))
+        index = jax.random.categorical(first_key, mixture.log_prob_each(u))
         x = to_root(member(index), u)
         made = run(log_density, switch, key, x, index, num_warmup, num_draws)  # type: ignore[operator]
         return jax.vmap(lambda x, i: from_root(member(i), x)[0])(made.x, made.member), made

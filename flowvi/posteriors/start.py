@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi.compiling import compiled
-from flowvi.params import Array, PyTree
+from flowvi.params import Array, PyTree, host_generator
 from flowvi.posteriors import normals, vectorise
 from flowvi.posteriors.normals import Normal
 from flowvi.posteriors.search import (
@@ -85,7 +85,7 @@ def find(
     Inference", 2022; for the Newton steps, Opper, Archambeau, "The Variational Gaussian
     Approximation Revisited", 2009.
     """
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    rng = host_generator(key)
     points = starting_points(target, rng, start)
     search = Search(target, power, rng)
     paths = search.paths(points)
@@ -157,9 +157,10 @@ def _is_elsewhere(one: Candidate, other: Candidate) -> bool:
 
 def starting_points(target: Target, rng: np.random.Generator, start: Theta) -> Array:
     """Points with a density and a gradient."""
-    scales = np.r_[0.0, np.tile(SCALES, 9)]
-    points = as_float(rng.standard_normal((len(scales), target.event_size)) * scales[:, None])
-    if start is not None:
+    if start is None:
+        scales = np.r_[0.0, np.tile(SCALES, 9)]
+        points = as_float(rng.standard_normal((len(scales), target.event_size)) * scales[:, None])
+    else:
         points = target.unconstrain(start).reshape(-1, target.event_size)
     values, norms = map(np.asarray, probe(target, points, target.data))
     finite = np.isfinite(values) & np.isfinite(norms)

@@ -63,6 +63,12 @@ class FitResult:
     last_params: PyTree = dataclasses.field(default=None, metadata={"file": False})
     opt_state: PyTree = dataclasses.field(default=None, metadata={"file": False})
 
+    @classmethod
+    def untrained(cls, params: PyTree, seconds: float = 0.0) -> "FitResult":
+        """The result of no steps."""
+        history = {"loss": np.empty(0)}
+        return cls(params, history, StopReason.MAX_STEPS, 0, 0, None, seconds)
+
     def __repr__(self) -> str:
         return f"FitResult({self.summary()})"
 

@@ -14,7 +14,7 @@ import flowvi as fv
 from flowvi import objectives
 from flowvi.families import Flow
 from flowvi.params import partition
-from flowvi.posteriors import default_family, recipe
+from flowvi.posteriors import default_family, stages
 from flowvi.posteriors.diagnosis import (
     Diagnosis,
     count_rising_directions,
@@ -56,7 +56,7 @@ def small_flows():
         return Flow(layers, fv.full_rank(size).transform)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "default_family", flow)
+        patch.setattr(stages, "default_family", flow)
         yield
 
 
@@ -227,7 +227,7 @@ def test_an_easy_start_takes_few_steps(monkeypatch):
     def fit(loss_fn, params, **options):
         raise Options(options)
 
-    monkeypatch.setattr(recipe, "fit", fit)
+    monkeypatch.setattr(stages, "fit", fit)
 
     def steps(target, **options):
         with pytest.raises(Options) as caught:
@@ -241,7 +241,7 @@ def test_an_easy_start_takes_few_steps(monkeypatch):
     options = steps(NORMAL, checkpoint_dir="there", resume=True, max_bad_steps=3, averaging=0.9)
     assert options | {"checkpoint_dir": "there", "resume": True, "averaging": 0.9} == options
     assert options["max_bad_steps"] == 3
-    assert options["plateau"] is recipe.PLATEAU
+    assert options["plateau"] is stages.PLATEAU
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_diagnoses_of_the_steps_and_far_out():
 
 def judged(khat, elbo=0.0, lost=0.0, params=0.0):
     elbo, evidence = fv.Estimate(elbo, 0.0), fv.Estimate(0.0, 0.0)
-    return recipe._Fitted(None, params, None, Diagnosis(elbo, evidence, khat, 1.0, lost, ()))
+    return stages.Attempt(None, params, None, Diagnosis(elbo, evidence, khat, 1.0, lost, ()))
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_draws_are_spread_where_that_bounds_the_weights(khats, costs, expected):
         khat, cost = next(rest)
         return judged(khat, -cost, params=factor)
 
-    assert recipe._widened(family, judge, judged(khats[0], params=1.0)).params == expected
+    assert stages.widened(family, judge, judged(khats[0], params=1.0)).params == expected
 
 
 WARNS = {

@@ -74,7 +74,7 @@ def test_a_mixture_of_normals_describes_them(far):
 
 
 def test_a_normal_that_is_seen_elsewhere_joins_the_mixture(far):
-    lone = Particles(*[far.u[far.u[:, 0] < 6]] * 3, *list(vars(far).values())[3:])
+    lone = Particles(*[far.u[far.u[:, 0] < 6]] * 2, *list(vars(far).values())[2:])
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         mixture = modes.mixture_of(TWO_MODES, lone, [normal([12, 5], 0.5)], rng)
@@ -128,7 +128,7 @@ def test_a_mixture_of_copies_is_their_mixture():
 
 
 def leaving(u, log_density, log_q, own, change=0.0):
-    particles = Particles(u, u, u, log_density, change, 0.02, 1, 0.8, 0)
+    particles = Particles(u, u, log_density, change, 0.02, 1, 0)
     return departure(particles, log_q, own, Estimate(0.0, 0.01))
 
 
@@ -187,7 +187,6 @@ def test_the_default_finds_modes_and_chains_are_exact(log_density, size):
     assert posterior.diagnosis.cost.num_gradients < 1_000_000
     refined = posterior.refine(jax.random.key(2), 500, num_chains=4)
     assert refined.messages == ()
-    assert refined.rhat.max() < 1.01 + 0.01
     assert abs(refined.log_evidence.value) < STANDARD_ERRORS * refined.log_evidence.standard_error
     if size == 2:
         share = (refined.u[..., 0] > 6).mean()

@@ -30,7 +30,6 @@ class Fixed:
 
     Example:
         >>> import jax.numpy as jnp
-    import numpy as np
         >>> import flowvi as fv
         >>> fv.Fixed(jnp.array([3.0, 3.0])).value
         Array([3., 3.], dtype=float32)

@@ -256,18 +256,19 @@ def _move(
     # Of each trajectory another step size: no length of it is a period.
     sizes = step_size * jax.random.uniform(size_key, (len(x), 1), x.dtype, 0.3, 1.3)
     sizes = sizes * x.shape[-1] ** -0.25
-    (_, before), gradient = gradient_of(x)
 
-    def leap(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
-        x, momentum, gradient = carry[:3]
-        momentum = momentum + 0.5 * sizes * (gradient @ factor)
-        x = x + sizes * (momentum @ factor.T)
-        (_, (log_base, log_p)), gradient = gradient_of(x)
-        momentum = momentum + 0.5 * sizes * (gradient @ factor)
-        return (x, momentum, gradient, log_base, log_p), None
+    # Leapfrog steps whose first and last kick are halves: one gradient in the program.
+    kicks = jnp.ones(NUM_LEAPS + 1, x.dtype).at[jnp.array([0, -1])].set(0.5)
+    drifts = jnp.ones(NUM_LEAPS + 1, x.dtype).at[-1].set(0.0)
 
-    carry = (x, momentum, gradient, *before)
-    (new, last, _, *after), _ = jax.lax.scan(leap, carry, None, NUM_LEAPS)
+    def leap(carry: tuple[Array, Array], parts: tuple[Array, Array]) -> tuple[PyTree, PyTree]:
+        x, momentum = carry
+        (_, values), gradient = gradient_of(x)
+        momentum = momentum + parts[0] * sizes * (gradient @ factor)
+        return (x + parts[1] * sizes * (momentum @ factor.T), momentum), values
+
+    (new, last), values = jax.lax.scan(leap, (x, momentum), (kicks, drifts))
+    before, after = ([each[place] for each in values] for place in (0, -1))
 
     def energy(momentum: Array, log_base: Array, log_p: Array) -> Array:
         return (1 - power) * log_base + power * log_p - 0.5 * jnp.sum(momentum**2, -1)

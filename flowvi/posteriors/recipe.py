@@ -41,24 +41,30 @@ def fit_posterior(
 
     1. The start is the best, by ELBO, of many normal distributions along paths of L-BFGS, improved
        by variational Newton steps where the target can be differentiated twice.
-    2. A flow that begins as the identity, before the start's affine map, is fitted by path
-       gradients of the ELBO until that stops improving. Up to 10 coordinates the draws come from a
-       base 1.3 times as wide, so that tails are fitted with the rest; beyond 200 the flow is a map
-       of each marginal after the affine map. All but the flow's networks keeps JAX's precision.
-    3. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
+    2. Where that start is more than 0.05 nats from the log evidence, annealed particles around it
+       are asked, for up to 16 coordinates, whether coordinates follow others along parabolas. If
+       so a map that does is drawn through them, anew while the evidence rises, and the flow is
+       fitted before that map: a thin ridge becomes a normal.
+    3. Without one, or if it is not right, a flow that begins as the identity, before the start's
+       affine map, is fitted by path gradients of the ELBO until that stops improving. Up to 10
+       coordinates the draws come from a base 1.3 times as wide, so that tails are fitted with the
+       rest; beyond 200 the flow is a map of each marginal after the affine map. All but the flow's
+       networks keeps JAX's precision.
+    4. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
        above 0.3, a base up to 4 % wider is tried, for at most 0.005 nats.
-    4. Particles that begin in the fit and in wider ones, up to 24 times, are led to the density by
-       annealed sequential Monte Carlo, whose moves leave the fit. If they find other mass, moments
-       or evidence, or the ELBO lies more than 0.05 nats below the log evidence, more is tried:
-       particles from 50 standard deviations of the start and runs of L-BFGS from them look for
-       modes; a mixture of normals is fitted to what they find, and a flow to each of its parts.
-       If that is not right either, a flow whose marginals have tails of their own is fitted; or, of
-       more than 10 coordinates with modes left out, one with `tempering=0.1`. The best by ELBO is
-       taken.
-    5. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
+    5. Of up to 200,000 draws those of the largest weights begin runs of L-BFGS: they lie on the
+       slopes of narrow modes. Particles that begin in the fit and in wider ones, up to 24 times,
+       are led to the density by annealed sequential Monte Carlo, whose moves leave the fit. If any
+       of these finds other mass, moments or evidence, or the ELBO lies more than 0.05 nats below
+       the log evidence, more is tried: particles from 50 standard deviations of the start and runs
+       of L-BFGS from them look for modes; a mixture of normals is fitted to what they find, and a
+       flow to each of its parts. If that is not right either, a flow whose marginals have tails of
+       their own is fitted; or, of more than 10 coordinates with modes left out, one with
+       `tempering=0.1`. The best by ELBO is taken.
+    6. Importance weights of fresh draws make the diagnosis, and a `PosteriorWarning` where k-hat is
        above 0.7, the effective sample size below 0.2 of the draws, the standard error of the log
        evidence above 0.05, the ELBO more than 0.5 nats below the log evidence, or where particles
-       as in step 4 still leave what was fitted.
+       as in step 5 still leave what was fitted.
 
     What neither a run of the optimiser nor a particle ever saw, nothing can tell of: a narrow mode
     in many coordinates is such a thing. In high dimension tails are lost slowly before any of these
@@ -120,7 +126,7 @@ def fit_posterior(
     stages = Stages(target, family, objective, num_samples, tempering, options, *keys)
     found = find(target, start_key, start, tempering or 1.0, stages.family.rank)
     stages.plan(found, max_gradients, max_seconds)
-    fitted = stages.best(found)
+    fitted, found = stages.best(found)
     stages.cost += Cost(found.search.num_gradients, found.search.num_evaluations)
     diagnosis = diagnose(draws(fitted.family, target, fitted.params, stages.final_key)[2])
     left = stages.left(fitted, diagnosis)

@@ -26,6 +26,7 @@ from flowvi.families import (
     whitened,
 )
 from flowvi.families.copies import Copies
+from flowvi.families.curved import Curved, curve_of
 from flowvi.families.family import bare
 from flowvi.objectives import ELBO
 from flowvi.params import Array, Fixed, PyTree, cast, host_generator
@@ -38,6 +39,7 @@ from flowvi.posteriors.diagnosis import (
     warnings_of_modes,
 )
 from flowvi.posteriors.leaving import Departure, departure
+from flowvi.posteriors.normals import Dense
 from flowvi.posteriors.objectives import Tempered, WideELBO
 from flowvi.posteriors.posterior import NUM_DIAGNOSIS, draws
 from flowvi.posteriors.search import ANY_HESSIAN
@@ -83,6 +85,10 @@ EASY, EASY_STEPS, EASY_SAMPLES = 0.05, 1_000, 64
 #: mixture of normals is left as it is below the second, and beyond so many components.
 MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
 
+#: Up to so many coordinates a curve is looked for. It has to be worth so many nats; and it is drawn
+#: anew while the evidence that is found with it rises by so many, and so often at most.
+MOST_CURVED, LEAST_GAIN, LEAST_RISE, MOST_CURVES = 16, 0.5, 0.02, 16
+
 #: The width of the draws that learn tails, and draws that weigh a part.
 TAIL_WIDTH, PART_DRAWS = 1.5, 4_000
 
@@ -96,6 +102,10 @@ NUM_RUNS = 60
 #: Seconds of one gradient from which on a fit is planned to take so many seconds; the fewest
 #: gradients that are allowed, and the fewest draws of a step.
 DEAR, SECONDS, MOST_THRIFTY, LEAST_SAMPLES = 5e-4, 240.0, 2_000, 8
+
+#: Draws of a fit of which those of the largest weights begin further runs of the optimiser, and the
+#: seconds that they may take; it is not tried with fewer than the second number.
+SIFTED, SIFT_SECONDS, LEAST_SIFTED = 200_000, 3.0, 20_000
 
 #: Particles farther away than this lead nowhere.
 FARTHEST = 1e12
@@ -185,8 +195,9 @@ class Stages:
     explore_key: Array
     final_key: Array
     cost: Cost = dataclasses.field(default_factory=lambda: Cost(0, 0))
-    checked: tuple[PyTree, Departure] | None = None
+    checked: tuple[PyTree, tuple[Departure, Particles]] | None = None
     allowed: float = np.inf
+    price: float = 0.0
     stage: str | None = None
 
     def __post_init__(self) -> None:
@@ -206,7 +217,7 @@ class Stages:
             began = time.perf_counter()
             jax.block_until_ready(probe(self.target, points, self.target.data))
             prices.append((time.perf_counter() - began) / len(points))
-        price = min(prices)
+        self.price = price = min(prices)
         self.cost += Cost(PRICINGS * len(points), 0)
         if max_seconds is None and price < DEAR:
             return
@@ -226,29 +237,52 @@ class Stages:
 
     # ---------------------------------------------------------------------------- the stages
 
-    def best(self, found: Found) -> Attempt:
+    def best(self, found: Found) -> tuple[Attempt, Found]:
         """A flow around the start; where it is not right, the best of it and of what may be."""
-        fitted = self.fit_start(found)
-        small = self.target.event_size <= MODERATE and self.allowed >= TO_EXPLORE
-        was_stopped = fitted.result.stop_reason in STOPPED
-        if not self.is_default or not small or was_stopped or self.is_right(fitted, found):
-            return fitted
-        candidates = [fitted]
+        small = self.is_default and self.target.event_size <= MODERATE
+        may_explore = self.allowed >= TO_EXPLORE
+        curved = self.fit_curved(found) if small and may_explore else None
+        candidates = [] if curved is None else [curved]
+        if curved is None or not curved.is_easy:
+            candidates.append(self.fit_start(found))
+        fitted = max(candidates, key=lambda each: each.score)
+        if fitted.result.stop_reason in STOPPED or not may_explore:
+            return fitted, found
+        found = self.sift(fitted, found)
+        if not small or self.is_right(fitted, found):
+            return fitted, found
         rng = host_generator(self.explore_key)
         explored = self.explore(found, rng)
         if explored is None:
-            return fitted
+            return fitted, found
         particles, mixture = explored
         if len(mixture.normals) > 1 and (parts := self.fit_parts(mixture)) is not None:
             candidates.append(parts)
+            if parts.score == max(each.score for each in candidates) and self.is_right(
+                parts, found
+            ):
+                return parts, found
         best = max(candidates, key=lambda each: each.score)
-        if best is not fitted and self.is_right(best, found):
-            return best
         if self.missing(best, found) and self.target.event_size > FEW:
             candidates.append(self.fit_tempered())
         else:
             candidates.append(self.fit_tails(fitted, particles))
-        return max(candidates, key=lambda each: each.score)
+        return max(candidates, key=lambda each: each.score), found
+
+    def sift(self, fitted: Attempt, found: Found) -> Found:
+        """The ends of more runs, from those of many draws that have the largest weights.
+
+        A narrow mode draws in none of the few runs from far away, and weighs next to nothing in the
+        draws that judge a fit; but of many draws some lie on its slopes.
+        """
+        count = int(min(SIFTED, SIFT_SECONDS / max(self.price, 1e-9)))
+        if not found.ends or count < LEAST_SIFTED:
+            return found
+        u, _, log_weights = draws(fitted.family, self.target, fitted.params, self.leave_key, count)
+        self.cost += Cost(0, count)
+        log_weights = np.where(np.isfinite(log_weights), log_weights, -np.inf)
+        top = np.argpartition(-log_weights, NUM_RUNS)[:NUM_RUNS]
+        return found.with_ends(found.search.ends_from(u[top]))
 
     def is_right(self, fitted: Attempt, found: Found) -> bool:
         """Whether nothing says that anything is left out."""
@@ -316,11 +350,52 @@ class Stages:
         params = family.init(self.init_key)
         normal = modes.normal_of(particles.u)
         fresh = self.judged(family, family.place(params, normal.whitening()))
-        further = {**params, "family": fitted.params["family"]}
-        on = self.judged(family, family.place(further, fitted.params["whitening"].value))
-        # Wider draws know of more; but if they lie elsewhere, what was fitted is no start.
-        begun = on if on.score > fresh.score - 1 else fresh
+        begun = fresh
+        if fitted.family == whitened(default_family(size)):
+            further = {**params, "family": fitted.params["family"]}
+            whitening = fitted.params["whitening"].value
+            on = self.judged(family, family.place(further, whitening))
+            # Wider draws know of more; but if they lie elsewhere, what was fitted is no start.
+            begun = on if on.score > fresh.score - 1 else fresh
         width = TAIL_WIDTH if size <= FEW else 1.0
+        return self._polished(family, begun, self.budget.num_steps, width, "tails")
+
+    def fit_curved(self, found: Found) -> Attempt | None:
+        """A flow around a map of which coordinates follow others along parabolas.
+
+        None where the start is good as it is, or draws around it show no such curve.
+        """
+        size = self.target.event_size
+        if size > MOST_CURVED or self.judged(*self._normal(found.start.whitening)).is_easy:
+            return None
+        family = whitened(Flow(default_family(size), Curved(size)))
+        params = family.place(family.init(self.init_key), found.start.whitening)
+        evidence, misses, is_curved = -np.inf, 0, False
+        for key in jax.random.split(self.explore_key, MOST_CURVES):
+            particles = anneal(family, self.target, params, key)
+            self.cost += Cost(particles.num_gradients, 0)
+            u = particles.u[_near(particles.u)]
+            misses += not particles.log_evidence > evidence + LEAST_RISE
+            if misses == 2 or len(u) < annealing.NUM_PARTICLES / 2:
+                break
+            evidence = max(evidence, particles.log_evidence)
+            loc, sd = u.mean(0), u.std(0)
+            curve, gain = curve_of((u - loc) / sd)
+            if gain < LEAST_GAIN:
+                break
+            is_curved = True
+            params = family.place(params, Dense(loc, np.diag(sd), np.diag(1 / sd)).whitening())
+            transform = {"curve": Fixed(jax.tree.map(as_float, curve))}
+            params["family"] = {**params["family"], "transform": transform}
+        if not is_curved:
+            return None
+        begun = self.judged(family, params)
+        return self._polished(family, begun, EASY_STEPS, self.budget.width, "curved")
+
+    def _polished(
+        self, family: Whitened, begun: Attempt, num_steps: int, width: float, name: str
+    ) -> Attempt:
+        """The better of what was begun and of what a careful fit makes of it."""
         loss_fn = WideELBO(
             family,
             self.target.log_joint,
@@ -328,10 +403,9 @@ class Stages:
             skip_nonfinite=True,
             width=width,
         )
-        steps = self.options.get("num_steps") or self.budget.num_steps
-        start = {"posterior": begun.params}
-        rate = self.budget.careful_rate
-        result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, "tails")
+        steps = self.options.get("num_steps") or num_steps
+        start, rate = {"posterior": begun.params}, self.budget.careful_rate
+        result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, name)
         best = max(self.judged(family, result.params["posterior"]), begun, key=lambda e: e.score)
         return widened(family, functools.partial(self.judged, family), best)._replace(result=result)
 
@@ -347,8 +421,7 @@ class Stages:
             around, self.target, params, self.explore_key, widths=(annealing.FAR,), least_ess=0.6
         )
         self.cost += Cost(particles.num_gradients, 0)
-        # A density without an integral leads particles anywhere.
-        good = np.isfinite(particles.u).all(-1) & (np.abs(particles.u) < FARTHEST).all(-1)
+        good = _near(particles.u)
         if good.sum() < max(len(good) / 2, 4 * self.target.event_size):
             return None
         particles = dataclasses.replace(particles, u=particles.u[good])
@@ -403,6 +476,9 @@ class Stages:
 
     def left(self, fitted: Attempt, diagnosis: Diagnosis) -> Departure:
         """What draws say that have left an approximation."""
+        return self._left(fitted, diagnosis)[0]
+
+    def _left(self, fitted: Attempt, diagnosis: Diagnosis) -> tuple[Departure, Particles]:
         target = self.target
         if self.checked is not None and self.checked[0] is fitted.params:
             return self.checked[1]
@@ -420,8 +496,8 @@ class Stages:
         self.cost += Cost(particles.num_gradients + NUM_PROBES, len(u))
         log_q = np.asarray(_log_prob(fitted.family, fitted.params, particles.u))
         found = departure(particles, log_q, u, diagnosis.log_evidence, bad)
-        self.checked = fitted.params, found
-        return found
+        self.checked = fitted.params, (found, particles)
+        return found, particles
 
     def _normal(self, whitening: Mapping[str, ArrayLike]) -> tuple[Whitened, PyTree]:
         """A normal distribution as a family, and its parameters."""
@@ -494,6 +570,11 @@ class Stages:
             full = {name: getattr(result, name) for name in ("params", "last_params")}
             result = dataclasses.replace(result, **cast(full, jnp.result_type(float)))
         return result
+
+
+def _near(u: np.ndarray) -> np.ndarray:
+    """Which particles lead somewhere: a density without an integral leads them anywhere."""
+    return np.isfinite(u).all(-1) & (np.abs(u) < FARTHEST).all(-1)
 
 
 def _placed(size: int, family: Family | None, tempering: float | None) -> Whitened:

@@ -71,6 +71,17 @@ class Found(NamedTuple):
     ends: Candidates
     search: Search
 
+    def with_ends(self, ends: Candidates) -> "Found":
+        """The same with the ends of more runs."""
+        ends = [*self.ends, *ends]
+        draws = [end.normal.draw(self.search.z[:NUM_END_DRAWS]) for end in ends]
+        start = dataclasses.replace(
+            self.start,
+            ends=np.array(draws, jnp.result_type(float)),
+            end_elbos=np.array([end.elbo for end in ends]),
+        )
+        return self._replace(start=start, ends=ends)
+
 
 def find(
     target: Target, key: Array, start: Theta = None, power: float = 1.0, rank: int | None = None
@@ -107,7 +118,6 @@ def find(
     chosen = best if power < 1 or best.origin != "variational" else _narrowest_of_good(candidates)
     if ends:
         ends += search.more_ends(ends, chosen.normal)
-    draws = [end.normal.draw(search.z[:NUM_END_DRAWS]) for end in ends]
     whitening = _whitening(chosen.normal, rank)
     place = np.unravel_index(np.argmin(values), values.shape)
     begun = Start(
@@ -116,10 +126,10 @@ def find(
         elbo=chosen.elbo,
         origin=chosen.origin,
         mode=np.asarray(paths.x)[place],
-        ends=np.array(draws, jnp.result_type(float)),
-        end_elbos=np.array([end.elbo for end in ends]),
+        ends=np.empty(0),
+        end_elbos=np.empty(0),
     )
-    return Found(begun, ends, search)
+    return Found(begun, [], search).with_ends(ends)
 
 
 def _candidates(

@@ -13,6 +13,7 @@ import flowvi as fv
 from flowvi import diagnostics
 from flowvi.diagnostics import Estimate
 from flowvi.families.copies import Copies
+from flowvi.families.curved import Curved, curve_of
 from flowvi.posteriors import modes
 from flowvi.posteriors.annealing import Particles, anneal
 from flowvi.posteriors.leaving import departure
@@ -167,17 +168,24 @@ def test_bridge_sampling_is_right_with_tails_on_either_side():
 
 
 def narrow_and_wide(u):
-    """1/2 N(0, 0.05^2) + 1/2 N(0, 1) in three coordinates: log Z = 0."""
-    squares = jnp.sum(u**2)
-    each = jnp.stack([-0.5 * squares / 0.05**2 - 3 * jnp.log(0.05), -0.5 * squares])
-    return logsumexp(each) - 1.5 * LOG_2PI + jnp.log(0.5)
+    """1/2 N(0.5, 0.05^2) + 1/2 N(0, 1) in five coordinates: log Z = 0."""
+    narrow = -0.5 * jnp.sum((u - 0.5) ** 2) / 0.05**2 - 5 * jnp.log(0.05)
+    return jnp.logaddexp(narrow, -0.5 * jnp.sum(u**2)) - 2.5 * LOG_2PI + jnp.log(0.5)
+
+
+def ridge(u):
+    """x_1 ~ N(0, 10), x_2 ~ N(0.1 x_1^2, 0.05): log Z = 0."""
+    residual = (u[1] - 0.1 * u[0] ** 2) / 0.05
+    return -0.5 * ((u[0] / 10) ** 2 + residual**2) - LOG_2PI - jnp.log(0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.compilations(300)
 @pytest.mark.parametrize(
-    ("log_density", "size"), [(two_modes, 2), (narrow_and_wide, 3)], ids=["far", "two_scales"]
+    ("log_density", "size"),
+    [(two_modes, 2), (narrow_and_wide, 5), (ridge, 2)],
+    ids=["far", "two_scales", "ridge"],
 )
 def test_the_default_finds_modes_and_chains_are_exact(log_density, size):
     posterior = fv.fit_posterior(fv.Target(log_density, size), key=KEY, progress=False)
@@ -188,7 +196,7 @@ def test_the_default_finds_modes_and_chains_are_exact(log_density, size):
     refined = posterior.refine(jax.random.key(2), 500, num_chains=4)
     assert refined.messages == ()
     assert abs(refined.log_evidence.value) < STANDARD_ERRORS * refined.log_evidence.standard_error
-    if size == 2:
+    if log_density is two_modes:
         share = (refined.u[..., 0] > 6).mean()
         assert abs(share - 0.3) < STANDARD_ERRORS * np.sqrt(0.21 / refined.ess.min())
     assert "rhat" in str(refined)
@@ -237,3 +245,35 @@ def test_a_fit_that_is_stopped_goes_on_with_nothing_else():
         )
     assert not isinstance(posterior.family, Copies)
     assert posterior.stop_reason == "callback"
+
+
+def parabolas(rng, count, spread=1.0):
+    """x_0 normal, x_2 and x_1 along parabolas of it, and a coordinate that follows none."""
+    first = spread * rng.normal(size=count)
+    second = 0.5 * first**2 + 0.1 * rng.normal(size=count)
+    third = 1 - first + 0.3 * first * second + 0.01 * rng.normal(size=count)
+    return np.stack([rng.normal(size=count), second, third, first], 1)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_curve_is_read_off_draws_and_holds_far_from_them():
+    rng = np.random.default_rng(0)
+    curve, gain = curve_of(parabolas(rng, 1000))
+    assert gain > 2
+    assert curve_of(rng.normal(size=(1000, 4)))[1] < 0.1  # noise has no curve
+    family = Curved(4)
+    params = {"curve": fv.Fixed(jax.tree.map(jnp.asarray, curve))}
+    x = parabolas(rng, 500, spread=2.0)
+    z, log_det = jax.jit(lambda x: family.bijector(params, None).inverse_and_log_det(x))(x)
+    assert np.asarray(z)[:, :3].std(0) == pytest.approx(np.ones(3), abs=0.25)
+    scales = np.array([1.0, 0.1, 0.01, 1.0])
+    assert np.asarray(log_det) == pytest.approx(-np.log(scales).sum(), abs=0.15)
+
+
+@pytest.mark.compilations(50)
+def test_the_map_along_curves_has_its_inverse_and_its_determinant():
+    rng = np.random.default_rng(1)
+    curve = curve_of(parabolas(rng, 300))[0]
+    params = {"curve": fv.Fixed(jax.tree.map(jnp.asarray, curve))}
+    x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    fv.testing.check_bijector(Curved(4).bijector(params, None), x)

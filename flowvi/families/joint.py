@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from distrax import Distribution
 
 from flowvi import distributions
 from flowvi.checks import require
-from flowvi.families.family import Family, Params, Trained, as_family, bare_init
+from flowvi.families.family import Context, Family, Params, Trained, as_family, bare_init
+from flowvi.families.parts import Parts, fitting
 from flowvi.params import Array, PyTree, Shape
 from flowvi.supports import Support, concatenated
 
@@ -183,18 +184,29 @@ class JointFamily(Family):
             params = {**params, "families": tuple(new)}
         return JointDistribution(member, self.families), params
 
-    def _seen(self, number: int, before: Array | None, context: PyTree) -> Array | None:
-        """The context of a family: the z before it, where it wants that with the context too."""
+    def _seen(self, number: int, before: Array | None, context: PyTree) -> Context:
+        """The context of a family: the z before it, or the joint family's own context and that."""
         if before is None:
             return context
-        before = before.astype(jnp.result_type(float))
-        if context is None or self.families[number].context_shape == before.shape[-1:]:
-            return before
-        batch = self.check_context(context)
-        flat = jnp.asarray(context).reshape(*batch, math.prod(self.context_shape or ()))
-        leading = jnp.broadcast_shapes(batch, before.shape[:-1])
-        wide = [jnp.broadcast_to(a, leading + a.shape[-1:]) for a in (flat, before)]
-        return jnp.concatenate(wide, -1)
+        parts = _parts(self.families, number)
+        return parts({"context": context, "before": before.astype(jnp.result_type(float))})
+
+
+def _parts(families: Sequence[Family], number: int) -> Parts:
+    """What a family after the first one sees; an error where its context fits nothing."""
+    family, own = families[number], families[0].context_shape
+    shapes, both = {"before": families[number - 1].event_shape}, ""
+    choices: list[tuple[str, ...]] = [("before",)]
+    if own is not None:
+        shapes["context"] = own
+        choices.append(("context", "before"))
+        size = math.prod(own) + math.prod(shapes["before"])
+        both = f", or {(size,)}, that together with the context {own}"
+    if (parts := fitting(family.context_shape, shapes, choices)) is None:
+        rule = f"context shape {shapes['before']}, the event of the family before{both}"
+        got = f"{family.context_shape} of {family!r}"
+        raise ValueError(f"`families` must have in place {number} {rule}; got {got}.")
+    return parts
 
 
 def joint(*families: Family) -> JointFamily:
@@ -223,13 +235,6 @@ def joint(*families: Family) -> JointFamily:
             got = f"event shape {family.event_shape} of {family!r} in place {number}"
             raise ValueError(f"`families` must be over vectors; got {got}.")
     require(len(families) >= 2, "`families` must be at least two", len(families))
-    own = families[0].context_shape
-    for number, (before, family) in enumerate(itertools.pairwise(families), 1):
-        size = before.event_shape[0]
-        allowed = [(size,)] if own is None else [(size,), (math.prod(own) + size,)]
-        if family.context_shape not in allowed:
-            both = "" if own is None else f", or {allowed[1]}, that together with the context {own}"
-            rule = f"context shape {allowed[0]}, the event of the family before{both}"
-            got = f"{family.context_shape} of {family!r}"
-            raise ValueError(f"`families` must have in place {number} {rule}; got {got}.")
+    for number in range(1, len(families)):
+        _parts(families, number)
     return JointFamily(families)

@@ -10,7 +10,7 @@ from flowvi import distributions
 from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
 from flowvi.objectives.variational import Params
-from flowvi.vae.evaluation import CHUNK
+from flowvi.vae.evaluation import Chunks, Rows, num_rows, over_rows
 from flowvi.vae.model import VAE, as_float, check_vae, own_params
 
 Array = jax.Array
@@ -19,7 +19,7 @@ Array = jax.Array
 TABLE = 1 << 22
 
 #: Values of z that are decoded together.
-VALUES = 256
+VALUES = 64
 
 
 class ExactPosterior(NamedTuple):
@@ -34,7 +34,9 @@ class ExactPosterior(NamedTuple):
     log_prob: Array
 
 
-def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
+def log_marginal(
+    vae: VAE, params: Params, x: ArrayLike, *, context: ArrayLike | None = None
+) -> Array:
     """log p(x) of each row, exactly: the sum over all values of a discrete z.
 
         log p(x) = log sum_z p(z) p(x | z)
@@ -46,6 +48,7 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
         vae: a model whose prior is discrete, of at most 65,536 values.
         params: its parameters.
         x: of shape [*batch, *event_shape].
+        context: of shape [*batch, *context_shape], where the model takes one.
 
     Returns:
         An array of shape [*batch], in nats.
@@ -67,54 +70,63 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
         >>> z.shape, log_prob.shape
         ((8, 3), (8, 5))
     """
-    own, rows, batch_shape = _checked(vae, params, x)
+    own, rows, batch_shape = _checked(vae, params, x, context)
     return _log_marginal(vae, own, rows).reshape(batch_shape)
 
 
-def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
+def exact_posterior(
+    vae: VAE, params: Params, x: ArrayLike, *, context: ArrayLike | None = None
+) -> ExactPosterior:
     """p(z | x) of each row, exactly, for every value of a discrete z.
 
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
     Arguments are those of `log_marginal`, whose example shows both.
     """
-    own, rows, batch_shape = _checked(vae, params, x)
+    own, rows, batch_shape = _checked(vae, params, x, context)
     z, log_joint = _table(vae, own, rows)
     log_prob = jax.nn.log_softmax(log_joint, axis=0)
     return ExactPosterior(z, log_prob.reshape(len(z), *batch_shape))
 
 
-def _checked(vae: VAE, params: Params, x: ArrayLike) -> tuple[Params, Array, tuple[int, ...]]:
-    """The parameters of the joint density, x with one axis of rows, and the axes it had."""
+def _checked(
+    vae: VAE, params: Params, x: ArrayLike, context: ArrayLike | None
+) -> tuple[Params, Rows, tuple[int, ...]]:
+    """The parameters of the joint density, rows with one axis of them, and the axes they had."""
     check_vae(vae)
     check_count("prior", vae.prior, support_size(vae.prior))
-    x = as_float(vae.check_x(x))
+    rows, batch_shape = vae.flat(vae.given(as_float(vae.check_x(x)), context))
     own = own_params(vae, params)
     del own["posterior"]
-    return own, x.reshape(-1, *vae.event_shape), x.shape[: x.ndim - len(vae.event_shape)]
+    return own, rows, batch_shape
 
 
 @compiled()
-def _table(vae: VAE, params: Params, x: Array) -> tuple[Array, Array]:
+def _table(vae: VAE, params: Params, rows: Rows) -> tuple[Array, Array]:
     """(all z, log p(x, z) of shape [C, N])."""
-    prior = vae.prior.distribution(params["prior"])
-    z = distributions.support(prior)
+    z = distributions.support(vae.distribution("prior", params, jax.tree.map(lambda a: a[0], rows)))
     together = min(len(z), VALUES)
 
     def of_value(z: Array) -> Array:
-        p = vae.likelihood.distribution(params["likelihood"], z)
-        return jax.lax.map(p.log_prob, x, batch_size=max(1, min(len(x), CHUNK // together)))
+        def of_row(row: Rows) -> Array:
+            p = vae.distribution("likelihood", params, {**row, "z": z})
+            return vae.distribution("prior", params, row).log_prob(z) + p.log_prob(row["x"])
 
-    log_likelihood = jax.lax.map(of_value, z, batch_size=together)
-    return z, prior.log_prob(z)[:, None] + log_likelihood
+        return over_rows(of_row, (rows,), Chunks(together))
+
+    return z, jax.lax.map(of_value, z, batch_size=together)
 
 
 @compiled()
-def _log_marginal(vae: VAE, params: Params, x: Array) -> Array:
-    def of_block(x: Array) -> Array:
-        return jax.nn.logsumexp(_table(vae, params, x)[1], axis=0)
+def _log_marginal(vae: VAE, params: Params, rows: Rows) -> Array:
+    def of_block(rows: Rows) -> Array:
+        return jax.nn.logsumexp(_table(vae, params, rows)[1], axis=0)
 
-    size = min(max(1, TABLE // (support_size(vae.prior) or 1)), len(x))
-    whole = len(x) - len(x) % size
-    blocks = jax.lax.map(of_block, x[:whole].reshape(-1, size, *x.shape[1:])).reshape(-1)
-    return jnp.concatenate([blocks, of_block(x[whole:])]) if whole < len(x) else blocks
+    count = num_rows(rows)
+    size = min(max(1, TABLE // (support_size(vae.prior) or 1)), count)
+    whole = count - count % size
+    cut = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), rows)
+    blocks = jax.lax.map(of_block, cut).reshape(-1)
+    if whole == count:
+        return blocks
+    return jnp.concatenate([blocks, of_block(jax.tree.map(lambda a: a[whole:], rows))])

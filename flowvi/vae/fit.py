@@ -22,6 +22,7 @@ from flowvi.params import Array, PerRow, PyTree, is_per_row
 from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
+from flowvi.vae.evaluation import Rows
 from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
 
 P = ParamSpec("P")
@@ -105,10 +106,12 @@ def fit_vae(
     x: ArrayLike,
     *,
     key: Array,
+    context: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     objective: Variational | None = None,
     params: Params | None = None,
     validation_data: ArrayLike | None = None,
+    validation_context: ArrayLike | None = None,
     validation_samples: int = 1,
     validate_every: int | None = None,
     patience: int | None = None,
@@ -126,6 +129,8 @@ def fit_vae(
         x: array of shape [num_rows, *event_shape]; an `np.memmap` may be larger than memory. Where
             each row has its own posterior, x[i] is row i.
         key: a random key.
+        context: array of shape [num_rows, *context_shape]: the covariates, where the model takes
+            them.
         weights: array of shape [num_rows] of how much each row counts, None for equally. Only their
             ratios matter.
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
@@ -133,6 +138,7 @@ def fit_vae(
         params: parameters to start from, such as an earlier result's.
         validation_data: rows that are not trained on, of any number. With them the result holds
             the parameters with their highest ELBO.
+        validation_context: their covariates.
         validation_samples: draws of each row in a validation.
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
@@ -165,7 +171,8 @@ def fit_vae(
     check_vae(vae)
     check_key(key)
     check_names(options)
-    x = check_data(vae, "x", x)
+    data = check_data(vae, x, context)
+    x = data["x"]
     if (batch_size := options.get("batch_size")) is None:
         batch_size = min(BATCH_SIZE, len(x))
     options["batch_size"] = batch_size = check_batch_size(batch_size, len(x)) or len(x)
@@ -176,7 +183,6 @@ def fit_vae(
     is_own = isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior
     rule = "`objective` must be what `vae.loss(...)` of this model returns"
     require(is_own, rule, objective, error=TypeError)
-    data: dict[str, Array | np.ndarray] = {"x": x}
     if vae.is_unamortized:
         data["row"] = rows = jnp.arange(len(x), dtype=jnp.int32)
         vae.posterior.check_context(rows)
@@ -187,11 +193,15 @@ def fit_vae(
     params = vae.init(init_key) if params is None else params
     own_params(vae, params)
     num_samples = checks.positive_int("validation_samples", validation_samples)
+    held = None
+    rule = "`validation_context` must be None without `validation_data`"
+    has_data = validation_data is not None or validation_context is None
+    require(has_data, rule, validation_context, say=checks.shown)
     if validation_data is not None:
         rule = "`validation_data` must be None where each row has its own posterior"
         fix = "Perhaps fit those rows by `fv.fit_rows`, afterwards?"
         require(not vae.is_unamortized, rule, vae.posterior, fix)
-        validation_data = check_data(vae, "validation_data", validation_data)
+        held = check_data(vae, validation_data, validation_context, "validation_data")
         validate_every = validate_every or max(num_steps // VALIDATIONS, 1)
     options["optimizer"] = options.get("optimizer") or default_optimizer(num_steps)
     result = fit(
@@ -199,8 +209,8 @@ def fit_vae(
         _with_state(params, state_beside(loss_fn, objective_key)),
         key=fit_key,
         data=data,
-        validate=None if validation_data is None else Validation(vae, num_samples),
-        validation_data=validation_data,
+        validate=None if held is None else Validation(vae, num_samples),
+        validation_data=held,
         validate_every=validate_every,
         patience=patience,
         # The default schedule and the moments of validations depend on the number of steps.
@@ -217,8 +227,9 @@ class Validation:
     vae: VAE
     num_samples: int = 1
 
-    def __call__(self, params: Params, key: Array, x: Array) -> tuple[Array, dict[str, Array]]:
-        found = self.vae.evaluate(params, key, x, self.num_samples)
+    def __call__(self, params: Params, key: Array, rows: Rows) -> tuple[Array, dict[str, Array]]:
+        context = rows.get("context")
+        found = self.vae.evaluate(params, key, rows["x"], self.num_samples, context=context)
         metrics = {"rate": jnp.mean(found.rate), "distortion": jnp.mean(found.distortion)}
         if self.num_samples > 1:
             metrics["log_likelihood"] = jnp.mean(found.log_likelihood)
@@ -241,16 +252,26 @@ def _with_state(params: Params, fresh: Params) -> Params:
     return {**{name: params[name] for name in NAMES}, **state}
 
 
-def check_data(vae: VAE, name: str, x: ArrayLike) -> Array | np.ndarray:
-    """`x` as rows of the model's events, inside of the likelihood's support."""
+def check_data(vae: VAE, x: ArrayLike, context: ArrayLike | None = None, name: str = "x") -> Rows:
+    """Rows of the model's events, inside of the likelihood's support, and of its context."""
     x = as_array(name, x)
     fits = x.ndim > 0 and x.shape[1:] == vae.event_shape and len(x)
-    shape = ", ".join(map(str, ("num_rows", *vae.event_shape)))
-    rule = f"`{name}` must have at least one row, and shape [{shape}] for {vae.likelihood!r}"
+    axes = ", ".join(map(str, ("num_rows", *vae.event_shape)))
+    rule = f"`{name}` must have at least one row, and shape [{axes}] for {vae.likelihood!r}"
     require(fits, rule, f"shape {x.shape}", say=str)
     x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
-    return x
+    if (rows := vae.check_context(context)) is None:
+        return {"x": x}
+    shape = (len(x), *vae.shapes["context"])
+    rule = f"`context` must have shape {shape}, a row for each of `{name}`"
+    require(rows.shape == shape, rule, rows.shape)
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        raise ValueError(
+            f"`context` must be finite; got {rows[bad][0]} in row {bad.nonzero()[0][0]}."
+        )
+    return {"x": x, "context": rows}
 
 
 def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
 from flowvi.vae.evaluation import Rows
+from flowvi.vae.labels import classify
 from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
 
 P = ParamSpec("P")
@@ -86,6 +87,7 @@ class FittedVAE(Fitted):
     prior_bound = _fitted(VAE.prior_bound)
     log_marginal = _fitted(log_marginal)
     exact_posterior = _fitted(exact_posterior)
+    classify = _fitted(classify)
 
     plot_samples = _fitted(plotting.prior_samples)
     plot_reconstructions = _fitted(plotting.reconstructions)
@@ -130,7 +132,7 @@ def fit_vae(
             each row has its own posterior, x[i] is row i.
         key: a random key.
         context: array of shape [num_rows, *context_shape]: the covariates, where the model takes
-            them.
+            them; or, with a posterior by `fv.labelled`, a class for each row, -1 where missing.
         weights: array of shape [num_rows] of how much each row counts, None for equally. Only their
             ratios matter.
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
@@ -266,11 +268,6 @@ def check_data(vae: VAE, x: ArrayLike, context: ArrayLike | None = None, name: s
     shape = (len(x), *vae.shapes["context"])
     rule = f"`context` must have shape {shape}, a row for each of `{name}`"
     require(rows.shape == shape, rule, rows.shape)
-    bad = ~np.isfinite(rows)
-    if bad.any():
-        raise ValueError(
-            f"`context` must be finite; got {rows[bad][0]} in row {bad.nonzero()[0][0]}."
-        )
     return {"x": x, "context": rows}
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import distrax
 import jax
@@ -14,9 +14,9 @@ from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.checks import require
-from flowvi.families import Family, as_array, check_key
+from flowvi.families import Family, Labelled, as_array, check_key
 from flowvi.families.parts import Parts, fitting
-from flowvi.objectives import ELBO, Joint, Variational
+from flowvi.objectives import ELBO, Enumeration, Joint, Variational
 from flowvi.objectives.bounds import KLRule, check_kl_rule
 from flowvi.objectives.variational import Batch, DensityAndState, Params
 from flowvi.params import Array, Origin, Shape
@@ -25,6 +25,12 @@ from flowvi.vae.evaluation import CHUNK, DRAWS, NAMES, Chunks, Evaluation, Rows
 
 Data = ArrayLike
 Size = int | Sequence[int]
+#: How much the classification of known labels counts beside the bound; see `VAE.loss`.
+LABEL_WEIGHT = 1.0
+
+#: The families of the joint density p(x, z).
+JOINT = ("prior", "likelihood")
+
 #: What only some models take.
 Given = ArrayLike | None
 
@@ -152,7 +158,13 @@ class VAE:
         check_key(key)
         return evaluation.init(self, key)
 
-    def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Variational:
+    def loss(
+        self,
+        objective: type[Variational] | None = None,
+        *,
+        label_weight: float = LABEL_WEIGHT,
+        **options: Any,
+    ) -> Variational:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
 
         Where there are covariates a batch also has them as "context", of shape [B, *context_shape],
@@ -164,14 +176,24 @@ class VAE:
                 `ScoreFunction` or `Enumeration`. `ELBO` and `IWELBO` train all of the model;
                 `ForwardKL` gives prior and likelihood no gradient, and `CUBO` is an upper bound,
                 which they would lower: both are for the posterior of a frozen model, by
-                `optax.multi_transform` with `optax.set_to_zero()`.
+                `optax.multi_transform` with `optax.set_to_zero()`. By default it is `ELBO`, or
+                `Enumeration` with a posterior by `fv.labelled`, whose classes are then summed out.
+            label_weight: with such a posterior the loss and its distortion get this weight times
+                the mean of -log q(y | x) over the rows of a batch whose label is known, without
+                which those rows would teach the classifier nothing.
             **options: of the objective, such as `num_samples`; of `ELBO` also `kl_weight`,
                 `warm_up` and `free_bits`.
         """
+        is_labelled = isinstance(self.posterior, Labelled)
+        if objective is None:
+            objective = Enumeration if is_labelled else ELBO
         is_one = isinstance(objective, type) and issubclass(objective, Variational)
         rule = "`objective` must be an objective, such as `fv.objectives.ELBO`"
         require(is_one, rule, objective, error=TypeError)
-        joint = Joint(self.prior, Likelihood(self), Seen(self, "prior"))
+        require(label_weight >= 0, "`label_weight` must be at least 0", label_weight)
+        plain = Likelihood(self)
+        likelihood = Supervised(plain, label_weight) if is_labelled and label_weight else plain
+        joint = Joint(self.prior, likelihood, Seen(self, "prior"))
         return objective(self.posterior, joint, context=Seen(self, "posterior"), **options)
 
     def seen(self, name: str, given: Rows) -> Array | None:
@@ -391,20 +413,25 @@ class VAE:
         checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
         return jnp.asarray(x)
 
-    def check_context(self, context: Given) -> Array | np.ndarray | None:
-        """A context of shape [*batch, *context_shape]; None where the model takes none."""
+    def check_context(
+        self, context: Given, families: Sequence[str] = NAMES
+    ) -> Array | np.ndarray | None:
+        """A context of shape [*batch, *context_shape]; None where none of the families needs it."""
         if "context" not in self.shapes:
             fix = "Perhaps give the `VAE` a `context_shape`?"
             rule = "`context` must be None for a model without covariates"
             require(context is None, rule, context, fix, say=checks.shown)
             return None
         shape, owner = self.shapes["context"], "this model"
+        if context is None and not any("context" in self.parts[name] for name in families):
+            return None
         if context is None:
             rule = f"`context` must have a shape that ends in {shape} for {owner}"
             raise ValueError(f"{rule}; got None.")
         array = as_array("context", context)
         checks.trailing_shape("context", array, shape, owner)
-        return array
+        posterior = self.posterior
+        return posterior.check_labels(array) if isinstance(posterior, Labelled) else array
 
     def _z(self, z: Data) -> Array:
         z = as_array("z", z)
@@ -414,9 +441,11 @@ class VAE:
     def _axes(self, x: Array | np.ndarray) -> Shape:
         return x.shape[: x.ndim - len(self.event_shape)]
 
-    def _given(self, batch_shape: Shape | None, context: Given) -> Rows:
+    def _given(
+        self, batch_shape: Shape | None, context: Given, families: Sequence[str] = JOINT
+    ) -> Rows:
         """The context by name where there is one, with these leading axes if not None."""
-        if (found := self.check_context(context)) is None:
+        if (found := self.check_context(context, families)) is None:
             return {}
         own, shape = self._batch_of(found), self.shapes["context"]
         if batch_shape is not None:
@@ -429,14 +458,14 @@ class VAE:
     def _batch_of(self, context: Array | np.ndarray) -> Shape:
         return context.shape[: context.ndim - len(self.shapes["context"])]
 
-    def given(self, x: Data, context: Given = None) -> Rows:
-        """What the joint density knows of each row, by name: x, and the context."""
+    def given(self, x: Data, context: Given = None, families: Sequence[str] = JOINT) -> Rows:
+        """What these families know of each row, by name: x, and the context."""
         x = self.check_x(x)
-        return {"x": x, **self._given(self._axes(x), context)}
+        return {"x": x, **self._given(self._axes(x), context, families)}
 
     def _of_rows(self, x: Data, context: Given, rows: Given) -> Rows:
         """What there is of each row, by name: x, the context, the numbers of the rows."""
-        given = self.given(x, context)
+        given = self.given(x, context, NAMES)
         if not self.is_unamortized:
             rule = "`rows` must be None for an amortized posterior, which needs x alone"
             require(rows is None, rule, rows)
@@ -537,6 +566,29 @@ class Likelihood:
             leading = z.shape[: z.ndim - len(self.vae.latent_shape)]
             log_prob = p.log_prob(jnp.broadcast_to(x, leading + family.event_shape))
         return log_prob, {} if new is own else {"likelihood": new}
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """A log likelihood, and log q(y | x) of the rows whose label is known, as `VAE.loss` says."""
+
+    log_likelihood: Likelihood
+    weight: float
+
+    @property
+    def takes_shared(self) -> bool:
+        """As of the log likelihood."""
+        return self.log_likelihood.takes_shared
+
+    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
+        key, label_key = jax.random.split(key)
+        terms, new = self.log_likelihood(params, key, z, batch)
+        vae = self.log_likelihood.vae
+        classes = cast(Labelled, vae.posterior)
+        context = vae.seen("posterior", batch)
+        log_q, is_known = classes.label_log_prob(params["posterior"], label_key, context)
+        share = len(log_q) / jnp.maximum(jnp.sum(is_known), 1)
+        return terms + self.weight * share * log_q, new
 
 
 def weights_of(batch: Batch) -> Array:

@@ -29,7 +29,8 @@ from tests.vae.helpers import (
 SIZE, LATENT, COVARIATES, NOISE = 5, 2, 3, 0.4
 RNG = np.random.default_rng(0)
 A, W, B = (
-    RNG.normal(size=shape) for shape in ((LATENT, COVARIATES), (SIZE, LATENT), (SIZE, COVARIATES))
+    0.5 * RNG.normal(size=shape)
+    for shape in ((LATENT, COVARIATES), (SIZE, LATENT), (SIZE, COVARIATES))
 )
 M = RNG.normal(size=SIZE)
 
@@ -295,7 +296,7 @@ MESSAGES = {
     ),
     "missing": (
         ValueError,
-        "`context` must be finite; got nan in row 2",
+        r"`data\['context'\]` must be finite; got nan in row 2",
         lambda: fv.fit_vae(
             blind_prior(),
             binary_rows(3),
@@ -334,7 +335,7 @@ def test_a_linear_model_learns_the_best_density_given_covariates():
         x,
         context=y,
         key=KEY,
-        num_steps=3000,
+        num_steps=2000,
         batch_size=400,
         objective=vae.loss(num_samples=4, path=True),
         progress=False,

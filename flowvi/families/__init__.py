@@ -27,6 +27,6 @@ __all__ = [
     "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key",
     "check_params", "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax",
     "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
-    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "standard_normal", "standardized",
-    "unconditional", "whitened",
+    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "standard_normal",
+    "standardized", "unconditional", "whitened",
 ]

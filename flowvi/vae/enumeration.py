@@ -10,8 +10,9 @@ from flowvi import distributions
 from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
 from flowvi.objectives.variational import Params
-from flowvi.vae.evaluation import Chunks, Rows, num_rows, over_rows
-from flowvi.vae.model import VAE, as_float, check_vae, own_params
+from flowvi.vae.evaluation import Chunks, num_rows, over_rows
+from flowvi.vae.families import Rows, as_float, own_params
+from flowvi.vae.model import VAE, check_vae
 
 Array = jax.Array
 

@@ -7,7 +7,7 @@ nor on which other rows there are.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import distrax
 import jax
@@ -19,17 +19,10 @@ from flowvi.objectives import closed_form
 from flowvi.objectives.bounds import KLRule
 from flowvi.objectives.variational import Params
 from flowvi.params import Array, PyTree
-
-if TYPE_CHECKING:
-    from flowvi.vae.model import VAE
+from flowvi.vae.families import NAMES, Families, Rows
 
 Count = Array | np.int32
 Terms = tuple[tuple[Array, ...], Array]
-#: By name what there is of each row: "x", and "context" or "row" where the model has them.
-Rows = dict[str, Array | np.ndarray]
-
-#: The keys of a model's parameters.
-NAMES = ("prior", "likelihood", "posterior")
 
 #: Evaluations of the decoder that are in memory together, and draws of one row at most.
 CHUNK, DRAWS = 4096, 64
@@ -97,7 +90,7 @@ def _over_draws(of_draws: Callable[[Array], Terms], key: Array, count: Count, dr
     return jax.tree.map(lambda term: term / count, total), largest + jnp.log(weight / count)
 
 
-def _terms(vae: "VAE", params: Params, q: distrax.Distribution, row: Rows, key: Array) -> Terms:
+def _terms(vae: Families, params: Params, q: distrax.Distribution, row: Rows, key: Array) -> Terms:
     """log p(z), log p(x | z), log q(z | x) of a draw of z, and its log weight."""
     z, log_q = q.sample_and_log_prob(seed=key)
     likelihood = vae.distribution("likelihood", params, {**row, "z": z}).log_prob(row["x"])
@@ -107,7 +100,7 @@ def _terms(vae: "VAE", params: Params, q: distrax.Distribution, row: Rows, key: 
 
 @compiled(static_argnums=(5, 6))
 def evaluate(
-    vae: "VAE", params: Params, key: Array, rows: Rows, count: Count, chunks: Chunks, kl: KLRule
+    vae: Families, params: Params, key: Array, rows: Rows, count: Count, chunks: Chunks, kl: KLRule
 ) -> Evaluation:
     """The evaluation of rows: one program for any number of draws."""
 
@@ -131,7 +124,7 @@ def evaluate(
 
 @compiled(static_argnums=(4, 5))
 def log_weights(
-    vae: "VAE", params: Params, key: Array, rows: Rows, count: int, chunks: Chunks
+    vae: Families, params: Params, key: Array, rows: Rows, count: int, chunks: Chunks
 ) -> Array:
     """log p(x, z_k) - log q(z_k | x) of shape [K, N], at the draws that `evaluate` takes."""
 
@@ -146,7 +139,7 @@ def log_weights(
 
 @compiled(static_argnums=(5,))
 def prior_bound(
-    vae: "VAE", params: Params, key: Array, rows: Rows, num_samples: Count, chunks: Chunks
+    vae: Families, params: Params, key: Array, rows: Rows, num_samples: Count, chunks: Chunks
 ) -> Array:
     """log (1/K sum_k p(x | z_k)) of shape [N], with draws of the prior whose noise rows share."""
 
@@ -164,13 +157,13 @@ def prior_bound(
 
 
 @compiled()
-def init(vae: "VAE", key: Array) -> Params:
+def init(vae: Families, key: Array) -> Params:
     """Fresh parameters."""
     keys = zip(NAMES, jax.random.split(key, 3), strict=True)
     return {name: getattr(vae, name).init(key) for name, key in keys}
 
 
 @compiled()
-def decode(vae: "VAE", params: Params, given: Rows) -> Array:
+def decode(vae: Families, params: Params, given: Rows) -> Array:
     """The mean of p(x | z)."""
     return vae.distribution("likelihood", params, given).mean()

@@ -22,9 +22,10 @@ from flowvi.params import Array, PerRow, PyTree, is_per_row
 from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
-from flowvi.vae.evaluation import Rows
+from flowvi.vae.families import NAMES, Rows, own_params
 from flowvi.vae.labels import classify
-from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
+from flowvi.vae.losses import weights_of
+from flowvi.vae.model import VAE, check_vae
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -7,7 +7,8 @@ from flowvi.compiling import compiled
 from flowvi.families import Labelled
 from flowvi.objectives.variational import Params
 from flowvi.params import Array
-from flowvi.vae.model import VAE, as_float, check_vae, own_params
+from flowvi.vae.families import as_float, own_params
+from flowvi.vae.model import VAE, check_vae
 
 
 def classify(vae: VAE, params: Params, x: ArrayLike) -> Array:

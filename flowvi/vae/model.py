@@ -1,38 +1,29 @@
 """The model: three families, its losses, and what it makes of data."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
-import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.checks import require
-from flowvi.families import Family, Labelled, as_array, check_key
-from flowvi.families.parts import Parts, fitting
+from flowvi.families import Labelled, check_key
 from flowvi.objectives import ELBO, Enumeration, Joint, Variational
 from flowvi.objectives.bounds import KLRule, check_kl_rule
-from flowvi.objectives.variational import Batch, DensityAndState, Params
-from flowvi.params import Array, Origin, Shape
+from flowvi.objectives.variational import Params
+from flowvi.params import Array, Shape
 from flowvi.vae import evaluation
-from flowvi.vae.evaluation import CHUNK, DRAWS, NAMES, Chunks, Evaluation, Rows
+from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
+from flowvi.vae.families import Data, Families, Given, Rows, own_params
+from flowvi.vae.losses import Likelihood, Seen, Supervised
 
-Data = ArrayLike
 Size = int | Sequence[int]
 #: How much the classification of known labels counts beside the bound; see `VAE.loss`.
 LABEL_WEIGHT = 1.0
-
-#: The families of the joint density p(x, z).
-JOINT = ("prior", "likelihood")
-
-#: What only some models take.
-Given = ArrayLike | None
 
 
 class Options(TypedDict, total=False):
@@ -45,7 +36,7 @@ class Options(TypedDict, total=False):
 
 
 @dataclasses.dataclass(frozen=True)
-class VAE:
+class VAE(Families):
     """A latent-variable model p(z) p(x | z) with a posterior q(z | x): three families.
 
     With covariates y it is p(z | y) p(x | z, y), with q(z | x, y). `context_shape` is the shape of
@@ -86,72 +77,6 @@ class VAE:
     Inference with Normalizing Flows", 2015; with covariates, Sohn, Lee, Yan, "Learning Structured
     Output Representation using Deep Conditional Generative Models", 2015.
     """
-
-    prior: Family
-    likelihood: Family
-    posterior: Family
-    context_shape: int | Shape | None = None
-
-    def __post_init__(self) -> None:
-        for name in NAMES:
-            family, rule = getattr(self, name), "must be a family, such as `fv.standard_normal(2)`"
-            require(isinstance(family, Family), f"`{name}` {rule}", family, error=TypeError)
-        if self.context_shape is not None:
-            shape = checks.shape("context_shape", self.context_shape)
-            object.__setattr__(self, "context_shape", shape)
-        sees = any("context" in parts for parts in self.parts.values())
-        rule = "`context_shape` must be None where no family has room for the context"
-        require(sees or self.context_shape is None, rule, self.context_shape)
-        latent, found = self.latent_shape, self.posterior.event_shape
-        rule = f"`posterior` must have event shape {latent}, that of the prior {self.prior!r},"
-        require(found == latent, f"{rule} rather than {found}", self.posterior)
-
-    @functools.cached_property
-    def shapes(self) -> dict[str, Shape]:
-        """The shapes of what a family may see: "x", "z", "row", and "context" if there is one."""
-        shapes: dict[str, Shape] = {"x": self.event_shape, "z": self.latent_shape, "row": ()}
-        if self.context_shape is not None:
-            shapes["context"] = checks.shape("context_shape", self.context_shape)
-        return shapes
-
-    @functools.cached_property
-    def parts(self) -> dict[str, Parts]:
-        """What each family sees of x, z, "context" and "row", by the name of the family."""
-        return {name: self._parts(name) for name in NAMES}
-
-    def _parts(self, name: str) -> Parts:
-        family, shapes = getattr(self, name), self.shapes
-        always = {"prior": (), "likelihood": ("z",), "posterior": ("x",)}[name]
-        choices = [always, ("row",)] if name == "posterior" else [always]
-        also = "context" in shapes
-        choices += [(*always, "context")] if also else []
-        if (parts := fitting(family.context_shape, shapes, choices)) is not None:
-            return parts
-        with_y = f", or {Parts.of(shapes, choices[-1]).shape} with the context" if also else ""
-        if name == "prior":
-            raise ValueError(f"`prior` must take no context{with_y}; got {family!r}.")
-        source = "z of the prior" if name == "likelihood" else "x of the likelihood"
-        owner = getattr(self, source.split()[-1])
-        rule = f"`{name}` must take {source} {owner!r}, of shape {shapes[always[0]]}{with_y}, "
-        fix = "It takes none. Perhaps use `fv.conditional(family, network)`?"
-        require(family.context_shape is not None, f"{rule}as context", family, fix)
-        rule += f"as context rather than one of shape {family.context_shape}"
-        raise ValueError(f"{rule}; got {family!r}.")
-
-    @property
-    def is_unamortized(self) -> bool:
-        """Whether each row has its own posterior, whose context is the row's number."""
-        return "row" in self.parts["posterior"]
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of one x."""
-        return self.likelihood.event_shape
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape of one z."""
-        return self.prior.event_shape
 
     def init(self, key: Array) -> Params:
         """Fresh parameters: {"prior", "likelihood", "posterior"}."""
@@ -195,15 +120,6 @@ class VAE:
         likelihood = Supervised(plain, label_weight) if is_labelled and label_weight else plain
         joint = Joint(self.prior, likelihood, Seen(self, "prior"))
         return objective(self.posterior, joint, context=Seen(self, "posterior"), **options)
-
-    def seen(self, name: str, given: Rows) -> Array | None:
-        """The context of a family: what it sees of these arrays, of those in `parts`."""
-        floats = {n: a if n == "row" else as_float(a) for n, a in given.items()}
-        return self.parts[name](floats)
-
-    def distribution(self, name: str, params: Params, given: Rows) -> distrax.Distribution:
-        """The distribution of a family at what it sees of these arrays; see `seen`."""
-        return getattr(self, name).distribution(params[name], self.seen(name, given))
 
     def log_joint(self, params: Params, x: Data, z: Data, *, context: Given = None) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
@@ -407,113 +323,6 @@ class VAE:
         seen = self.seen("likelihood", {**given, "z": z})
         return self.likelihood.sample(own["likelihood"], key, outer, seen)
 
-    def check_x(self, x: Data) -> Array:
-        """x of shape [*batch, *event_shape]."""
-        x = as_array("x", x)
-        checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
-        return jnp.asarray(x)
-
-    def check_context(
-        self, context: Given, families: Sequence[str] = NAMES
-    ) -> Array | np.ndarray | None:
-        """A context of shape [*batch, *context_shape]; None where none of the families needs it."""
-        if "context" not in self.shapes:
-            fix = "Perhaps give the `VAE` a `context_shape`?"
-            rule = "`context` must be None for a model without covariates"
-            require(context is None, rule, context, fix, say=checks.shown)
-            return None
-        shape, owner = self.shapes["context"], "this model"
-        if context is None and not any("context" in self.parts[name] for name in families):
-            return None
-        if context is None:
-            rule = f"`context` must have a shape that ends in {shape} for {owner}"
-            raise ValueError(f"{rule}; got None.")
-        array = as_array("context", context)
-        checks.trailing_shape("context", array, shape, owner)
-        posterior = self.posterior
-        return posterior.check_labels(array) if isinstance(posterior, Labelled) else array
-
-    def _z(self, z: Data) -> Array:
-        z = as_array("z", z)
-        checks.trailing_shape("z", z, self.latent_shape, f"the prior {self.prior!r}")
-        return jnp.asarray(z)
-
-    def _axes(self, x: Array | np.ndarray) -> Shape:
-        return x.shape[: x.ndim - len(self.event_shape)]
-
-    def _given(
-        self, batch_shape: Shape | None, context: Given, families: Sequence[str] = JOINT
-    ) -> Rows:
-        """The context by name where there is one, with these leading axes if not None."""
-        if (found := self.check_context(context, families)) is None:
-            return {}
-        own, shape = self._batch_of(found), self.shapes["context"]
-        if batch_shape is not None:
-            fits = own == batch_shape[len(batch_shape) - len(own) :]
-            rule = f"`context` must have the leading axes {batch_shape} of `x`, or the last of them"
-            require(fits, rule, own)
-            found = jnp.broadcast_to(found, batch_shape + shape)
-        return {"context": jnp.asarray(found)}
-
-    def _batch_of(self, context: Array | np.ndarray) -> Shape:
-        return context.shape[: context.ndim - len(self.shapes["context"])]
-
-    def given(self, x: Data, context: Given = None, families: Sequence[str] = JOINT) -> Rows:
-        """What these families know of each row, by name: x, and the context."""
-        x = self.check_x(x)
-        return {"x": x, **self._given(self._axes(x), context, families)}
-
-    def _of_rows(self, x: Data, context: Given, rows: Given) -> Rows:
-        """What there is of each row, by name: x, the context, the numbers of the rows."""
-        given = self.given(x, context, NAMES)
-        if not self.is_unamortized:
-            rule = "`rows` must be None for an amortized posterior, which needs x alone"
-            require(rows is None, rule, rows)
-            return given
-        shape = self._axes(given["x"])
-        count = math.prod(shape)
-        rows = np.arange(count).reshape(shape) if rows is None else as_array("rows", rows)
-        require(rows.shape == shape, f"`rows` must have shape {shape}, as `x` does", rows.shape)
-        self.posterior.check_context(rows)
-        return {**given, "row": jnp.asarray(rows)}
-
-    def flat(self, given: Rows) -> tuple[Rows, Shape]:
-        """What there is of each row with one axis of rows, and the axes they had."""
-        shape = self._axes(given["x"])
-        return {n: a.reshape(-1, *a.shape[len(shape) :]) for n, a in given.items()}, shape
-
-
-def check_vae(vae: VAE) -> None:
-    """Checks that this is a model."""
-    require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)
-
-
-def own_params(vae: VAE, params: Params, key: Array | None = None) -> Params:
-    """The parameters of a model without what may stand beside them; an error for another's."""
-    if key is not None:
-        check_key(key)
-    if not isinstance(params, dict) or any(name not in params for name in NAMES):
-        got = sorted(params) if isinstance(params, dict) else type(params).__name__
-        fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
-        rule = "`params` must be a dict with the keys prior, likelihood and posterior, such as"
-        raise ValueError(f"{rule} `vae.init(key)`; got {got}.{fix}")
-    for name in NAMES:
-        family, own = getattr(vae, name), params[name]
-        origin = own.get("origin") if isinstance(own, dict) else None
-        rule = f'`params["{name}"]` must be those of {family!r}'
-        if isinstance(origin, Origin) and origin.family != family:
-            raise ValueError(f"{rule}; got those of {origin.family!r}.")
-        shapes, expected = [np.shape(leaf) for leaf in jax.tree.leaves(own)], _shapes(family)
-        require(shapes == expected, f"{rule}, arrays of shapes {expected}", shapes)
-    return {name: params[name] for name in NAMES}
-
-
-@functools.lru_cache(maxsize=64)
-def _shapes(family: Family) -> list[Shape]:
-    """The shapes of the leaves of a family's parameters."""
-    made = jax.eval_shape(family.init, jax.random.key(0))
-    return [leaf.shape for leaf in jax.tree.leaves(made)]
-
 
 def _sample_shape(sample_shape: int | Sequence[int], others: int = 1) -> Shape:
     shape, most = checks.shape("sample_shape", sample_shape), checks.INT32_MAX
@@ -531,72 +340,6 @@ def _chunks(num_samples: int, chunk_size: int) -> tuple[int, Chunks]:
     return count, Chunks(draws, size)
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """batch -> the context of one of a model's families."""
-
-    vae: VAE
-    name: str
-
-    def __call__(self, batch: Batch) -> Array | None:
-        return self.vae.seen(self.name, batch)
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """(params, key, z, batch) -> log p(x | z) of shape [K, B], in its training form."""
-
-    vae: VAE
-
-    @property
-    def takes_shared(self) -> bool:
-        """Whether z may be of shape [K, 1, *latent], for values that all rows share."""
-        return "context" not in self.vae.parts["likelihood"]
-
-    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
-        family, own, x = self.vae.likelihood, params["likelihood"], jnp.asarray(batch["x"])
-        shared = z.shape[1] == 1 != len(x)
-        context = self.vae.seen("likelihood", {**batch, "z": z[:, 0] if shared else z})
-        p, new = family.train_distribution(own, key, context)
-        if shared:
-            # Mapped over rows, what depends on z alone is computed once.
-            shape = (z.shape[0], *family.event_shape)
-            log_prob = jax.vmap(lambda row: p.log_prob(jnp.broadcast_to(row, shape)))(x).T
-        else:
-            leading = z.shape[: z.ndim - len(self.vae.latent_shape)]
-            log_prob = p.log_prob(jnp.broadcast_to(x, leading + family.event_shape))
-        return log_prob, {} if new is own else {"likelihood": new}
-
-
-@dataclasses.dataclass(frozen=True)
-class Supervised:
-    """A log likelihood, and log q(y | x) of the rows whose label is known, as `VAE.loss` says."""
-
-    log_likelihood: Likelihood
-    weight: float
-
-    @property
-    def takes_shared(self) -> bool:
-        """As of the log likelihood."""
-        return self.log_likelihood.takes_shared
-
-    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
-        key, label_key = jax.random.split(key)
-        terms, new = self.log_likelihood(params, key, z, batch)
-        vae = self.log_likelihood.vae
-        classes = cast(Labelled, vae.posterior)
-        context = vae.seen("posterior", batch)
-        log_q, is_known = classes.label_log_prob(params["posterior"], label_key, context)
-        share = len(log_q) / jnp.maximum(jnp.sum(is_known), 1)
-        return terms + self.weight * share * log_q, new
-
-
-def weights_of(batch: Batch) -> Array:
-    """The weights of a batch's rows."""
-    return batch["weight"]
-
-
-def as_float(x: Data) -> Array:
-    """Whole numbers as networks take them; others as they are."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+def check_vae(vae: VAE) -> None:
+    """Checks that this is a model."""
+    require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)

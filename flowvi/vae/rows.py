@@ -21,9 +21,10 @@ from flowvi.objectives import ELBO, ScoreFunction, Variational
 from flowvi.objectives.variational import Batch, Output, Params
 from flowvi.params import Array, Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
-from flowvi.vae.evaluation import Chunks, Rows, over_rows
+from flowvi.vae.evaluation import Chunks, over_rows
+from flowvi.vae.families import NAMES, Rows, own_params
 from flowvi.vae.fit import BATCH_SIZE, FittedVAE, check_data, state_beside
-from flowvi.vae.model import NAMES, VAE, check_vae, own_params
+from flowvi.vae.model import VAE, check_vae
 
 #: Steps of each row, their learning rate at first, and draws in a step.
 STEPS, LEARNING_RATE, DRAWS = 500, 0.1, 8

@@ -1,23 +1,20 @@
 """Models with discrete latents, exactly: by a sum over all values of z."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flowvi import distributions
 from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
 from flowvi.objectives.variational import Params
-from flowvi.vae.evaluation import Chunks, num_rows, over_rows
+from flowvi.vae.evaluation import Chunks, over_rows
 from flowvi.vae.families import Rows, as_float, own_params
 from flowvi.vae.model import VAE, check_vae
 
 Array = jax.Array
-
-#: Log densities of a value and a row that are in memory together.
-TABLE = 1 << 22
 
 #: Values of z that are decoded together.
 VALUES = 64
@@ -102,32 +99,30 @@ def _checked(
     return own, rows, batch_shape
 
 
+def _of_row(vae: VAE, params: Params, rows: Rows) -> tuple[Array, Callable[[Rows], Array]]:
+    """(all z, row -> log p(x, z) of each of them)."""
+    z = distributions.support(vae.distribution("prior", params, jax.tree.map(lambda a: a[0], rows)))
+
+    def log_joint(row: Rows) -> Array:
+        def log_likelihood(z: Array) -> Array:
+            p = vae.distribution("likelihood", params, {**row, "z": z})
+            return p.log_prob(row["x"])
+
+        found = jax.lax.map(log_likelihood, z, batch_size=min(len(z), VALUES))
+        return vae.distribution("prior", params, row).log_prob(z) + found
+
+    return z, log_joint
+
+
 @compiled()
 def _table(vae: VAE, params: Params, rows: Rows) -> tuple[Array, Array]:
     """(all z, log p(x, z) of shape [C, N])."""
-    z = distributions.support(vae.distribution("prior", params, jax.tree.map(lambda a: a[0], rows)))
-    together = min(len(z), VALUES)
-
-    def of_value(z: Array) -> Array:
-        def of_row(row: Rows) -> Array:
-            p = vae.distribution("likelihood", params, {**row, "z": z})
-            return vae.distribution("prior", params, row).log_prob(z) + p.log_prob(row["x"])
-
-        return over_rows(of_row, (rows,), Chunks(together))
-
-    return z, jax.lax.map(of_value, z, batch_size=together)
+    z, log_joint = _of_row(vae, params, rows)
+    return z, over_rows(log_joint, (rows,), Chunks(min(len(z), VALUES))).T
 
 
 @compiled()
 def _log_marginal(vae: VAE, params: Params, rows: Rows) -> Array:
-    def of_block(rows: Rows) -> Array:
-        return jax.nn.logsumexp(_table(vae, params, rows)[1], axis=0)
-
-    count = num_rows(rows)
-    size = min(max(1, TABLE // (support_size(vae.prior) or 1)), count)
-    whole = count - count % size
-    cut = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), rows)
-    blocks = jax.lax.map(of_block, cut).reshape(-1)
-    if whole == count:
-        return blocks
-    return jnp.concatenate([blocks, of_block(jax.tree.map(lambda a: a[whole:], rows))])
+    z, log_joint = _of_row(vae, params, rows)
+    chunks = Chunks(min(len(z), VALUES))
+    return over_rows(lambda row: jax.nn.logsumexp(log_joint(row)), (rows,), chunks)

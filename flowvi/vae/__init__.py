@@ -3,7 +3,6 @@
 from flowvi.vae.enumeration import ExactPosterior, exact_posterior, log_marginal
 from flowvi.vae.evaluation import Evaluation
 from flowvi.vae.fit import FittedVAE, fit_vae
-from flowvi.vae.labels import classify
 from flowvi.vae.model import VAE
 from flowvi.vae.rows import AmortizationGap, amortization_gap, fit_rows
 
@@ -14,7 +13,6 @@ __all__ = [
     "ExactPosterior",
     "FittedVAE",
     "amortization_gap",
-    "classify",
     "exact_posterior",
     "fit_rows",
     "fit_vae",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi.compiling import compiled
+from flowvi.families import Labelled
 from flowvi.objectives import closed_form
 from flowvi.objectives.bounds import KLRule
 from flowvi.objectives.variational import Params
@@ -161,6 +162,12 @@ def init(vae: Families, key: Array) -> Params:
     """Fresh parameters."""
     keys = zip(NAMES, jax.random.split(key, 3), strict=True)
     return {name: getattr(vae, name).init(key) for name, key in keys}
+
+
+@compiled()
+def classify(posterior: Labelled, params: Params, x: Array) -> Array:
+    """log q(y | x) of every class."""
+    return jax.nn.log_softmax(posterior.classifier.distribution(params["families"][0], x).logits)
 
 
 @compiled()

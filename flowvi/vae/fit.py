@@ -23,7 +23,6 @@ from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
 from flowvi.vae.families import NAMES, Rows, own_params
-from flowvi.vae.labels import classify
 from flowvi.vae.losses import weights_of
 from flowvi.vae.model import VAE, check_vae
 
@@ -77,6 +76,7 @@ class FittedVAE(Fitted):
     sample = _fitted(VAE.sample)
     sample_given = _fitted(VAE.sample_given)
     encode = _fitted(VAE.encode)
+    classify = _fitted(VAE.classify)
     decode = _fitted(VAE.decode)
     reconstruct = _fitted(VAE.reconstruct)
     evaluate = _fitted(VAE.evaluate)
@@ -88,7 +88,6 @@ class FittedVAE(Fitted):
     prior_bound = _fitted(VAE.prior_bound)
     log_marginal = _fitted(log_marginal)
     exact_posterior = _fitted(exact_posterior)
-    classify = _fitted(classify)
 
     plot_samples = _fitted(plotting.prior_samples)
     plot_reconstructions = _fitted(plotting.reconstructions)

@@ -18,7 +18,7 @@ from flowvi.objectives.variational import Params
 from flowvi.params import Array, Shape
 from flowvi.vae import evaluation
 from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
-from flowvi.vae.families import Data, Families, Given, Rows, own_params
+from flowvi.vae.families import Data, Families, Given, Rows, as_float, own_params
 from flowvi.vae.losses import Likelihood, Seen, Supervised
 
 Size = int | Sequence[int]
@@ -274,6 +274,13 @@ class VAE(Families):
         own, shape = own_params(self, params, key), _sample_shape(sample_shape)
         seen = self.seen("posterior", self._of_rows(x, context, rows))
         return self.posterior.sample(own["posterior"], key, shape, seen)
+
+    def classify(self, params: Params, x: Data) -> Array:
+        """log q(y | x) of every class, of shape [*batch, K], with a posterior by `fv.labelled`."""
+        if not isinstance(posterior := self.posterior, Labelled):
+            raise TypeError(f"`posterior` must be one by `fv.labelled`; got {posterior!r}.")
+        own = own_params(self, params)["posterior"]
+        return evaluation.classify(posterior, own, as_float(self.check_x(x)))
 
     def decode(self, params: Params, z: Data, *, context: Given = None) -> Array:
         """The mean of p(x | z), of shape [..., *event_shape], for z [..., *latent_shape].

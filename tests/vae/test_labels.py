@@ -66,7 +66,7 @@ def test_the_bound_is_the_sum_over_classes_that_are_not_known():
     label_terms = log_class[np.arange(6), number][KNOWN]
     np.testing.assert_allclose(supervised - plain, -0.7 * label_terms.mean(), rtol=1e-4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    np.testing.assert_allclose(fv.vae.classify(vae, params, X), log_class, rtol=1e-5)
+    np.testing.assert_allclose(vae.classify(params, X), log_class, rtol=1e-5)
     # log p(x) needs no label.
     total = np.log(np.exp(joint).sum(0))
     np.testing.assert_allclose(fv.log_marginal(vae, params, X), total, rtol=1e-5)
@@ -78,7 +78,7 @@ def test_draws_of_known_classes():
     z = np.asarray(vae.encode(params, KEY, X, 500, context=LABELS))
     classes = z[..., :3]
     assert (classes[:, KNOWN] == np.eye(3)[LABELS[KNOWN].astype(int)]).all()
-    shares = np.exp(fv.vae.classify(vae, params, X))[~KNOWN]
+    shares = np.exp(vae.classify(params, X))[~KNOWN]
     np.testing.assert_allclose(classes[:, ~KNOWN].mean(0), shares, atol=4 * 0.5 / 500**0.5)
     # The rest of a draw is not shared by rows or draws, also where the prior's takes no context.
     assert np.unique(z[..., 3]).size == 3000
@@ -158,8 +158,8 @@ MESSAGES = {
     ),
     "classify": (
         TypeError,
-        "`vae` must have a posterior by `fv.labelled`; got conditional",
-        lambda: fv.vae.classify(binary_vae(), {}, X),
+        "`posterior` must be one by `fv.labelled`; got conditional",
+        lambda: binary_vae().classify({}, X),
     ),
 }
 

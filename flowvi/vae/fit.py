@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from flowvi import checks, plotting
 from flowvi.checks import require
 from flowvi.compiling import compiled
+from flowvi.densities.data import check_weights
 from flowvi.families import as_array, check_key
 from flowvi.objectives import Variational
 from flowvi.objectives.variational import Params
@@ -188,8 +189,9 @@ def fit_vae(
     if vae.is_unamortized:
         data["row"] = rows = jnp.arange(len(x), dtype=jnp.int32)
         vae.posterior.check_context(rows)
-    if weights is not None:
-        data["weight"] = _check_weights(weights, len(x))
+    if (counts := check_weights(weights, len(x))) is not None:
+        # Of mean 1, so that they keep the scale of the loss.
+        data["weight"] = (counts / counts.mean()).astype(jnp.result_type(float))
         loss_fn = dataclasses.replace(loss_fn, row_weights=weights_of)
     init_key, objective_key, fit_key = jax.random.split(key, 3)
     params = vae.init(init_key) if params is None else params
@@ -269,18 +271,6 @@ def check_data(vae: VAE, x: ArrayLike, context: ArrayLike | None = None, name: s
     rule = f"`context` must have shape {shape}, a row for each of `{name}`"
     require(rows.shape == shape, rule, rows.shape)
     return {"x": x, "context": rows}
-
-
-def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:
-    """Weights whose mean is 1."""
-    weights = np.asarray(as_array("weights", weights), np.float64)
-    rule = f"`weights` must have shape {(num_rows,)}, one for each row"
-    require(weights.shape == (num_rows,), rule, weights.shape)
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any() or not weights.any():
-        got = f"{weights[bad][0]} in row {np.argmax(bad)}" if bad.any() else "zeros"
-        raise ValueError(f"`weights` must be finite, at least 0 and not all 0; got {got}.")
-    return (weights / weights.mean()).astype(jnp.result_type(float))
 
 
 def scale_by_start() -> optax.GradientTransformation:

@@ -75,13 +75,13 @@ class Labelled(Wrapper):
         log_prob = q.log_prob(jax.nn.one_hot(index, self.num_classes))
         return jnp.where(is_known, log_prob, 0), is_known
 
-    def check_labels(self, labels: Array | np.ndarray) -> Array | np.ndarray:
+    def check_labels(self, labels: Array | np.ndarray, name: str) -> Array | np.ndarray:
         """Labels, numbers of classes, with -1 for those that are missing, which are -1 or NaN."""
         if isinstance(labels, jax.core.Tracer):
             return labels
         values, last = np.asarray(labels), self.num_classes - 1
         good = np.isnan(values) | np.isin(values, np.arange(-1, last + 1))
-        rule = f"`context` must hold labels from 0 to {last}, or -1 or NaN for missing ones"
+        rule = f"`{name}` must hold labels from 0 to {last}, or -1 or NaN for missing ones"
         if not good.all():
             raise ValueError(f"{rule}; got {values[~good][0]}.")
         return np.where(np.isnan(values), -1, values).astype(np.int32)

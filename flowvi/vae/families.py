@@ -118,24 +118,24 @@ class Families:
         return jnp.asarray(x)
 
     def check_context(
-        self, context: Given, families: Sequence[str] = NAMES
+        self, context: Given, families: Sequence[str] = NAMES, name: str = "context"
     ) -> Array | np.ndarray | None:
         """A context of shape [*batch, *context_shape]; None where none of the families needs it."""
         if "context" not in self.shapes:
             fix = "Perhaps give the `VAE` a `context_shape`?"
-            rule = "`context` must be None for a model without covariates"
+            rule = f"`{name}` must be None for a model without covariates"
             require(context is None, rule, context, fix, say=checks.shown)
             return None
         shape, owner = self.shapes["context"], "this model"
-        if context is None and not any("context" in self.parts[name] for name in families):
+        if context is None and not any("context" in self.parts[each] for each in families):
             return None
         if context is None:
-            rule = f"`context` must have a shape that ends in {shape} for {owner}"
+            rule = f"`{name}` must have a shape that ends in {shape} for {owner}"
             raise ValueError(f"{rule}; got None.")
-        array = as_array("context", context)
-        checks.trailing_shape("context", array, shape, owner)
+        array = as_array(name, context)
+        checks.trailing_shape(name, array, shape, owner)
         posterior = self.posterior
-        return posterior.check_labels(array) if isinstance(posterior, Labelled) else array
+        return posterior.check_labels(array, name) if isinstance(posterior, Labelled) else array
 
     def _z(self, z: Data) -> Array:
         z = as_array("z", z)

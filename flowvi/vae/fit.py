@@ -205,7 +205,8 @@ def fit_vae(
         rule = "`validation_data` must be None where each row has its own posterior"
         fix = "Perhaps fit those rows by `fv.fit_rows`, afterwards?"
         require(not vae.is_unamortized, rule, vae.posterior, fix)
-        held = check_data(vae, validation_data, validation_context, "validation_data")
+        names = ("validation_data", "validation_context")
+        held = check_data(vae, validation_data, validation_context, names)
         validate_every = validate_every or max(num_steps // VALIDATIONS, 1)
     options["optimizer"] = options.get("optimizer") or default_optimizer(num_steps)
     result = fit(
@@ -256,8 +257,14 @@ def _with_state(params: Params, fresh: Params) -> Params:
     return {**{name: params[name] for name in NAMES}, **state}
 
 
-def check_data(vae: VAE, x: ArrayLike, context: ArrayLike | None = None, name: str = "x") -> Rows:
+def check_data(
+    vae: VAE,
+    x: ArrayLike,
+    context: ArrayLike | None,
+    names: tuple[str, str] = ("x", "context"),
+) -> Rows:
     """Rows of the model's events, inside of the likelihood's support, and of its context."""
+    name, name_of_context = names
     x = as_array(name, x)
     fits = x.ndim > 0 and x.shape[1:] == vae.event_shape and len(x)
     axes = ", ".join(map(str, ("num_rows", *vae.event_shape)))
@@ -265,10 +272,10 @@ def check_data(vae: VAE, x: ArrayLike, context: ArrayLike | None = None, name: s
     require(fits, rule, f"shape {x.shape}", say=str)
     x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
-    if (rows := vae.check_context(context)) is None:
+    if (rows := vae.check_context(context, name=name_of_context)) is None:
         return {"x": x}
     shape = (len(x), *vae.shapes["context"])
-    rule = f"`context` must have shape {shape}, a row for each of `{name}`"
+    rule = f"`{name_of_context}` must have shape {shape}, a row for each of `{name}`"
     require(rows.shape == shape, rule, rows.shape)
     return {"x": x, "context": rows}
 

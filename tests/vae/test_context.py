@@ -302,6 +302,18 @@ MESSAGES = {
             key=KEY,
         ),
     ),
+    "context of a validation": (
+        ValueError,
+        r"`validation_context` must have shape \(2, 3\), a row for each of `validation_data`",
+        lambda: fv.fit_vae(
+            blind_prior(),
+            binary_rows(3),
+            context=np.ones((3, 3)),
+            validation_data=binary_rows(2),
+            validation_context=np.ones((3, 3)),
+            key=KEY,
+        ),
+    ),
     "validation": (
         ValueError,
         "`validation_context` must be None without `validation_data`; got",

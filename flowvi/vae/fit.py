@@ -301,10 +301,8 @@ def scale_by_start() -> optax.GradientTransformation:
 
 # The same object for the same length, so that a second fit compiles nothing.
 @functools.lru_cache(maxsize=64)
-def default_optimizer(
-    num_steps: int, learning_rate: float = LEARNING_RATE
-) -> optax.GradientTransformation:
+def default_optimizer(num_steps: int) -> optax.GradientTransformation:
     """Adam relative to the parameters' size at start; a warm-up, and a cosine decay to zero."""
     rise = min(int(RISE * num_steps), MOST_RISE)
-    rate = optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rise, num_steps)
+    rate = optax.warmup_cosine_decay_schedule(LEARNING_RATE / 10, LEARNING_RATE, rise, num_steps)
     return optax.chain(optax.scale_by_adam(), scale_by_start(), optax.scale_by_learning_rate(rate))

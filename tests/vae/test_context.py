@@ -190,7 +190,7 @@ def test_rows_of_their_own_with_covariates(tmp_path):
     fitted.save(tmp_path / "vae.flowvi")
     loaded = fv.load(tmp_path / "vae.flowvi")
     assert loaded.vae == amortized
-    assert_trees_equal(loaded.elbo(KEY, x, context=y), fitted.elbo(KEY, x, context=y))
+    assert_trees_equal(loaded.params, fitted.params)
     gap = fv.amortization_gap(
         amortized, fitted.params, x[:4], context=y[:4], num_samples=2, **options
     )

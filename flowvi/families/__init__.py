@@ -7,6 +7,7 @@ from flowvi.families.family import Family, Wrapper, as_array, check_key, check_p
 from flowvi.families.flow import Flow, full_rank, mean_field, standard_normal
 from flowvi.families.flows import coupling, iaf, maf
 from flowvi.families.joint import joint
+from flowvi.families.labelled import Labelled, labelled
 from flowvi.families.observations import (
     bernoulli,
     categorical,
@@ -22,10 +23,10 @@ from flowvi.families.whitened import Whitened, whitened
 
 # fmt: off
 __all__ = [
-    "Annealing", "Conditional", "Family", "Flow", "Gaussianized", "Local", "Standardized",
-    "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key", "check_params",
-    "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax", "full_rank",
-    "gaussian", "gaussianized", "gumbel", "iaf", "joint", "laplace", "local", "logistic", "maf",
-    "mean_field", "mixture", "relaxed", "standard_normal", "standardized", "unconditional",
-    "whitened",
+    "Annealing", "Conditional", "Family", "Flow", "Gaussianized", "Labelled", "Local",
+    "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key",
+    "check_params", "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax",
+    "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
+    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "standard_normal",
+    "standardized", "unconditional", "whitened",
 ]

@@ -1,10 +1,11 @@
 """Several families, each the context of the next: hierarchies of latent variables."""
 
+import copy
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from distrax import Distribution
 
 from flowvi import distributions
 from flowvi.checks import require
-from flowvi.families.family import Family, Params, Trained, as_family, bare_init
+from flowvi.families.family import Context, Family, Params, Trained, as_family, bare_init
+from flowvi.families.parts import Parts, fitting
 from flowvi.params import Array, PyTree, Shape
 from flowvi.supports import Support, concatenated
 
@@ -33,7 +35,13 @@ class JointDistribution(Distribution):
         self._member = member
         self._sizes = tuple(family.event_shape[0] for family in families)
         self._flags = tuple(family.reparameterized for family in families)
-        self._first = member(0, None)
+        self.first = member(0, None)
+
+    def with_first(self, first: Distribution) -> "JointDistribution":
+        """The same with another distribution of the first vector."""
+        changed = copy.copy(self)
+        changed.first = first
+        return changed
 
     @property
     def event_shape(self) -> Shape:
@@ -41,7 +49,7 @@ class JointDistribution(Distribution):
 
     @property
     def batch_shape(self) -> Shape:
-        return self._first.batch_shape
+        return self.first.batch_shape
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -51,7 +59,7 @@ class JointDistribution(Distribution):
     def log_prob(self, value: Array) -> Array:
         ends = tuple(itertools.accumulate(self._sizes))[:-1]
         parts = jnp.split(jnp.asarray(value), ends, axis=-1)
-        total = self._first.log_prob(parts[0])
+        total = self.first.log_prob(parts[0])
         for number, (before, part) in enumerate(itertools.pairwise(parts), 1):
             total = total + self._member(number, before).log_prob(part)
         return total
@@ -71,11 +79,13 @@ class JointDistribution(Distribution):
     def _draws(self, key: Array, shape: Shape, one: Callable[..., Draws]) -> Draws:
         """Draws of one member after the other, and the sum of a number that comes with each."""
         keys, combine = jax.random.split(key, len(self._sizes)), one is distributions.draw_each
-        whole, total = one(self._first, keys[0], shape, reparameterized=self._flags[0])
+        whole, total = one(self.first, keys[0], shape, reparameterized=self._flags[0])
         whole = whole.astype(self.dtype)
         for number, flag in enumerate(self._flags[1:], 1):
             q = self._member(number, whole[..., -self._sizes[number - 1] :])
-            part, value = one(q, keys[number], (), reparameterized=flag)
+            # A member without a context has no rows of its own.
+            rows = whole.shape[: whole.ndim - 1 - len(q.batch_shape)]
+            part, value = one(q, keys[number], rows, reparameterized=flag)
             part, total = part.astype(self.dtype), value + total
             if combine:  # every choice of this member with every one of those before
                 whole = jnp.broadcast_to(whole, (len(part), *whole.shape))
@@ -100,7 +110,7 @@ class JointDistribution(Distribution):
     def _members(self) -> list[Distribution]:
         """All members, at some values of those before."""
         before = [jnp.zeros((*self.batch_shape, size)) for size in self._sizes[:-1]]
-        return [self._first, *(self._member(i, z) for i, z in enumerate(before, 1))]
+        return [self.first, *(self._member(i, z) for i, z in enumerate(before, 1))]
 
 
 def _sample(q: Distribution, key: Array, shape: Shape, reparameterized: bool) -> Draws:
@@ -183,18 +193,31 @@ class JointFamily(Family):
             params = {**params, "families": tuple(new)}
         return JointDistribution(member, self.families), params
 
-    def _seen(self, number: int, before: Array | None, context: PyTree) -> Array | None:
-        """The context of a family: the z before it, where it wants that with the context too."""
+    def _seen(self, number: int, before: Array | None, context: PyTree) -> Context:
+        """The context of a family: the z before it, or the joint family's own context and that."""
         if before is None:
             return context
-        before = before.astype(jnp.result_type(float))
-        if context is None or self.families[number].context_shape == before.shape[-1:]:
-            return before
-        batch = self.check_context(context)
-        flat = jnp.asarray(context).reshape(*batch, math.prod(self.context_shape or ()))
-        leading = jnp.broadcast_shapes(batch, before.shape[:-1])
-        wide = [jnp.broadcast_to(a, leading + a.shape[-1:]) for a in (flat, before)]
-        return jnp.concatenate(wide, -1)
+        parts = _parts(self.families, number)
+        return parts({"context": context, "before": before.astype(jnp.result_type(float))})  # type: ignore[dict-item]
+
+
+def _parts(families: Sequence[Family], number: int) -> Parts:
+    """What a family after the first one sees; an error where its context fits nothing."""
+    family, own = families[number], families[0].context_shape
+    shapes, both = {"before": families[number - 1].event_shape}, ""
+    choices: list[tuple[str, ...]] = [(), ("before",)]
+    if own is not None:
+        shapes["context"] = own
+        choices.append(("context", "before"))
+        size = math.prod(own) + math.prod(shapes["before"])
+        both = f", or {(size,)}, that together with the context {own}"
+    if (parts := fitting(family.context_shape, shapes, choices)) is None:
+        rule = (
+            f"no context, or context shape {shapes['before']}, the event of the family before{both}"
+        )
+        got = f"{family.context_shape} of {family!r}"
+        raise ValueError(f"`families` must have in place {number} {rule}; got {got}.")
+    return parts
 
 
 def joint(*families: Family) -> JointFamily:
@@ -204,15 +227,16 @@ def joint(*families: Family) -> JointFamily:
 
     As a prior, whose first family takes no context, it is a hierarchy of latents. As a posterior
     its first family sees x, and each later one the z before it; or, where its context is so long, x
-    and that z in one vector, q(z_1 | x) q(z_2 | x, z_1) .... Events are the vectors in a row, which
-    the likelihood sees. Its KL divergence from another one is estimated from draws.
+    and that z in one vector, q(z_1 | x) q(z_2 | x, z_1) .... A later family without a context is
+    independent of those before. Events are the vectors in a row, which the likelihood sees. Its KL
+    divergence from another one is estimated from draws.
 
     Members may be discrete: `fv.objectives.ScoreFunction` then takes the score of their choices
     only, and `fv.objectives.Enumeration` sums over them.
 
     Args:
-        *families: at least two, over vectors. The context of each but the first is as long as the
-            event before it; or as that and the joint family's own context together.
+        *families: at least two, over vectors. Each but the first takes no context, or one as long
+            as the event before it, or as that and the joint family's own context together.
 
     Source: Rezende, Mohamed, Wierstra, "Stochastic Backpropagation and Approximate Inference in
     Deep Generative Models", 2014; Sonderby, Raiko, Maaloe, Sonderby, Winther, "Ladder Variational
@@ -223,13 +247,6 @@ def joint(*families: Family) -> JointFamily:
             got = f"event shape {family.event_shape} of {family!r} in place {number}"
             raise ValueError(f"`families` must be over vectors; got {got}.")
     require(len(families) >= 2, "`families` must be at least two", len(families))
-    own = families[0].context_shape
-    for number, (before, family) in enumerate(itertools.pairwise(families), 1):
-        size = before.event_shape[0]
-        allowed = [(size,)] if own is None else [(size,), (math.prod(own) + size,)]
-        if family.context_shape not in allowed:
-            both = "" if own is None else f", or {allowed[1]}, that together with the context {own}"
-            rule = f"context shape {allowed[0]}, the event of the family before{both}"
-            got = f"{family.context_shape} of {family!r}"
-            raise ValueError(f"`families` must have in place {number} {rule}; got {got}.")
+    for number in range(1, len(families)):
+        _parts(families, number)
     return JointFamily(families)

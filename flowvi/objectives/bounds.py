@@ -108,19 +108,19 @@ class ELBO(Variational):
 
         def closed(params: Params, batch: Batch) -> Rates:
             q = self._approximation(params, jax.random.key(0), batch).distribution
-            return self._closed_kls(q, params)
+            return self._closed_kls(q, params, batch)
 
         whole, base = jax.eval_shape(closed, params, batch)
         return "analytic" if whole is not None else "sampled" if base is None else "base"
 
-    def _closed_kls(self, q: distrax.Distribution, params: Params) -> Rates:
+    def _closed_kls(self, q: distrax.Distribution, params: Params, batch: Batch) -> Rates:
         """The KL divergence from the prior, of q and of the base of a flow, where it is closed."""
-        whole = self._closed_kl(q, params)
+        whole = self._closed_kl(q, params, batch)
         if whole is not None or not isinstance(q, FlowDistribution):
             return whole, None
-        return None, self._closed_kl(q.distribution, params)
+        return None, self._closed_kl(q.distribution, params, batch)
 
-    def _closed_kl(self, q: distrax.Distribution, params: Params) -> Array | None:
+    def _closed_kl(self, q: distrax.Distribution, params: Params, batch: Batch) -> Array | None:
         if not isinstance(self.log_joint, Joint):
             return None
         relaxed, sampled = isinstance(q, RelaxedDistribution), self.path or self.kl == "sampled"
@@ -130,7 +130,8 @@ class ELBO(Variational):
         if sampled:
             return None
         try:
-            return closed_form.kl_divergence(q, self.log_joint.prior_distribution(params))
+            prior = self.log_joint.prior_distribution(params, batch)
+            return closed_form.kl_divergence(q, prior)
         except NotImplementedError as error:
             if relaxed:
                 rule = "`prior` must have a KL divergence in closed form from the discrete family"
@@ -156,7 +157,7 @@ class ELBO(Variational):
         if base is not None and isinstance(self.log_joint, Joint):
             # The base is integrated exactly, and what the flow adds to it is sampled.
             u, z, log_det = q.sample_with_base(key, count)
-            prior = self.log_joint.prior_distribution(step.params)
+            prior = self.log_joint.prior_distribution(step.params, step.batch)
             return self._guarded(z), base[None] + prior.log_prob(u) - log_det
         if self.path and isinstance(q, FlowDistribution):
             z, log_q, score = q.sample_with_score(key, (count,))
@@ -171,7 +172,7 @@ class ELBO(Variational):
 
     def _loss(self, step: Step) -> Loss:
         batch = step.batch
-        closed, base = self._closed_kls(step.q.distribution, step.params)
+        closed, base = self._closed_kls(step.q.distribution, step.params, batch)
         z, log_q = self._draws(step, base, closed is not None)
         if closed is not None and isinstance(self.log_joint, Joint):
             terms, new = step.density(self.log_joint.log_likelihood, z)

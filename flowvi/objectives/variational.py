@@ -17,6 +17,7 @@ from flowvi import checks
 from flowvi.checks import require
 from flowvi.distributions import RelaxedDistribution
 from flowvi.families import Family
+from flowvi.families.family import Context
 from flowvi.params import PyTree
 
 if TYPE_CHECKING:
@@ -74,18 +75,21 @@ class Joint:
         prior: the family of p(z), with parameters params["prior"], or none.
         log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch]; or
             a pair of that and {name: parameters}, where its training form hands back new ones.
+        prior_context: batch -> context of the prior; None where it takes none.
     """
 
     prior: Family
     log_likelihood: LogJoint
+    prior_context: Callable[[Batch], Context] | None = None
 
-    def prior_distribution(self, params: Params) -> distrax.Distribution:
+    def prior_distribution(self, params: Params, batch: Batch) -> distrax.Distribution:
         """p(z)."""
-        return self.prior.distribution(params.get("prior", {}))
+        context = None if self.prior_context is None else self.prior_context(batch)
+        return self.prior.distribution(params.get("prior", {}), context)
 
     def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> LogDensity:
         likelihood, new = density_and_state(self.log_likelihood, params, key, z, batch)
-        log_joint = self.prior_distribution(params).log_prob(z) + likelihood
+        log_joint = self.prior_distribution(params, batch).log_prob(z) + likelihood
         return (log_joint, new) if new else log_joint
 
 
@@ -121,7 +125,7 @@ class Variational:
     log_joint: LogJoint
     _: dataclasses.KW_ONLY
     num_samples: int = 1
-    context: Callable[[Batch], Array] | None = None
+    context: Callable[[Batch], Context] | None = None
     skip_nonfinite: bool = False
     row_weights: Callable[[Batch], Array] | None = None
     controls: tuple["ControlVariate", ...] = ()
@@ -189,7 +193,8 @@ class Variational:
             terms, new = step.density(self.log_joint, z)
             return terms, log_q, new
         terms, new = step.density(self.log_joint.log_likelihood, z)
-        return terms, log_q - self.log_joint.prior_distribution(step.params).log_prob(z), new
+        prior = self.log_joint.prior_distribution(step.params, step.batch)
+        return terms, log_q - prior.log_prob(z), new
 
     def _good(self, log_weights: Array) -> tuple[Array | None, Metrics]:
         """Where log weights are finite, or None if it does not matter; and metrics."""

@@ -80,16 +80,23 @@ def prior_samples(
     num_rows: int = 6,
     num_columns: int = 12,
     means: bool = True,
+    context: ArrayLike | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> "Figure":
     """Images that a `VAE` makes up: z from the prior, and the mean of p(x | z), or a draw of it.
 
+    With a context of shape [num_rows, *context_shape] each of its rows is a row of images.
     `image_shape` is (height, width) or (height, width, 3): by default the event's own shape, and
     that of a square for a vector, here and below.
     """
-    shape, count = _image_shape(vae, image_shape), num_rows * num_columns
-    z = vae.prior.sample(params["prior"], key, count) if means else None
-    x = vae.decode(params, z) if means else vae.sample(params, key, count)
+    shape = _image_shape(vae, image_shape)
+    count = num_rows * num_columns if context is None else num_columns
+    if means:
+        z, _ = vae.sample_latents(params, key, (count,), context)
+        x = vae.decode(params, z, context=context)
+    else:
+        x = vae.sample(params, key, count, context=context)
+    x = np.asarray(x) if context is None else np.swapaxes(x, 0, 1)
     canvas = _mosaic(x, shape, num_columns)
     return _show(canvas, _span(x), 0.55 * num_columns, "draws of the prior, decoded")
 
@@ -101,13 +108,15 @@ def reconstructions(
     x: ArrayLike,
     *,
     num_columns: int = 12,
+    context: ArrayLike | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> "Figure":
     """Observations of shape [n, *event_shape], and below each p(x | z)'s mean, z from q(z | x)."""
     shape = _image_shape(vae, image_shape)
     x = np.asarray(x, np.float32)
     columns = min(num_columns, len(x))
-    both = np.stack([each.reshape(-1, *shape) for each in (x, vae.reconstruct(params, key, x))])
+    again = vae.reconstruct(params, key, x, context=context)
+    both = np.stack([each.reshape(-1, *shape) for each in (x, again)])
     missing = -len(x) % columns
     both = np.pad(both, [(0, 0), (0, missing)] + [(0, 0)] * len(shape), constant_values=np.nan)
     rows = both.reshape(2, -1, columns, *shape).swapaxes(0, 1)
@@ -116,11 +125,17 @@ def reconstructions(
 
 
 def latent_space(
-    vae: Model, params: PyTree, key: jax.Array, x: ArrayLike, labels: ArrayLike | None = None
+    vae: Model,
+    params: PyTree,
+    key: jax.Array,
+    x: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    context: ArrayLike | None = None,
 ) -> "Figure":
     """A draw of q(z | x) for each of n observations, in the plane, coloured by n labels."""
     _check_plane(vae)
-    z = np.asarray(vae.encode(params, key, x)).reshape(-1, 2)
+    z = np.asarray(vae.encode(params, key, x, context=context)).reshape(-1, 2)
     figure, ((axis,),) = panels(5.6, 5)
     size = float(np.clip(2e4 / len(z), 2, 14))
     labels = None if labels is None else np.asarray(labels)
@@ -139,9 +154,16 @@ def latent_space(
 
 
 def manifold(
-    vae: Model, params: PyTree, *, size: int = 20, image_shape: Sequence[int] | None = None
+    vae: Model,
+    params: PyTree,
+    *,
+    size: int = 20,
+    context: ArrayLike | None = None,
+    image_shape: Sequence[int] | None = None,
 ) -> "Figure":
     """The mean of p(x | z) over a grid of the latent plane, even in the prior's probability.
+
+    A context is one y, of the shape `context_shape`.
 
     The coordinates of the grid are the inverse normal CDF of (i + 1/2) / size, so that each image
     stands for the same share of a standard normal prior.
@@ -152,7 +174,7 @@ def manifold(
     # Pictures are read from the top, axes from the bottom.
     second, first = np.meshgrid(line[::-1], line, indexing="ij")
     z = np.stack([first, second], -1).reshape(size**2, *vae.latent_shape)
-    x = vae.decode(params, z)
+    x = vae.decode(params, z, context=context)
     figure, ((axis,),) = panels(6.4, 6.4 * shape[0] / shape[1])
     _draw(axis, _mosaic(x, shape, size), _span(x), extent=(0, 1, 0, 1))
     axis.set_aspect(shape[0] / shape[1])

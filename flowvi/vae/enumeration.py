@@ -1,25 +1,23 @@
 """Models with discrete latents, exactly: by a sum over all values of z."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flowvi import distributions
 from flowvi.compiling import compiled
 from flowvi.objectives.enumeration import check_count, support_size
 from flowvi.objectives.variational import Params
-from flowvi.vae.evaluation import CHUNK
-from flowvi.vae.model import VAE, as_float, check_vae, own_params
+from flowvi.vae.evaluation import Chunks, over_rows
+from flowvi.vae.families import Rows, as_float, own_params
+from flowvi.vae.model import VAE, check_vae
 
 Array = jax.Array
 
-#: Log densities of a value and a row that are in memory together.
-TABLE = 1 << 22
-
 #: Values of z that are decoded together.
-VALUES = 256
+VALUES = 64
 
 
 class ExactPosterior(NamedTuple):
@@ -34,7 +32,9 @@ class ExactPosterior(NamedTuple):
     log_prob: Array
 
 
-def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
+def log_marginal(
+    vae: VAE, params: Params, x: ArrayLike, *, context: ArrayLike | None = None
+) -> Array:
     """log p(x) of each row, exactly: the sum over all values of a discrete z.
 
         log p(x) = log sum_z p(z) p(x | z)
@@ -46,6 +46,7 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
         vae: a model whose prior is discrete, of at most 65,536 values.
         params: its parameters.
         x: of shape [*batch, *event_shape].
+        context: of shape [*batch, *context_shape], where the model takes one.
 
     Returns:
         An array of shape [*batch], in nats.
@@ -67,54 +68,61 @@ def log_marginal(vae: VAE, params: Params, x: ArrayLike) -> Array:
         >>> z.shape, log_prob.shape
         ((8, 3), (8, 5))
     """
-    own, rows, batch_shape = _checked(vae, params, x)
+    own, rows, batch_shape = _checked(vae, params, x, context)
     return _log_marginal(vae, own, rows).reshape(batch_shape)
 
 
-def exact_posterior(vae: VAE, params: Params, x: ArrayLike) -> ExactPosterior:
+def exact_posterior(
+    vae: VAE, params: Params, x: ArrayLike, *, context: ArrayLike | None = None
+) -> ExactPosterior:
     """p(z | x) of each row, exactly, for every value of a discrete z.
 
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
     Arguments are those of `log_marginal`, whose example shows both.
     """
-    own, rows, batch_shape = _checked(vae, params, x)
+    own, rows, batch_shape = _checked(vae, params, x, context)
     z, log_joint = _table(vae, own, rows)
     log_prob = jax.nn.log_softmax(log_joint, axis=0)
     return ExactPosterior(z, log_prob.reshape(len(z), *batch_shape))
 
 
-def _checked(vae: VAE, params: Params, x: ArrayLike) -> tuple[Params, Array, tuple[int, ...]]:
-    """The parameters of the joint density, x with one axis of rows, and the axes it had."""
+def _checked(
+    vae: VAE, params: Params, x: ArrayLike, context: ArrayLike | None
+) -> tuple[Params, Rows, tuple[int, ...]]:
+    """The parameters of the joint density, rows with one axis of them, and the axes they had."""
     check_vae(vae)
     check_count("prior", vae.prior, support_size(vae.prior))
-    x = as_float(vae.check_x(x))
+    rows, batch_shape = vae.flat(vae.given(as_float(vae.check_x(x)), context))
     own = own_params(vae, params)
     del own["posterior"]
-    return own, x.reshape(-1, *vae.event_shape), x.shape[: x.ndim - len(vae.event_shape)]
+    return own, rows, batch_shape
+
+
+def _of_row(vae: VAE, params: Params, rows: Rows) -> tuple[Array, Callable[[Rows], Array]]:
+    """(all z, row -> log p(x, z) of each of them)."""
+    z = distributions.support(vae.distribution("prior", params, jax.tree.map(lambda a: a[0], rows)))
+
+    def log_joint(row: Rows) -> Array:
+        def log_likelihood(z: Array) -> Array:
+            p = vae.distribution("likelihood", params, {**row, "z": z})
+            return p.log_prob(row["x"])
+
+        found = jax.lax.map(log_likelihood, z, batch_size=min(len(z), VALUES))
+        return vae.distribution("prior", params, row).log_prob(z) + found
+
+    return z, log_joint
 
 
 @compiled()
-def _table(vae: VAE, params: Params, x: Array) -> tuple[Array, Array]:
+def _table(vae: VAE, params: Params, rows: Rows) -> tuple[Array, Array]:
     """(all z, log p(x, z) of shape [C, N])."""
-    prior = vae.prior.distribution(params["prior"])
-    z = distributions.support(prior)
-    together = min(len(z), VALUES)
-
-    def of_value(z: Array) -> Array:
-        p = vae.likelihood.distribution(params["likelihood"], z)
-        return jax.lax.map(p.log_prob, x, batch_size=max(1, min(len(x), CHUNK // together)))
-
-    log_likelihood = jax.lax.map(of_value, z, batch_size=together)
-    return z, prior.log_prob(z)[:, None] + log_likelihood
+    z, log_joint = _of_row(vae, params, rows)
+    return z, over_rows(log_joint, (rows,), Chunks(min(len(z), VALUES))).T
 
 
 @compiled()
-def _log_marginal(vae: VAE, params: Params, x: Array) -> Array:
-    def of_block(x: Array) -> Array:
-        return jax.nn.logsumexp(_table(vae, params, x)[1], axis=0)
-
-    size = min(max(1, TABLE // (support_size(vae.prior) or 1)), len(x))
-    whole = len(x) - len(x) % size
-    blocks = jax.lax.map(of_block, x[:whole].reshape(-1, size, *x.shape[1:])).reshape(-1)
-    return jnp.concatenate([blocks, of_block(x[whole:])]) if whole < len(x) else blocks
+def _log_marginal(vae: VAE, params: Params, rows: Rows) -> Array:
+    z, log_joint = _of_row(vae, params, rows)
+    chunks = Chunks(min(len(z), VALUES))
+    return over_rows(lambda row: jax.nn.logsumexp(log_joint(row)), (rows,), chunks)

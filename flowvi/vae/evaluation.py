@@ -7,7 +7,7 @@ nor on which other rows there are.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import distrax
 import jax
@@ -15,21 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi.compiling import compiled
+from flowvi.families import Labelled
 from flowvi.objectives import closed_form
 from flowvi.objectives.bounds import KLRule
 from flowvi.objectives.variational import Params
 from flowvi.params import Array, PyTree
-
-if TYPE_CHECKING:
-    from flowvi.vae.model import VAE
+from flowvi.vae.families import NAMES, Families, Rows
 
 Count = Array | np.int32
 Terms = tuple[tuple[Array, ...], Array]
-#: x, and the contexts of q.
-Rows = tuple[Array, Array]
-
-#: The keys of a model's parameters.
-NAMES = ("prior", "likelihood", "posterior")
 
 #: Evaluations of the decoder that are in memory together, and draws of one row at most.
 CHUNK, DRAWS = 4096, 64
@@ -58,14 +52,19 @@ class Chunks(NamedTuple):
     size: int = CHUNK
 
 
+def num_rows(rows: PyTree) -> int:
+    """The number of rows that arrays have in common."""
+    return len(jax.tree.leaves(rows)[0])
+
+
 def _keys(key: Array, first: Array | int, count: int) -> Array:
     """The keys of rows, or of draws, number first, ..., first + count - 1."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
 
 
-def over_rows(function: Callable[..., PyTree], rows: tuple[Array, ...], chunks: Chunks) -> PyTree:
+def over_rows(function: Callable[..., PyTree], rows: tuple[PyTree, ...], chunks: Chunks) -> PyTree:
     """`function` of each row; what is the same for rows of a chunk is computed once in it."""
-    together = max(1, min(len(rows[0]), chunks.size // chunks.draws))
+    together = max(1, min(num_rows(rows), chunks.size // chunks.draws))
     return jax.lax.map(lambda row: function(*row), rows, batch_size=together)
 
 
@@ -92,79 +91,86 @@ def _over_draws(of_draws: Callable[[Array], Terms], key: Array, count: Count, dr
     return jax.tree.map(lambda term: term / count, total), largest + jnp.log(weight / count)
 
 
-def _terms(vae: "VAE", params: Params, q: distrax.Distribution, x: Array, key: Array) -> Terms:
+def _terms(vae: Families, params: Params, q: distrax.Distribution, row: Rows, key: Array) -> Terms:
     """log p(z), log p(x | z), log q(z | x) of a draw of z, and its log weight."""
     z, log_q = q.sample_and_log_prob(seed=key)
-    likelihood = vae.likelihood.distribution(params["likelihood"], z).log_prob(x)
-    prior = vae.prior.distribution(params["prior"]).log_prob(z)
+    likelihood = vae.distribution("likelihood", params, {**row, "z": z}).log_prob(row["x"])
+    prior = vae.distribution("prior", params, row).log_prob(z)
     return (prior, likelihood, log_q), prior + likelihood - log_q
 
 
 @compiled(static_argnums=(5, 6))
 def evaluate(
-    vae: "VAE", params: Params, key: Array, rows: Rows, count: Count, chunks: Chunks, kl: KLRule
+    vae: Families, params: Params, key: Array, rows: Rows, count: Count, chunks: Chunks, kl: KLRule
 ) -> Evaluation:
-    """The evaluation of rows (x, context of q): one program for any number of draws."""
+    """The evaluation of rows: one program for any number of draws."""
 
-    def of_row(key: Array, x: Array, context: Array) -> Evaluation:
-        q = vae.posterior.distribution(params["posterior"], context)
-        of_draws = jax.vmap(functools.partial(_terms, vae, params, q, x))
+    def of_row(key: Array, row: Rows) -> Evaluation:
+        q = vae.distribution("posterior", params, row)
+        of_draws = jax.vmap(functools.partial(_terms, vae, params, q, row))
         means, log_mean = _over_draws(of_draws, key, count, chunks.draws)
         prior, likelihood, posterior = means
         rate = posterior - prior
         if kl != "sampled":
             try:
-                p = vae.prior.distribution(params["prior"])
+                p = vae.distribution("prior", params, row)
                 rate = closed_form.kl_divergence(q, p)
             except NotImplementedError:
                 if kl == "analytic":
                     raise
         return Evaluation(likelihood - rate, rate, -likelihood, log_mean)
 
-    return over_rows(of_row, (_keys(key, 0, len(rows[0])), *rows), chunks)
+    return over_rows(of_row, (_keys(key, 0, num_rows(rows)), rows), chunks)
 
 
 @compiled(static_argnums=(4, 5))
 def log_weights(
-    vae: "VAE", params: Params, key: Array, rows: Rows, count: int, chunks: Chunks
+    vae: Families, params: Params, key: Array, rows: Rows, count: int, chunks: Chunks
 ) -> Array:
     """log p(x, z_k) - log q(z_k | x) of shape [K, N], at the draws that `evaluate` takes."""
 
-    def of_row(key: Array, x: Array, context: Array) -> Array:
-        q = vae.posterior.distribution(params["posterior"], context)
+    def of_row(key: Array, row: Rows) -> Array:
+        q = vae.distribution("posterior", params, row)
         keys, together = _keys(key, 0, count), min(count, chunks.draws)
-        of_draw = functools.partial(_terms, vae, params, q, x)
+        of_draw = functools.partial(_terms, vae, params, q, row)
         return jax.lax.map(lambda key: of_draw(key)[1], keys, batch_size=together)
 
-    return over_rows(of_row, (_keys(key, 0, len(rows[0])), *rows), chunks).T
+    return over_rows(of_row, (_keys(key, 0, num_rows(rows)), rows), chunks).T
 
 
 @compiled(static_argnums=(5,))
 def prior_bound(
-    vae: "VAE", params: Params, key: Array, x: Array, num_samples: Count, chunks: Chunks
+    vae: Families, params: Params, key: Array, rows: Rows, num_samples: Count, chunks: Chunks
 ) -> Array:
-    """log (1/K sum_k p(x | z_k)) of shape [N], with draws of the prior that all rows share."""
-    prior = vae.prior.distribution(params["prior"])
+    """log (1/K sum_k p(x | z_k)) of shape [N], with draws of the prior whose noise rows share."""
 
-    def of_row(x: Array) -> Array:
+    def of_row(row: Rows) -> Array:
+        prior = vae.distribution("prior", params, row)
+
         def of_draws(keys: Array) -> Terms:
             z = jax.vmap(lambda key: prior.sample(seed=key))(keys)
-            p = vae.likelihood.distribution(params["likelihood"], z)
-            return (), p.log_prob(jnp.broadcast_to(x, (len(keys), *x.shape)))
+            p = vae.distribution("likelihood", params, {**row, "z": z})
+            return (), p.log_prob(jnp.broadcast_to(row["x"], (len(keys), *row["x"].shape)))
 
         return _over_draws(of_draws, key, num_samples, chunks.draws)[1]
 
-    return over_rows(of_row, (x,), chunks)
+    return over_rows(of_row, (rows,), chunks)
 
 
 @compiled()
-def init(vae: "VAE", key: Array) -> Params:
+def init(vae: Families, key: Array) -> Params:
     """Fresh parameters."""
     keys = zip(NAMES, jax.random.split(key, 3), strict=True)
     return {name: getattr(vae, name).init(key) for name, key in keys}
 
 
 @compiled()
-def decode(vae: "VAE", params: Params, z: Array) -> Array:
+def classify(posterior: Labelled, params: Params, x: Array) -> Array:
+    """log q(y | x) of every class."""
+    return jax.nn.log_softmax(posterior.classifier.distribution(params["families"][0], x).logits)
+
+
+@compiled()
+def decode(vae: Families, params: Params, given: Rows) -> Array:
     """The mean of p(x | z)."""
-    return vae.likelihood.distribution(params["likelihood"], z).mean()
+    return vae.distribution("likelihood", params, given).mean()

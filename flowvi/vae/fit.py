@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from flowvi import checks, plotting
 from flowvi.checks import require
 from flowvi.compiling import compiled
+from flowvi.densities.data import check_weights
 from flowvi.families import as_array, check_key
 from flowvi.objectives import Variational
 from flowvi.objectives.variational import Params
@@ -22,7 +23,9 @@ from flowvi.params import Array, PerRow, PyTree, is_per_row
 from flowvi.training import Fitted, TrainingOptions, check_names, fit
 from flowvi.training.sources import check_batch_size
 from flowvi.vae.enumeration import exact_posterior, log_marginal
-from flowvi.vae.model import NAMES, VAE, check_vae, own_params, weights_of
+from flowvi.vae.families import NAMES, Rows, own_params
+from flowvi.vae.losses import weights_of
+from flowvi.vae.model import VAE, check_vae
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +77,7 @@ class FittedVAE(Fitted):
     sample = _fitted(VAE.sample)
     sample_given = _fitted(VAE.sample_given)
     encode = _fitted(VAE.encode)
+    classify = _fitted(VAE.classify)
     decode = _fitted(VAE.decode)
     reconstruct = _fitted(VAE.reconstruct)
     evaluate = _fitted(VAE.evaluate)
@@ -105,10 +109,12 @@ def fit_vae(
     x: ArrayLike,
     *,
     key: Array,
+    context: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     objective: Variational | None = None,
     params: Params | None = None,
     validation_data: ArrayLike | None = None,
+    validation_context: ArrayLike | None = None,
     validation_samples: int = 1,
     validate_every: int | None = None,
     patience: int | None = None,
@@ -126,6 +132,8 @@ def fit_vae(
         x: array of shape [num_rows, *event_shape]; an `np.memmap` may be larger than memory. Where
             each row has its own posterior, x[i] is row i.
         key: a random key.
+        context: array of shape [num_rows, *context_shape]: the covariates, where the model takes
+            them; or, with a posterior by `fv.labelled`, a class for each row, -1 where missing.
         weights: array of shape [num_rows] of how much each row counts, None for equally. Only their
             ratios matter.
         objective: what `vae.loss` returns; by default `vae.loss()`, the ELBO of one draw, with the
@@ -133,6 +141,7 @@ def fit_vae(
         params: parameters to start from, such as an earlier result's.
         validation_data: rows that are not trained on, of any number. With them the result holds
             the parameters with their highest ELBO.
+        validation_context: their covariates.
         validation_samples: draws of each row in a validation.
         validate_every: steps between two validations; by default there are 50.
         patience: end training when so many validations in a row brought no new best.
@@ -165,7 +174,8 @@ def fit_vae(
     check_vae(vae)
     check_key(key)
     check_names(options)
-    x = check_data(vae, "x", x)
+    data = check_data(vae, x, context)
+    x = data["x"]
     if (batch_size := options.get("batch_size")) is None:
         batch_size = min(BATCH_SIZE, len(x))
     options["batch_size"] = batch_size = check_batch_size(batch_size, len(x)) or len(x)
@@ -176,22 +186,27 @@ def fit_vae(
     is_own = isinstance(loss_fn, Variational) and loss_fn.family == vae.posterior
     rule = "`objective` must be what `vae.loss(...)` of this model returns"
     require(is_own, rule, objective, error=TypeError)
-    data: dict[str, Array | np.ndarray] = {"x": x}
     if vae.is_unamortized:
         data["row"] = rows = jnp.arange(len(x), dtype=jnp.int32)
         vae.posterior.check_context(rows)
-    if weights is not None:
-        data["weight"] = _check_weights(weights, len(x))
+    if (counts := check_weights(weights, len(x))) is not None:
+        # Of mean 1, so that they keep the scale of the loss.
+        data["weight"] = (counts / counts.mean()).astype(jnp.result_type(float))
         loss_fn = dataclasses.replace(loss_fn, row_weights=weights_of)
     init_key, objective_key, fit_key = jax.random.split(key, 3)
     params = vae.init(init_key) if params is None else params
     own_params(vae, params)
     num_samples = checks.positive_int("validation_samples", validation_samples)
+    held = None
+    rule = "`validation_context` must be None without `validation_data`"
+    has_data = validation_data is not None or validation_context is None
+    require(has_data, rule, validation_context, say=checks.shown)
     if validation_data is not None:
         rule = "`validation_data` must be None where each row has its own posterior"
         fix = "Perhaps fit those rows by `fv.fit_rows`, afterwards?"
         require(not vae.is_unamortized, rule, vae.posterior, fix)
-        validation_data = check_data(vae, "validation_data", validation_data)
+        names = ("validation_data", "validation_context")
+        held = check_data(vae, validation_data, validation_context, names)
         validate_every = validate_every or max(num_steps // VALIDATIONS, 1)
     options["optimizer"] = options.get("optimizer") or default_optimizer(num_steps)
     result = fit(
@@ -199,8 +214,8 @@ def fit_vae(
         _with_state(params, state_beside(loss_fn, objective_key)),
         key=fit_key,
         data=data,
-        validate=None if validation_data is None else Validation(vae, num_samples),
-        validation_data=validation_data,
+        validate=None if held is None else Validation(vae, num_samples),
+        validation_data=held,
         validate_every=validate_every,
         patience=patience,
         # The default schedule and the moments of validations depend on the number of steps.
@@ -217,8 +232,9 @@ class Validation:
     vae: VAE
     num_samples: int = 1
 
-    def __call__(self, params: Params, key: Array, x: Array) -> tuple[Array, dict[str, Array]]:
-        found = self.vae.evaluate(params, key, x, self.num_samples)
+    def __call__(self, params: Params, key: Array, rows: Rows) -> tuple[Array, dict[str, Array]]:
+        context = rows.get("context")
+        found = self.vae.evaluate(params, key, rows["x"], self.num_samples, context=context)
         metrics = {"rate": jnp.mean(found.rate), "distortion": jnp.mean(found.distortion)}
         if self.num_samples > 1:
             metrics["log_likelihood"] = jnp.mean(found.log_likelihood)
@@ -241,28 +257,27 @@ def _with_state(params: Params, fresh: Params) -> Params:
     return {**{name: params[name] for name in NAMES}, **state}
 
 
-def check_data(vae: VAE, name: str, x: ArrayLike) -> Array | np.ndarray:
-    """`x` as rows of the model's events, inside of the likelihood's support."""
+def check_data(
+    vae: VAE,
+    x: ArrayLike,
+    context: ArrayLike | None,
+    names: tuple[str, str] = ("x", "context"),
+) -> Rows:
+    """Rows of the model's events, inside of the likelihood's support, and of its context."""
+    name, name_of_context = names
     x = as_array(name, x)
     fits = x.ndim > 0 and x.shape[1:] == vae.event_shape and len(x)
-    shape = ", ".join(map(str, ("num_rows", *vae.event_shape)))
-    rule = f"`{name}` must have at least one row, and shape [{shape}] for {vae.likelihood!r}"
+    axes = ", ".join(map(str, ("num_rows", *vae.event_shape)))
+    rule = f"`{name}` must have at least one row, and shape [{axes}] for {vae.likelihood!r}"
     require(fits, rule, f"shape {x.shape}", say=str)
     x = x.astype(np.uint8) if x.dtype == bool else x
     vae.likelihood.check_support(x, name)
-    return x
-
-
-def _check_weights(weights: ArrayLike, num_rows: int) -> np.ndarray:
-    """Weights whose mean is 1."""
-    weights = np.asarray(as_array("weights", weights), np.float64)
-    rule = f"`weights` must have shape {(num_rows,)}, one for each row"
-    require(weights.shape == (num_rows,), rule, weights.shape)
-    bad = ~(np.isfinite(weights) & (weights >= 0))
-    if bad.any() or not weights.any():
-        got = f"{weights[bad][0]} in row {np.argmax(bad)}" if bad.any() else "zeros"
-        raise ValueError(f"`weights` must be finite, at least 0 and not all 0; got {got}.")
-    return (weights / weights.mean()).astype(jnp.result_type(float))
+    if (rows := vae.check_context(context, name=name_of_context)) is None:
+        return {"x": x}
+    shape = (len(x), *vae.shapes["context"])
+    rule = f"`{name_of_context}` must have shape {shape}, a row for each of `{name}`"
+    require(rows.shape == shape, rule, rows.shape)
+    return {"x": x, "context": rows}
 
 
 def scale_by_start() -> optax.GradientTransformation:
@@ -286,10 +301,8 @@ def scale_by_start() -> optax.GradientTransformation:
 
 # The same object for the same length, so that a second fit compiles nothing.
 @functools.lru_cache(maxsize=64)
-def default_optimizer(
-    num_steps: int, learning_rate: float = LEARNING_RATE
-) -> optax.GradientTransformation:
+def default_optimizer(num_steps: int) -> optax.GradientTransformation:
     """Adam relative to the parameters' size at start; a warm-up, and a cosine decay to zero."""
     rise = min(int(RISE * num_steps), MOST_RISE)
-    rate = optax.warmup_cosine_decay_schedule(learning_rate / 10, learning_rate, rise, num_steps)
+    rate = optax.warmup_cosine_decay_schedule(LEARNING_RATE / 10, LEARNING_RATE, rise, num_steps)
     return optax.chain(optax.scale_by_adam(), scale_by_start(), optax.scale_by_learning_rate(rate))

@@ -1,42 +1,48 @@
 """The model: three families, its losses, and what it makes of data."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.checks import require
-from flowvi.families import Family, as_array, check_key
-from flowvi.objectives import ELBO, Joint, Variational
+from flowvi.families import Labelled, check_key
+from flowvi.objectives import ELBO, Enumeration, Joint, Variational
 from flowvi.objectives.bounds import KLRule, check_kl_rule
-from flowvi.objectives.variational import Batch, DensityAndState, Params
-from flowvi.params import Array, Origin, Shape
+from flowvi.objectives.variational import Params
+from flowvi.params import Array, Shape
 from flowvi.vae import evaluation
-from flowvi.vae.evaluation import CHUNK, DRAWS, NAMES, Chunks, Evaluation
+from flowvi.vae.evaluation import CHUNK, DRAWS, Chunks, Evaluation
+from flowvi.vae.families import Data, Families, Given, Rows, as_float, own_params
+from flowvi.vae.losses import Likelihood, Seen, Supervised
 
-Data = ArrayLike
 Size = int | Sequence[int]
-Rows = ArrayLike | None
+#: How much the classification of known labels counts beside the bound; see `VAE.loss`.
+LABEL_WEIGHT = 1.0
 
 
 class Options(TypedDict, total=False):
     """The options of `VAE.evaluate`."""
 
-    rows: Rows
+    context: Given
+    rows: Given
     kl: KLRule
     chunk_size: int
 
 
 @dataclasses.dataclass(frozen=True)
-class VAE:
+class VAE(Families):
     """A latent-variable model p(z) p(x | z) with a posterior q(z | x): three families.
+
+    With covariates y it is p(z | y) p(x | z, y), with q(z | x, y). `context_shape` is the shape of
+    one y, and each family sees y where its own context has room for it: the prior's is then y, the
+    likelihood's z and y in one vector, the posterior's x and y in one vector. All methods take y as
+    `context`, of shape [*batch, *context_shape].
 
     The posterior is amortized, a family whose context is x, such as `fv.conditional` of an encoder;
     or each row of the data has its own, a family whose context is the number of the row, such as
@@ -47,95 +53,86 @@ class VAE:
     axes. Memory is bounded; the draws of a row depend on the key and the row's place only.
 
     Attributes:
-        prior: the family of p(z); it takes no context.
-        likelihood: the family of p(x | z); its context is z.
-        posterior: the family of q(z | x); its context is x, or of shape () the number of a row.
+        prior: the family of p(z); it takes no context, or y.
+        likelihood: the family of p(x | z); its context is z, or z and y.
+        posterior: the family of q(z | x); its context is x, or x and y, or of shape () the number
+            of a row.
+        context_shape: the shape of one y, or its size; None if there are no covariates.
 
-    `fit_vae` has an example.
+    `fit_vae` has an example without covariates; with a y of ten numbers, for 64 pixels:
+
+        >>> import jax, flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.standard_normal(2),
+        ...     likelihood=fv.conditional(fv.bernoulli(64), MLP(2 + 10, (16,), 64)),
+        ...     posterior=fv.conditional(fv.gaussian(2), MLP(64 + 10, (16,), 4)),
+        ...     context_shape=10,
+        ... )
+        >>> params, y = vae.init(jax.random.key(0)), jax.numpy.eye(10)
+        >>> vae.sample(params, jax.random.key(1), 3, context=y).shape
+        (3, 10, 64)
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Rezende, Mohamed, "Variational
-    Inference with Normalizing Flows", 2015.
+    Inference with Normalizing Flows", 2015; with covariates, Sohn, Lee, Yan, "Learning Structured
+    Output Representation using Deep Conditional Generative Models", 2015.
     """
-
-    prior: Family
-    likelihood: Family
-    posterior: Family
-
-    def __post_init__(self) -> None:
-        for name in NAMES:
-            family, rule = getattr(self, name), "must be a family, such as `fv.standard_normal(2)`"
-            require(isinstance(family, Family), f"`{name}` {rule}", family, error=TypeError)
-        is_free = self.prior.context_shape is None
-        require(is_free, "`prior` must take no context", self.prior)
-        latent, event = self.latent_shape, self.event_shape
-        for name, shape, source in (
-            ("likelihood", latent, f"z of the prior {self.prior!r}"),
-            ("posterior", event, f"x of the likelihood {self.likelihood!r}"),
-        ):
-            family, fix = getattr(self, name), "Perhaps use `fv.conditional(family, network)`?"
-            taken = family.context_shape
-            fits = taken == shape or (name == "posterior" and self.is_unamortized)
-            rule = f"`{name}` must take {source}, of shape {shape}, as context"
-            require(taken is not None, rule, family, f"It takes none. {fix}")
-            require(fits, f"{rule} rather than one of shape {taken}", family)
-        rule = f"`posterior` must have event shape {latent}, that of the prior {self.prior!r},"
-        found = self.posterior.event_shape
-        require(found == latent, f"{rule} rather than {found}", self.posterior)
-
-    @property
-    def is_unamortized(self) -> bool:
-        """Whether each row has its own posterior, whose context is the row's number."""
-        return self.posterior.context_shape == () != self.event_shape
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of one x."""
-        return self.likelihood.event_shape
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape of one z."""
-        return self.prior.event_shape
 
     def init(self, key: Array) -> Params:
         """Fresh parameters: {"prior", "likelihood", "posterior"}."""
         check_key(key)
         return evaluation.init(self, key)
 
-    def loss(self, objective: type[Variational] = ELBO, **options: Any) -> Variational:
+    def loss(
+        self,
+        objective: type[Variational] | None = None,
+        *,
+        label_weight: float = LABEL_WEIGHT,
+        **options: Any,
+    ) -> Variational:
         """A loss of this model for `fit` and `fit_vae`, over batches {"x": [B, *event]}.
 
-        Where each row has its own posterior, over batches {"x": [B, *event], "row": [B]}. The
-        `init` of the loss makes what stands beside the model's parameters.
+        Where there are covariates a batch also has them as "context", of shape [B, *context_shape],
+        and where each row has its own posterior the numbers of its rows as "row". The `init` of the
+        loss makes what stands beside the model's parameters.
 
         Args:
             objective: one of `fv.objectives`: `ELBO`, `IWELBO`, `Renyi`, `CUBO`, `ForwardKL`,
                 `ScoreFunction` or `Enumeration`. `ELBO` and `IWELBO` train all of the model;
                 `ForwardKL` gives prior and likelihood no gradient, and `CUBO` is an upper bound,
                 which they would lower: both are for the posterior of a frozen model, by
-                `optax.multi_transform` with `optax.set_to_zero()`.
+                `optax.multi_transform` with `optax.set_to_zero()`. By default it is `ELBO`, or
+                `Enumeration` with a posterior by `fv.labelled`, whose classes are then summed out.
+            label_weight: with such a posterior the loss and its distortion get this weight times
+                the mean of -log q(y | x) over the rows of a batch whose label is known, without
+                which those rows would teach the classifier nothing.
             **options: of the objective, such as `num_samples`; of `ELBO` also `kl_weight`,
                 `warm_up` and `free_bits`.
         """
+        is_labelled = isinstance(self.posterior, Labelled)
+        if objective is None:
+            objective = Enumeration if is_labelled else ELBO
         is_one = isinstance(objective, type) and issubclass(objective, Variational)
         rule = "`objective` must be an objective, such as `fv.objectives.ELBO`"
         require(is_one, rule, objective, error=TypeError)
-        joint = Joint(self.prior, Likelihood(self.likelihood))
-        context = row_of if self.is_unamortized else x_of
-        return objective(self.posterior, joint, context=context, **options)
+        require(label_weight >= 0, "`label_weight` must be at least 0", label_weight)
+        plain = Likelihood(self)
+        likelihood = Supervised(plain, label_weight) if is_labelled and label_weight else plain
+        joint = Joint(self.prior, likelihood, Seen(self, "prior"))
+        return objective(self.posterior, joint, context=Seen(self, "posterior"), **options)
 
-    def log_joint(self, params: Params, x: Data, z: Data) -> Array:
+    def log_joint(self, params: Params, x: Data, z: Data, *, context: Given = None) -> Array:
         """log p(x, z) = log p(z) + log p(x | z), of shape [...].
 
-        The leading axes of x [..., *event_shape] and z [..., *latent_shape] broadcast.
+        The leading axes of x [..., *event_shape] and z [..., *latent_shape] broadcast, and those of
+        the context to theirs.
         """
         own, x, z = own_params(self, params), self.check_x(x), self._z(z)
-        z_rows = z.shape[: z.ndim - len(self.latent_shape)]
-        rows = jnp.broadcast_shapes(self._batch_shape(x), z_rows)
+        rows = jnp.broadcast_shapes(self._axes(x), z.shape[: z.ndim - len(self.latent_shape)])
+        given = {**self._given(rows, context), "z": jnp.broadcast_to(z, rows + self.latent_shape)}
         x = jnp.broadcast_to(x, rows + self.event_shape)
-        z = jnp.broadcast_to(z, rows + self.latent_shape)
-        likelihood = self.likelihood.log_prob(own["likelihood"], x, z)
-        return self.prior.log_prob(own["prior"], z) + likelihood
+        likelihood = self.likelihood.log_prob(own["likelihood"], x, self.seen("likelihood", given))
+        return self.prior.log_prob(own["prior"], given["z"], self.seen("prior", given)) + likelihood
 
     def evaluate(
         self,
@@ -144,7 +141,8 @@ class VAE:
         x: Data,
         num_samples: int = 1,
         *,
-        rows: Rows = None,
+        context: Given = None,
+        rows: Given = None,
         kl: KLRule = "auto",
         chunk_size: int = CHUNK,
     ) -> Evaluation:
@@ -155,8 +153,9 @@ class VAE:
             log_likelihood = log (1/K sum_k p(x, z_k) / q(z_k | x))
 
         for K = `num_samples` draws: arrays of shape [*batch] for x of shape [*batch, *event_shape].
-        Where each row has its own posterior, `rows`, integers of shape [*batch], say which they
-        are; by default 0, 1, 2, ... The rate is that of the draws where `kl` is "sampled", in
+        All is given y where there is a `context`, whose leading axes broadcast to [*batch]. Where
+        each row has its own posterior, `rows`, integers of shape [*batch], say which they are; by
+        default 0, 1, 2, ... The rate is that of the draws where `kl` is "sampled", in
         closed form where it is "analytic", and by default where it has one. So many evaluations of
         the decoder as `chunk_size` are in memory together.
 
@@ -165,7 +164,7 @@ class VAE:
         """
         check_kl_rule(kl)
         count, chunks = _chunks(num_samples, chunk_size)
-        flat, batch_shape = self._rows(x, rows)
+        flat, batch_shape = self.flat(self._of_rows(x, context, rows))
         own = own_params(self, params, key)
         found = evaluation.evaluate(self, own, key, flat, np.int32(count), chunks, kl)
         return Evaluation(*(each.reshape(batch_shape) for each in found))
@@ -196,28 +195,36 @@ class VAE:
         x: Data,
         num_samples: int,
         *,
-        rows: Rows = None,
+        context: Given = None,
+        rows: Given = None,
         chunk_size: int = CHUNK,
     ) -> Array:
         """log p(x, z_k) - log q(z_k | x) of shape [K, *batch], at the draws of `evaluate`."""
         count, chunks = _chunks(num_samples, chunk_size)
-        flat, batch_shape = self._rows(x, rows)
+        flat, batch_shape = self.flat(self._of_rows(x, context, rows))
         own = own_params(self, params, key)
         found = evaluation.log_weights(self, own, key, flat, count, chunks)
         return found.reshape(count, *batch_shape)
 
     def prior_bound(
-        self, params: Params, key: Array, x: Data, num_samples: int, *, chunk_size: int = CHUNK
+        self,
+        params: Params,
+        key: Array,
+        x: Data,
+        num_samples: int,
+        *,
+        context: Given = None,
+        chunk_size: int = CHUNK,
     ) -> Array:
         """log (1/K sum_k p(x | z_k)) of each row, z_k from the prior: the bound that needs no q.
 
-        All rows share the draws, and K must be very large before it says much.
+        All rows share the noise of the draws, and K must be very large before it says much.
         """
         count, chunks = _chunks(num_samples, chunk_size)
-        x, own = self.check_x(x), own_params(self, params, key)
-        flat = x.reshape(-1, *self.event_shape)
+        flat, batch_shape = self.flat(self.given(x, context))
+        own = own_params(self, params, key)
         found = evaluation.prior_bound(self, own, key, flat, np.int32(count), chunks)
-        return found.reshape(self._batch_shape(x))
+        return found.reshape(batch_shape)
 
     def sample(
         self,
@@ -225,37 +232,78 @@ class VAE:
         key: Array,
         sample_shape: Size = (),
         *,
+        context: Given = None,
         num_per_latent: int | None = None,
     ) -> Array:
-        """Draws of x, of shape sample_shape + [num_per_latent] + event_shape: z, then x given z.
+        """Draws of x, of shape sample_shape + batch + [num_per_latent] + event_shape.
 
-        There are `sample_shape` z, and `num_per_latent` x for each; None for one, without an axis.
+        There are `sample_shape` z for each row of a context [*batch, *context_shape], and
+        `num_per_latent` x for each z; None for one, without an axis. With no context batch is ().
         """
         if num_per_latent is not None:
             num_per_latent = checks.positive_int("num_per_latent", num_per_latent)
         shape = _sample_shape(sample_shape, num_per_latent or 1)
         own, (latent_key, key) = own_params(self, params, key), jax.random.split(key)
-        z = self.prior.sample(own["prior"], latent_key, shape)
-        x = self.likelihood.sample(own["likelihood"], key, num_per_latent or (), z)
-        return x if num_per_latent is None else jnp.moveaxis(x, 0, len(shape))
+        z, given = self.sample_latents(own, latent_key, shape, context)
+        seen = self.seen("likelihood", {**given, "z": z})
+        x = self.likelihood.sample(own["likelihood"], key, num_per_latent or (), seen)
+        return x if num_per_latent is None else jnp.moveaxis(x, 0, -1 - len(self.event_shape))
+
+    def sample_latents(
+        self, params: Params, key: Array, shape: Shape, context: Given
+    ) -> tuple[Array, Rows]:
+        """Draws of z from the prior, of shape `shape` + batch + latent_shape; and the context."""
+        given = self._given(None, context)
+        seen, batch = self.seen("prior", given), shape
+        if seen is None and given:
+            # A prior that is blind to y draws for each y all the same.
+            batch = shape + self._batch_of(given["context"])
+        return self.prior.sample(params["prior"], key, batch, seen), given
 
     def encode(
-        self, params: Params, key: Array, x: Data, sample_shape: Size = (), *, rows: Rows = None
+        self,
+        params: Params,
+        key: Array,
+        x: Data,
+        sample_shape: Size = (),
+        *,
+        context: Given = None,
+        rows: Given = None,
     ) -> Array:
         """Draws of z from q(z | x), of shape sample_shape + batch + latent_shape."""
         own, shape = own_params(self, params, key), _sample_shape(sample_shape)
-        return self.posterior.sample(own["posterior"], key, shape, self._context(x, rows))
+        seen = self.seen("posterior", self._of_rows(x, context, rows))
+        return self.posterior.sample(own["posterior"], key, shape, seen)
 
-    def decode(self, params: Params, z: Data) -> Array:
-        """The mean of p(x | z), of shape [..., *event_shape], for z [..., *latent_shape]."""
-        return evaluation.decode(self, own_params(self, params), self._z(z))
+    def classify(self, params: Params, x: Data) -> Array:
+        """log q(y | x) of every class, of shape [*batch, K], with a posterior by `fv.labelled`."""
+        if not isinstance(posterior := self.posterior, Labelled):
+            raise TypeError(f"`posterior` must be one by `fv.labelled`; got {posterior!r}.")
+        own = own_params(self, params)["posterior"]
+        return evaluation.classify(posterior, own, as_float(self.check_x(x)))
+
+    def decode(self, params: Params, z: Data, *, context: Given = None) -> Array:
+        """The mean of p(x | z), of shape [..., *event_shape], for z [..., *latent_shape].
+
+        The leading axes of z and of the context broadcast.
+        """
+        given = {**self._given(None, context), "z": self._z(z)}
+        return evaluation.decode(self, own_params(self, params), given)
 
     def reconstruct(
-        self, params: Params, key: Array, x: Data, num_samples: int = 1, *, rows: Rows = None
+        self,
+        params: Params,
+        key: Array,
+        x: Data,
+        num_samples: int = 1,
+        *,
+        context: Given = None,
+        rows: Given = None,
     ) -> Array:
         """The mean of p(x' | z), of the shape of x, averaged over `num_samples` z from q(z | x)."""
         num_samples = checks.positive_int("num_samples", num_samples)
-        return self.decode(params, self.encode(params, key, x, num_samples, rows=rows)).mean(0)
+        z = self.encode(params, key, x, num_samples, context=context, rows=rows)
+        return self.decode(params, z, context=context).mean(0)
 
     def sample_given(
         self,
@@ -264,7 +312,8 @@ class VAE:
         x: Data,
         sample_shape: Size = (),
         *,
-        rows: Rows = None,
+        context: Given = None,
+        rows: Given = None,
         share_latent: bool = False,
     ) -> Array:
         """Draws x' like x, of shape sample_shape + batch + event_shape: x' given z from q(z | x).
@@ -274,74 +323,12 @@ class VAE:
         own, shape = own_params(self, params, key), _sample_shape(sample_shape)
         latent_key, key = jax.random.split(key)
         outer, inner = (shape, ()) if share_latent else ((), shape)
-        z = self.posterior.sample(own["posterior"], latent_key, inner, self._context(x, rows))
-        return self.likelihood.sample(own["likelihood"], key, outer, z)
-
-    def check_x(self, x: Data) -> Array:
-        """x of shape [*batch, *event_shape]."""
-        x = as_array("x", x)
-        checks.trailing_shape("x", x, self.event_shape, f"the likelihood {self.likelihood!r}")
-        return jnp.asarray(x)
-
-    def _z(self, z: Data) -> Array:
-        z = as_array("z", z)
-        checks.trailing_shape("z", z, self.latent_shape, f"the prior {self.prior!r}")
-        return jnp.asarray(z)
-
-    def _batch_shape(self, x: Array) -> Shape:
-        return x.shape[: x.ndim - len(self.event_shape)]
-
-    def _context(self, x: Data, rows: Data | None) -> Array:
-        """The context of the posterior: x, or the numbers of its rows, of shape [*batch]."""
-        x = self.check_x(x)
-        if not self.is_unamortized:
-            rule = "`rows` must be None for an amortized posterior, which needs x alone"
-            require(rows is None, rule, rows)
-            return as_float(x)
-        shape = self._batch_shape(x)
-        count = math.prod(shape)
-        rows = np.arange(count).reshape(shape) if rows is None else as_array("rows", rows)
-        require(rows.shape == shape, f"`rows` must have shape {shape}, as `x` does", rows.shape)
-        self.posterior.check_context(rows)
-        return jnp.asarray(rows)
-
-    def _rows(self, x: Data, rows: Data | None) -> tuple[tuple[Array, Array], Shape]:
-        """x and the posterior's context with one axis of rows, and the axes they had."""
-        x, context = self.check_x(x), self._context(x, rows)
-        flat = context.reshape(-1, *(self.posterior.context_shape or ()))
-        return (x.reshape(-1, *self.event_shape), flat), self._batch_shape(x)
-
-
-def check_vae(vae: VAE) -> None:
-    """Checks that this is a model."""
-    require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)
-
-
-def own_params(vae: VAE, params: Params, key: Array | None = None) -> Params:
-    """The parameters of a model without what may stand beside them; an error for another's."""
-    if key is not None:
-        check_key(key)
-    if not isinstance(params, dict) or any(name not in params for name in NAMES):
-        got = sorted(params) if isinstance(params, dict) else type(params).__name__
-        fix = " Perhaps use its `.params`?" if hasattr(params, "params") else ""
-        rule = "`params` must be a dict with the keys prior, likelihood and posterior, such as"
-        raise ValueError(f"{rule} `vae.init(key)`; got {got}.{fix}")
-    for name in NAMES:
-        family, own = getattr(vae, name), params[name]
-        origin = own.get("origin") if isinstance(own, dict) else None
-        rule = f'`params["{name}"]` must be those of {family!r}'
-        if isinstance(origin, Origin) and origin.family != family:
-            raise ValueError(f"{rule}; got those of {origin.family!r}.")
-        shapes, expected = [np.shape(leaf) for leaf in jax.tree.leaves(own)], _shapes(family)
-        require(shapes == expected, f"{rule}, arrays of shapes {expected}", shapes)
-    return {name: params[name] for name in NAMES}
-
-
-@functools.lru_cache(maxsize=64)
-def _shapes(family: Family) -> list[Shape]:
-    """The shapes of the leaves of a family's parameters."""
-    made = jax.eval_shape(family.init, jax.random.key(0))
-    return [leaf.shape for leaf in jax.tree.leaves(made)]
+        given = self._of_rows(x, context, rows)
+        z = self.posterior.sample(
+            own["posterior"], latent_key, inner, self.seen("posterior", given)
+        )
+        seen = self.seen("likelihood", {**given, "z": z})
+        return self.likelihood.sample(own["likelihood"], key, outer, seen)
 
 
 def _sample_shape(sample_shape: int | Sequence[int], others: int = 1) -> Shape:
@@ -360,45 +347,6 @@ def _chunks(num_samples: int, chunk_size: int) -> tuple[int, Chunks]:
     return count, Chunks(draws, size)
 
 
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """(params, key, z, batch) -> log p(x | z) of shape [K, B], in its training form."""
-
-    family: Family
-
-    #: Whether z may be of shape [K, 1, *latent], for values that all rows share.
-    takes_shared: ClassVar[bool] = True
-
-    def __call__(self, params: Params, key: Array, z: Array, batch: Batch) -> DensityAndState:
-        own, x, event = params["likelihood"], jnp.asarray(batch["x"]), self.family.event_shape
-        shared = z.shape[1] == 1 != len(x)
-        p, new = self.family.train_distribution(own, key, z[:, 0] if shared else z)
-        if shared:
-            # Mapped over rows, what depends on z alone is computed once.
-            shape = (z.shape[0], *event)
-            log_prob = jax.vmap(lambda row: p.log_prob(jnp.broadcast_to(row, shape)))(x).T
-        else:
-            leading = z.shape[: z.ndim - len(self.family.context_shape or ())]
-            log_prob = p.log_prob(jnp.broadcast_to(x, leading + event))
-        return log_prob, {} if new is own else {"likelihood": new}
-
-
-def x_of(batch: Batch) -> Array:
-    """What an encoder sees of a batch."""
-    return as_float(batch["x"])
-
-
-def row_of(batch: Batch) -> Array:
-    """What a posterior without an encoder is conditioned on: the numbers of the rows."""
-    return batch["row"]
-
-
-def weights_of(batch: Batch) -> Array:
-    """The weights of a batch's rows."""
-    return batch["weight"]
-
-
-def as_float(x: Data) -> Array:
-    """Whole numbers as networks take them; others as they are."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+def check_vae(vae: VAE) -> None:
+    """Checks that this is a model."""
+    require(isinstance(vae, VAE), "`vae` must be a `fv.VAE(...)`", vae, error=TypeError)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Unpack
+from typing import NamedTuple, Unpack, cast
 
 import distrax
 import jax
@@ -22,8 +22,9 @@ from flowvi.objectives.variational import Batch, Output, Params
 from flowvi.params import Array, Fixed, PyTree
 from flowvi.training import TrainingOptions, check_names, fit
 from flowvi.vae.evaluation import Chunks, over_rows
+from flowvi.vae.families import NAMES, Rows, own_params
 from flowvi.vae.fit import BATCH_SIZE, FittedVAE, check_data, state_beside
-from flowvi.vae.model import NAMES, VAE, as_float, check_vae, own_params
+from flowvi.vae.model import VAE, check_vae
 
 #: Steps of each row, their learning rate at first, and draws in a step.
 STEPS, LEARNING_RATE, DRAWS = 500, 0.1, 8
@@ -35,6 +36,7 @@ def fit_rows(
     x: ArrayLike,
     *,
     key: Array,
+    context: ArrayLike | None = None,
     objective: Callable[[VAE], Variational] | None = None,
     **options: Unpack[TrainingOptions],
 ) -> FittedVAE:
@@ -55,6 +57,7 @@ def fit_rows(
         params: its parameters.
         x: array of shape [num_rows, *event_shape].
         key: a random key.
+        context: array of shape [num_rows, *context_shape], where the model takes one.
         objective: a function from the model in which each row has its own posterior to a loss of
             it; by default the ELBO of 8 draws, or `ScoreFunction` where draws carry no gradients.
         **options: see `TrainingOptions`. `num_steps` are those of each row, 500 by default, and
@@ -72,19 +75,21 @@ def fit_rows(
     check_names(options)
     num_steps = checks.positive_int("num_steps", options.get("num_steps", STEPS))
     params = own_params(vae, params)
-    x = check_data(vae, "x", x)
+    data = check_data(vae, x, context)
+    x = data["x"]
     if (size := options.get("batch_size")) is None:
         size = BATCH_SIZE
     options["batch_size"] = batch_size = min(checks.positive_int("batch_size", size), len(x))
     begin_key, state_key, fit_key = jax.random.split(key, 3)
-    own, start = begin_rows(vae, params, begin_key, x)
-    training = VAE(*(Evaluated(getattr(own, name)) for name in NAMES))
+    own, start = begin_rows(vae, params, begin_key, data)
+    prior, likelihood, posterior = (Evaluated(getattr(own, name)) for name in NAMES)
+    training = VAE(prior, likelihood, posterior, own.context_shape)
     kind = ELBO if training.posterior.reparameterized else ScoreFunction
     loss_fn = objective(training) if objective else training.loss(kind, num_samples=DRAWS)
     options["num_steps"] = total = -(-num_steps * len(x) // batch_size)
     options["optimizer"] = options.get("optimizer") or default_optimizer(total)
     params = {**freeze(start), **state_beside(loss_fn, state_key)}
-    data = {"x": x, "row": np.arange(len(x), dtype=np.int32)}
+    data["row"] = np.arange(len(x), dtype=np.int32)
     result = fit(Frozen(loss_fn), params, key=fit_key, data=data, **options)
     learned, last = unfreeze(result.params), unfreeze(result.last_params)
     result = dataclasses.replace(result, params=learned, last_params=last)
@@ -100,22 +105,26 @@ def default_optimizer(num_steps: int) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, num_steps), b2=0.99)
 
 
-def begin_rows(vae: VAE, params: Params, key: Array, x: Array | np.ndarray) -> tuple[VAE, Params]:
-    """The model in which each row of x has its own posterior, and where that begins."""
+def begin_rows(vae: VAE, params: Params, key: Array, data: Rows) -> tuple[VAE, Params]:
+    """The model in which each row of the data has its own posterior, and where that begins."""
     old, shared = vae.posterior, params["posterior"]
     if not isinstance(old, Conditional | Local):
         rule = "`vae` must have a posterior by `fv.conditional` or `fv.local`"
         raise TypeError(f"{rule}; got {old!r}.")
-    posterior, is_new = local(old.family, len(x)), isinstance(old, Local)
-    rows = posterior.init(key)["rows"].value if is_new else _features(old, shared, x)
+    posterior, is_new = local(old.family, len(data["x"])), isinstance(old, Local)
+    rows = posterior.init(key)["rows"].value if is_new else _features(vae, shared, data)
     begun = {**own_params(vae, params), "posterior": posterior.with_rows(shared, rows)}
     return dataclasses.replace(vae, posterior=posterior), begun
 
 
 @compiled()
-def _features(posterior: Composed, params: Params, x: Array | np.ndarray) -> PyTree:
+def _features(vae: VAE, params: Params, data: Rows) -> PyTree:
     """What the encoder says of each row."""
-    return over_rows(lambda x: posterior.features(params, x), (as_float(x),), Chunks(1))
+
+    def of_row(row: Rows) -> PyTree:
+        return cast(Composed, vae.posterior).features(params, vae.seen("posterior", row))
+
+    return over_rows(of_row, (data,), Chunks(1))
 
 
 def _all_but_rows(function: Callable[[PyTree], PyTree], params: Params) -> Params:
@@ -202,6 +211,7 @@ def amortization_gap(
     x: ArrayLike,
     *,
     key: Array,
+    context: ArrayLike | None = None,
     num_samples: int = 1000,
     objective: Callable[[VAE], Variational] | None = None,
     **options: Unpack[TrainingOptions],
@@ -217,6 +227,7 @@ def amortization_gap(
         params: its parameters.
         x: array of shape [num_rows, *event_shape]; rows the model was not fitted to tell more.
         key: a random key.
+        context: as in `fit_rows`.
         num_samples: K, draws of each row in the evaluation.
         objective: as in `fit_rows`, as are `**options`.
         **options: see there.
@@ -229,13 +240,13 @@ def amortization_gap(
     num_samples = checks.positive_int("num_samples", num_samples)
     fit_key, key = jax.random.split(key)
     x = as_array("x", x)
-    found = fit_rows(vae, params, x, key=fit_key, objective=objective, **options)
-    encoder = vae.evaluate(params, key, x, num_samples)
-    refined = found.evaluate(key, x, num_samples)
+    found = fit_rows(vae, params, x, key=fit_key, context=context, objective=objective, **options)
+    encoder = vae.evaluate(params, key, x, num_samples, context=context)
+    refined = found.evaluate(key, x, num_samples, context=context)
     better = refined.elbo > encoder.elbo
     weighted = jnp.where(better, refined.log_likelihood, encoder.log_likelihood)
     # A row that did not get better keeps what the encoder said.
-    _, start = begin_rows(vae, params, key, x)
+    _, start = begin_rows(vae, params, key, check_data(vae, x, context))
     rows = jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
         found.params["posterior"]["rows"],

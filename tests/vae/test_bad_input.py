@@ -124,17 +124,17 @@ FITS = {
     ),
     "shape of weights": (
         ValueError,
-        r"`weights` must have shape \(20,\), one for each row; got \(3,\)",
+        r"`weights` must have shape \(20,\), one for each row of `x`; got shape \(3,\)",
         {"weights": np.ones(3)},
     ),
     "negative weights": (
         ValueError,
-        "`weights` must be finite, at least 0 and not all 0; got -1.0 in row 2",
+        "`weights` must be finite and not negative; got -1.0 in row 2",
         {"weights": np.where(np.arange(20) == 2, -1.0, 1.0)},
     ),
     "no weights": (
         ValueError,
-        "`weights` must be .* not all 0; got zeros",
+        "`weights` must not all be zero; got only zeros",
         {"weights": np.zeros(20)},
     ),
     "params": (

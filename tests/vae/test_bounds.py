@@ -87,7 +87,15 @@ def test_memory_does_not_grow_with_the_number_of_draws():
     evaluate = jax.jit(evaluation.evaluate, static_argnums=(0, 5, 6))
 
     def memory(num_samples):
-        arguments = (vae, params, KEY, (x, x), np.int32(num_samples), evaluation.Chunks(64), "auto")
+        arguments = (
+            vae,
+            params,
+            KEY,
+            {"x": x},
+            np.int32(num_samples),
+            evaluation.Chunks(64),
+            "auto",
+        )
         analysis = evaluate.lower(*arguments).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 

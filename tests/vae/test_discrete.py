@@ -97,13 +97,13 @@ def test_enumeration_of_a_model_is_exact(num_rows):
 
 
 def test_blocks_of_rows_do_not_matter(monkeypatch):
-    from flowvi.vae import enumeration
+    from flowvi.vae import enumeration, evaluation
 
     vae, x = coded(), binary_rows(7)
     params = perturbed(vae, 0.5)
     whole = fv.log_marginal(vae, params, x)
-    monkeypatch.setattr(enumeration, "TABLE", 48)
     monkeypatch.setattr(enumeration, "VALUES", 3)
+    monkeypatch.setattr(enumeration, "Chunks", lambda draws: evaluation.Chunks(draws, 6))
     # Another model, since programs are remembered.
     again = coded()
     again = fv.VAE(again.prior, fv.conditional(fv.bernoulli((3, 4)), _renamed()), again.posterior)

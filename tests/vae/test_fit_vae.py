@@ -14,7 +14,7 @@ import flowvi as fv
 from flowvi import objectives as ob
 from flowvi.networks import MLP, Network
 from flowvi.vae.fit import default_optimizer
-from flowvi.vae.model import weights_of
+from flowvi.vae.losses import weights_of
 from tests.small import SMALL
 from tests.tolerances import FLOAT32
 from tests.training.helpers import assert_trees_equal

@@ -1,6 +1,7 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
 from flowvi import diagnostics, networks, objectives, testing
+from flowvi.amortized import AmortizationWarning, AmortizedPosterior, Prior, fit_amortized
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.densities import Calibration, Density, DensityWarning, fit_density
 from flowvi.diagnostics import Estimate
@@ -55,6 +56,8 @@ __all__ = [
     "MADE",
     "MAF",
     "VAE",
+    "AmortizationWarning",
+    "AmortizedPosterior",
     "Annealing",
     "Calibration",
     "Chain",
@@ -71,6 +74,7 @@ __all__ = [
     "Plateau",
     "Posterior",
     "PosteriorWarning",
+    "Prior",
     "Progress",
     "Target",
     "TrainingDiverged",
@@ -85,6 +89,7 @@ __all__ = [
     "diagnostics",
     "exact_posterior",
     "fit",
+    "fit_amortized",
     "fit_density",
     "fit_posterior",
     "fit_rows",

@@ -1,0 +1,7 @@
+"""Amortized posteriors: from a prior and a simulator, or from pairs, to the posterior of any x."""
+
+from flowvi.amortized.fit import fit_amortized
+from flowvi.amortized.posterior import AmortizationWarning, AmortizedPosterior, Weights
+from flowvi.amortized.prior import Prior
+
+__all__ = ["AmortizationWarning", "AmortizedPosterior", "Prior", "Weights", "fit_amortized"]

@@ -1,0 +1,227 @@
+"""Fitting posteriors from pairs of parameters and simulations."""
+
+import math
+import time
+import warnings
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowvi import checks
+from flowvi.amortized import simulations
+from flowvi.amortized.posterior import AmortizationWarning, AmortizedPosterior, LogLikelihood
+from flowvi.amortized.prior import Prior, as_prior, layout_of
+from flowvi.amortized.range import range_of
+from flowvi.amortized.simulations import Pairs, Simulator
+from flowvi.checks import require
+from flowvi.densities.data import Split, num_held_out, shuffled
+from flowvi.densities.training import Training, default_optimizer, fresh
+from flowvi.families import Family, Standardized, check_key, conditional, maf, standardized
+from flowvi.layouts import Layout, Theta
+from flowvi.networks import MLP, Network, as_network
+from flowvi.networks.sets import SetEncoder
+from flowvi.params import Array, Fixed, PyTree, Shape
+from flowvi.training import TrainingOptions, check_names
+
+#: Pairs that are simulated where nobody says how many.
+NUM_SIMULATIONS = 10_000
+
+#: Features that an embedding makes of x, and widths of the networks.
+FEATURES, WIDTHS, NUM_LAYERS = 32, (64, 64), 5
+
+#: Validations without a new best that end training; there are 50 over the length of a fit.
+PATIENCE = 20
+
+#: Rows of a batch, epochs, steps at most, and the rate of learning at its peak.
+BATCH_SIZE, EPOCHS, MAX_STEPS, LEARNING_RATE = 256, 100, 20_000, 5e-3
+
+
+def fit_amortized(
+    prior: object,
+    simulator: Simulator | None = None,
+    *,
+    key: Array,
+    pairs: tuple[Theta, ArrayLike] | None = None,
+    num_simulations: int = NUM_SIMULATIONS,
+    num_processes: int | None = None,
+    log_likelihood: LogLikelihood | None = None,
+    family: Family | None = None,
+    embedding: PyTree = None,
+    validation_fraction: float = 0.1,
+    patience: int | None = PATIENCE,
+    **options: Unpack[TrainingOptions],
+) -> AmortizedPosterior:
+    """Fits q(theta | x), the posterior of any observation, to pairs from a simulator.
+
+    Maximum likelihood of pairs (theta_i, x_i) of the joint distribution p(theta) p(x | theta),
+
+        -1/n sum_i log q(theta_i | x_i),
+
+    is least at q = p(theta | x): no likelihood is evaluated. Parameters are mapped from their
+    support to the real numbers, so that no draw lies outside of it, and both parameters and
+    observations are standardised. A tenth of the pairs is held out; the result holds the parameters
+    that score best on it, and training ends early when that stops improving.
+
+    Args:
+        prior: a distribution of numpyro's, Distrax's or TFP's; a dict of them by the names of
+            parameters; or an `fv.Prior(sample, support)`. Their batch counts as part of an event.
+        simulator: (key, theta) -> x of JAX, for one theta, which is vectorised and compiled; with
+            `num_processes` a Python function (numpy generator, theta) -> x. x is one array, always
+            of the same shape.
+        key: a random key.
+        pairs: (theta, x), with a leading axis of rows, in the place of a simulator; theta drawn
+            from the prior.
+        num_simulations: pairs to simulate.
+        num_processes: processes that call a Python simulator; 1 is this one. More need a simulator
+            and parameters that can be pickled.
+        log_likelihood: (theta, x) -> log p(x | theta) of one observation, a scalar of JAX, where
+            it is known: it is not trained on, but draws then have importance weights.
+        family: a family of the unconstrained vector with a context, such as
+            `fv.coupling(5, context_size=32)`; by default an autoregressive flow.
+        embedding: a network from x to the context of the family, trained along: any that
+            `fv.conditional` takes. By default a dense one, of an x that is a vector. For a set see
+            `flowvi.networks.SetEncoder`, for a series `SeriesEncoder`, for images `ConvEncoder`.
+        validation_fraction: the part of the pairs to hold out.
+        patience: end training when so many validations in a row brought no new best; None for
+            never. There are 50 over the length of a fit.
+        **options: see `TrainingOptions`. By default 100 epochs, but at most 20,000 steps, of 256
+            pairs; Adam with a rate that falls from 0.005 to zero; averaging with decay 0.995.
+
+    Returns:
+        An `AmortizedPosterior`. Its losses are in nats, of the unconstrained vector.
+
+    Raises:
+        TypeError: if the prior has no sampler, or an argument is of the wrong kind.
+        ValueError: if x changes its shape or is never finite, theta lies outside of its support,
+            there are too few pairs, or sizes do not go together.
+        TrainingDiverged: as in `fit`.
+
+    Warns:
+        RuntimeWarning: where simulations were left out because they are not finite, or pairs are
+            few.
+
+    Source: Papamakarios, Murray, "Fast epsilon-free Inference of Simulation Models with Bayesian
+    Conditional Density Estimation", 2016; Greenberg, Nonnenmacher, Macke, "Automatic Posterior
+    Transformation for Likelihood-Free Inference", 2019.
+
+    Example:
+        >>> import distrax, jax, jax.numpy as jnp
+        >>> import flowvi as fv
+        >>> prior = distrax.Uniform(jnp.zeros(1), jnp.ones(1))
+        >>> def simulator(key, theta):
+        ...     return theta + 0.1 * jax.random.normal(key, (1,))
+        >>> posterior = fv.fit_amortized(
+        ...     prior,
+        ...     simulator,
+        ...     key=jax.random.key(0),
+        ...     num_simulations=1000,
+        ...     num_steps=100,
+        ...     progress=False,
+        ... )
+        >>> posterior.sample([0.5], jax.random.key(1), 200).shape
+        (200, 1)
+    """
+    began = time.perf_counter()
+    check_key(key)
+    check_names(options)
+    own = as_prior(prior)
+    if (simulator is None) == (pairs is None):
+        got = "neither" if pairs is None else "both"
+        raise ValueError(f"`simulator` must be given, or else `pairs`; got {got}.")
+    look_key, data_key, split_key, fit_key, range_key = jax.random.split(key, 5)
+    layout = layout_of(own, look_key)
+    single = not isinstance(own.sample(look_key, 1), dict)
+    if pairs is None and simulator is not None:
+        number = checks.positive_int("num_simulations", num_simulations)
+        pairs = simulations.simulate(own, simulator, data_key, number, num_processes)
+    theta, x = _as_pair(pairs)
+    data = simulations.cleaned(layout, theta, x)
+    whole = family_of(layout.event_size, data.x.shape[1:], family, embedding)
+    held = num_held_out(validation_fraction, len(data))
+    rows = shuffled(split_key, len(data))
+    split = Split(data.u, data.x, rows[:held])
+    params = placed(whole, split, fit_key)
+    training = Training(patience, training_options(dict(options), split.num_rows))
+    result = training.run(whole, params, split, fit_key)
+    del began
+    return AmortizedPosterior(
+        result=result,
+        family=whole,
+        layout=layout,
+        single=single,
+        num_pairs=len(data),
+        num_dropped=data.num_dropped,
+        range=range_of(data.x.reshape(len(data), -1), range_key),
+        prior=own,
+        log_likelihood=log_likelihood,
+    )
+
+
+def _as_pair(pairs: object) -> tuple[Theta, ArrayLike]:
+    is_pair = isinstance(pairs, tuple | list) and len(pairs) == 2
+    rule = "`pairs` must be a pair (theta, x) of arrays with a leading axis of rows"
+    require(is_pair, rule, checks.shown(pairs), error=TypeError, say=str)
+    theta, x = pairs  # type: ignore[misc]
+    return theta, x
+
+
+def training_options(options: dict[str, Any], num_rows: int) -> dict[str, Any]:
+    """Options of training, with the defaults of this room."""
+    size = options.get("batch_size") or min(BATCH_SIZE, num_rows)
+    steps = options.get("num_steps")
+    if steps is None:
+        steps = int(min(max(EPOCHS * num_rows // size, 500), MAX_STEPS))
+    return {"optimizer": default_optimizer(steps, LEARNING_RATE), **options, "num_steps": steps}
+
+
+def family_of(size: int, x_shape: Shape, family: Family | None, embedding: PyTree) -> Standardized:
+    """q(u | x) in units of its own: a family of vectors, behind an embedding of x."""
+    if family is not None and family.event_shape != (size,):
+        rule = f"`family` must be over the {size} unconstrained numbers that parameters stand for"
+        require(False, rule, f"event shape {family.event_shape}", say=str)
+    direct = embedding is None and family is not None and family.context_shape == x_shape
+    if family is not None and direct:
+        return standardized(family)
+    if embedding is None:
+        if len(x_shape) != 1:
+            rule = "`embedding` must be given for observations that are no vectors"
+            fix = "Perhaps `flowvi.networks.SetEncoder`, `SeriesEncoder` or `ConvEncoder`?"
+            raise ValueError(f"{rule}; got x of shape {x_shape}. {fix}")
+        features = FEATURES
+        if family is not None and family.context_shape is not None:
+            features = math.prod(family.context_shape)
+        embedding = MLP(x_shape, WIDTHS, features)
+    network: Network = as_network(embedding, getattr(embedding, "input_shape", x_shape))
+    rule = f"`embedding` must take x of shape {x_shape}"
+    require(network.input_shape == x_shape, rule, network.input_shape)
+    if family is None:
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        batch = jax.ShapeDtypeStruct((1, *x_shape), jnp.result_type(float))
+        features = jax.eval_shape(network.apply, params, batch).shape[-1]
+        family = default_flow(size, features)
+    return standardized(conditional(family, network))
+
+
+def default_flow(size: int, num_features: int) -> Family:
+    """The flow that is fitted where no family is named."""
+    options: Any = {"num_layers": NUM_LAYERS, "hidden_sizes": WIDTHS}
+    return maf(size, context_size=num_features, transformer="scaled", **options)
+
+
+def placed(family: Standardized, split: Split, key: Array) -> PyTree:
+    """Fresh parameters in the units of pairs."""
+    params = family.place(fresh(family, key), *split.whole_training())
+    network = getattr(family.family, "network", None)
+    if isinstance(network, SetEncoder) and "context_units" in params:
+        # What is exchangeable has one unit for all its elements.
+        units = params["context_units"].value
+        mean = units["shift"].mean(0)
+        square = (units["scale"] ** 2 + (units["shift"] - mean) ** 2).mean(0)
+        shift, scale = (
+            jnp.broadcast_to(each, units["shift"].shape) for each in (mean, square**0.5)
+        )
+        params["context_units"] = Fixed({"shift": shift, "scale": scale})
+    return params

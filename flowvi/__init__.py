@@ -3,6 +3,7 @@
 from flowvi import diagnostics, networks, objectives, testing
 from flowvi.amortized import AmortizationWarning, AmortizedPosterior, Prior, fit_amortized
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
+from flowvi.calibration import CalibrationWarning, PosteriorCalibration, calibrate, local_c2st
 from flowvi.densities import Calibration, Density, DensityWarning, fit_density
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
@@ -60,6 +61,7 @@ __all__ = [
     "AmortizedPosterior",
     "Annealing",
     "Calibration",
+    "CalibrationWarning",
     "Chain",
     "Density",
     "DensityWarning",
@@ -73,6 +75,7 @@ __all__ = [
     "Permutation",
     "Plateau",
     "Posterior",
+    "PosteriorCalibration",
     "PosteriorWarning",
     "Prior",
     "Progress",
@@ -81,6 +84,7 @@ __all__ = [
     "TrainingOptions",
     "amortization_gap",
     "bernoulli",
+    "calibrate",
     "categorical",
     "conditional",
     "continuous_bernoulli",
@@ -104,6 +108,7 @@ __all__ = [
     "laplace",
     "load",
     "local",
+    "local_c2st",
     "log_marginal",
     "logistic",
     "maf",

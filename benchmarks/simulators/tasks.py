@@ -107,7 +107,7 @@ def _slcp_likelihood(theta: Array, x: Array) -> Array:
 
 @functools.cache
 def _design() -> np.ndarray:
-    stimulus = np.random.RandomState(42).randn(100)  # noqa: NPY002, the benchmark's own
+    stimulus = np.random.RandomState(42).randn(100)
     delayed = [np.concatenate([np.zeros(k), stimulus[: 100 - k]]) for k in range(9)]
     return np.stack([np.ones(100), *delayed], 1)
 

@@ -2,25 +2,23 @@
 
 import math
 import time
-import warnings
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from flowvi import checks
 from flowvi.amortized import simulations
-from flowvi.amortized.posterior import AmortizationWarning, AmortizedPosterior, LogLikelihood
-from flowvi.amortized.prior import Prior, as_prior, layout_of
+from flowvi.amortized.posterior import AmortizedPosterior, LogLikelihood
+from flowvi.amortized.prior import as_prior, layout_of
 from flowvi.amortized.range import range_of
-from flowvi.amortized.simulations import Pairs, Simulator
+from flowvi.amortized.simulations import Simulator
 from flowvi.checks import require
 from flowvi.densities.data import Split, num_held_out, shuffled
 from flowvi.densities.training import Training, default_optimizer, fresh
 from flowvi.families import Family, Standardized, check_key, conditional, maf, standardized
-from flowvi.layouts import Layout, Theta
+from flowvi.layouts import Theta
 from flowvi.networks import MLP, Network, as_network
 from flowvi.networks.sets import SetEncoder
 from flowvi.params import Array, Fixed, PyTree, Shape
@@ -164,8 +162,7 @@ def _as_pair(pairs: object) -> tuple[Theta, ArrayLike]:
     is_pair = isinstance(pairs, tuple | list) and len(pairs) == 2
     rule = "`pairs` must be a pair (theta, x) of arrays with a leading axis of rows"
     require(is_pair, rule, checks.shown(pairs), error=TypeError, say=str)
-    theta, x = pairs  # type: ignore[misc]
-    return theta, x
+    return tuple(pairs)  # type: ignore[arg-type, return-value]
 
 
 def training_options(options: dict[str, Any], num_rows: int) -> dict[str, Any]:

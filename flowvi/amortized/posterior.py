@@ -167,8 +167,8 @@ class AmortizedPosterior(Fitted):
         return (
             f"{which} is {distances[worst]:.3g} times as far from the nearest simulation as 99 of "
             f"100 held-out simulations are, and farther than all of {len(self.range.held_out)}"
-            f"{more}: the posterior there is a guess. Perhaps the simulator or the prior leaves out "
-            "what made it?"
+            f"{more}: the posterior there is a guess. Perhaps the simulator or the prior leaves "
+            "out what made it?"
         )
 
     def _u(self, array: np.ndarray, key: Array, num_samples: int) -> tuple[np.ndarray, np.ndarray]:

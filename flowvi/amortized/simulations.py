@@ -179,7 +179,7 @@ def cleaned(layout: Layout, theta: Theta, x: ArrayLike) -> Pairs:
     try:
         array = np.asarray(on_host(as_array("x", x)))
     except TypeError:
-        shapes = {np.shape(row) for row in x} if isinstance(x, list | tuple) else set()
+        shapes: set[Shape] = {np.shape(row) for row in x} if isinstance(x, list | tuple) else set()
         if len(shapes) < 2:
             raise
         rule = "`x` must have rows of one shape"
@@ -205,8 +205,8 @@ def cleaned(layout: Layout, theta: Theta, x: ArrayLike) -> Pairs:
     require(len(array) >= LEAST_PAIRS, rule, len(array))
     if num_dropped:
         warnings.warn(
-            f"{num_dropped} of {len(good)} simulations are not finite and were left out: posteriors "
-            "are those of observations that are finite, where this changes nothing.",
+            f"{num_dropped} of {len(good)} simulations are not finite and were left out: for "
+            "observations that are finite this changes nothing.",
             RuntimeWarning,
             stacklevel=3,
         )

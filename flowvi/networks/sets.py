@@ -94,10 +94,7 @@ class SetEncoder(Network):
     def apply(self, params: PyTree, x: Array) -> Array:
         batch = leading_shape(x, self)
         h = self._element.apply(params["element"], x.reshape(math.prod(batch), *self.input_shape))
-        if self.pooling == "attention":
-            h = self._attend(params["attention"], h)
-        else:
-            h = h.mean(1)
+        h = h.mean(1) if self.pooling == "mean" else self._attend(params["attention"], h)
         return self._whole.apply(params["whole"], h).reshape(*batch, self.output_size)
 
     def _attend(self, params: PyTree, h: Array) -> Array:

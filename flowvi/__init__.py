@@ -1,7 +1,14 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
 from flowvi import diagnostics, networks, objectives, testing
-from flowvi.amortized import AmortizationWarning, AmortizedPosterior, Prior, fit_amortized
+from flowvi.amortized import (
+    AmortizationWarning,
+    AmortizedLikelihood,
+    AmortizedPosterior,
+    Prior,
+    fit_amortized,
+    fit_likelihood,
+)
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.calibration import CalibrationWarning, PosteriorCalibration, calibrate, local_c2st
 from flowvi.densities import Calibration, Density, DensityWarning, fit_density
@@ -58,6 +65,7 @@ __all__ = [
     "MAF",
     "VAE",
     "AmortizationWarning",
+    "AmortizedLikelihood",
     "AmortizedPosterior",
     "Annealing",
     "Calibration",
@@ -95,6 +103,7 @@ __all__ = [
     "fit",
     "fit_amortized",
     "fit_density",
+    "fit_likelihood",
     "fit_posterior",
     "fit_rows",
     "fit_vae",

@@ -135,8 +135,8 @@ def _interval(low: Any, high: Any, made: Any) -> Interval:
     return Interval(shape, lower, upper)
 
 
-def layout_of(prior: Prior, key: Array) -> Layout:
-    """The names, shapes and supports of parameters, told by a few draws.
+def layout_of(prior: Prior, key: Array) -> tuple[Layout, bool]:
+    """(names, shapes and supports of parameters, whether they are one array), by a few draws.
 
     Raises:
         ValueError: if draws have another number of rows than was asked for.
@@ -160,4 +160,4 @@ def layout_of(prior: Prior, key: Array) -> Layout:
         shape = tuple(jnp.shape(draws)[1:])
         parameters[name] = (shape, as_support(supports.get(name), shape))
     as_parameters: Parameters = parameters
-    return as_layout(as_parameters)
+    return as_layout(as_parameters), not isinstance(found, Mapping)

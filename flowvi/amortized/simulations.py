@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import multiprocessing
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +28,9 @@ Simulator = Callable[[Any, Any], Any]
 #: Simulations that are compiled, or sent to a process, together.
 CHUNK, TASK = 4096, 64
 
+#: Pairs that are simulated where nobody says how many.
+NUM_SIMULATIONS = 10_000
+
 #: Fewer pairs teach nothing, and of fewer there is a warning.
 LEAST_PAIRS, FEW_PAIRS = 20, 500
 
@@ -47,6 +51,27 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+def pairs_of(
+    prior: Prior,
+    simulator: Simulator | None,
+    pairs: object,
+    key: Array,
+    num_simulations: int,
+    num_processes: int | None,
+) -> tuple[Theta, ArrayLike]:
+    """(theta, x): those that are given, or else simulated ones."""
+    if (simulator is None) == (pairs is None):
+        got = "neither" if pairs is None else "both"
+        raise ValueError(f"`simulator` must be given, or else `pairs`; got {got}.")
+    if simulator is not None:
+        number = checks.positive_int("num_simulations", num_simulations)
+        return simulate(prior, simulator, key, number, num_processes)
+    is_pair = isinstance(pairs, tuple | list) and len(pairs) == 2
+    rule = "`pairs` must be a pair (theta, x) of arrays with a leading axis of rows"
+    require(is_pair, rule, checks.shown(pairs), error=TypeError, say=str)
+    return tuple(pairs)  # type: ignore[arg-type, return-value]
 
 
 def simulate(
@@ -155,6 +180,18 @@ def constrained(layout: Layout, u: np.ndarray, single: bool) -> Theta:
         inside = support.moved_inside(values) if isinstance(support, Interval) else values
         result[name] = np.asarray(inside)
     return result[ONLY] if single else result
+
+
+def vector(layout: Layout, theta: Theta) -> Any:
+    """Parameters [..., *shape], or {name: of such shapes}, as one vector [..., K]."""
+    named = theta if isinstance(theta, Mapping) else {ONLY: theta}
+    parts = []
+    for name, support in zip(layout.names, layout.supports, strict=True):
+        value = named[name] if isinstance(named[name], jax.Array) else np.asarray(named[name])
+        lead = value.shape[: value.ndim - len(support.event_shape)]
+        parts.append(value.reshape(*lead, math.prod(support.event_shape)))
+    ours = jnp if any(isinstance(each, jax.Array) for each in parts) else np
+    return ours.concatenate(parts, -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

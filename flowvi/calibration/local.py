@@ -20,6 +20,9 @@ from flowvi.plotting.samples import as_table
 if TYPE_CHECKING:
     from flowvi.plotting.curves import Figure
 
+#: Draws by which the units of each posterior are known.
+NUM_UNITS = 100
+
 #: Classifiers of shuffled labels, draws at the observation, and units of the hidden layers.
 NUM_NULL, NUM_DRAWS, WIDTH = 20, 2_000, 32
 
@@ -90,15 +93,22 @@ def local_c2st(
     seen, truth = np.asarray(x, float), as_table(theta)
     rule = f"`x` must have a row for each of the {len(truth)} rows of `theta`"
     checks.require(len(seen) == len(truth), rule, f"shape {seen.shape}", say=str)
-    ours = table_of_draws(posterior.sample(seen, pair_key, 1))[0]
+    some = table_of_draws(posterior.sample(seen, pair_key, 1 + NUM_UNITS))
     at = as_table(posterior.sample(np.asarray(observed), draw_key, num_draws))
-    seen = seen.reshape(len(seen), -1)
-    here = np.broadcast_to(np.asarray(observed, float).ravel(), (len(at), seen.shape[1]))
-    loc = np.concatenate([truth.mean(0), seen.mean(0)])
-    scale = np.concatenate([truth.std(0), seen.std(0)])
-    scale = np.where(scale > 0, scale, 1)
-    rows = np.concatenate([np.concatenate([each, seen], 1) for each in (ours, truth)])
-    rows, asked = (rows - loc) / scale, (np.concatenate([at, here], 1) - loc) / scale
+    ours, loc, scale = some[0], some[1:].mean(0), _positive(some[1:].std(0))
+    flat = seen.reshape(len(seen), -1)
+    flat_at = np.broadcast_to(np.asarray(observed, float).ravel(), (len(at), flat.shape[1]))
+    middle, spread = flat.mean(0), _positive(flat.std(0))
+
+    def features(
+        theta: np.ndarray, loc: np.ndarray, scale: np.ndarray, x: np.ndarray
+    ) -> np.ndarray:
+        # In the units of each posterior, so that what is wrong everywhere looks alike everywhere.
+        whole = (theta - loc) / scale
+        return np.concatenate([whole, whole**2, (x - middle) / spread], 1)
+
+    rows = np.concatenate([features(each, loc, scale, flat) for each in (ours, truth)])
+    asked = features(at, at.mean(0), _positive(at.std(0)), flat_at)
     labels = np.repeat([0, 1], len(truth))
 
     def probabilities(labels: np.ndarray) -> np.ndarray:
@@ -119,3 +129,7 @@ def local_c2st(
         null[number] = ((probabilities(shuffled) - 0.5) ** 2).mean()
     p_value = float((1 + (null >= statistic).sum()) / (1 + num_null))
     return LocalTest(statistic, np.sort(null), p_value, found)
+
+
+def _positive(scale: np.ndarray) -> np.ndarray:
+    return np.where(scale > 0, scale, 1)

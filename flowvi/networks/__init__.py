@@ -5,6 +5,7 @@ from flowvi.networks.convolutional import ConvDecoder, ConvEncoder
 from flowvi.networks.foreign import PlainNetwork
 from flowvi.networks.made import MADE
 from flowvi.networks.network import MLP, Network
+from flowvi.networks.series import SeriesEncoder
 from flowvi.networks.sets import SetEncoder
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ConvEncoder",
     "Network",
     "PlainNetwork",
+    "SeriesEncoder",
     "SetEncoder",
     "as_network",
 ]

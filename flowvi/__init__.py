@@ -8,6 +8,7 @@ from flowvi.amortized import (
     Prior,
     fit_amortized,
     fit_likelihood,
+    fit_rounds,
 )
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.calibration import CalibrationWarning, PosteriorCalibration, calibrate, local_c2st
@@ -105,6 +106,7 @@ __all__ = [
     "fit_density",
     "fit_likelihood",
     "fit_posterior",
+    "fit_rounds",
     "fit_rows",
     "fit_vae",
     "from_distrax",

@@ -4,6 +4,7 @@ from flowvi.amortized.fit import fit_amortized
 from flowvi.amortized.likelihood import AmortizedLikelihood, fit_likelihood
 from flowvi.amortized.posterior import AmortizationWarning, AmortizedPosterior, Weights
 from flowvi.amortized.prior import Prior
+from flowvi.amortized.rounds import fit_rounds
 
 __all__ = [
     "AmortizationWarning",
@@ -13,4 +14,5 @@ __all__ = [
     "Weights",
     "fit_amortized",
     "fit_likelihood",
+    "fit_rounds",
 ]

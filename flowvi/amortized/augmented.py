@@ -21,8 +21,8 @@ from flowvi.layouts import Layout, Theta
 from flowvi.networks import MLP
 from flowvi.params import Array, PyTree
 
-#: Columns of x and pairs up to which a likelihood is learned; pairs that it makes.
-MOST_COLUMNS, MOST_PAIRS, NUM_MADE = 40, 100_000, 400_000
+#: Columns of x and pairs up to which a likelihood is learned; pairs that it makes, and steps.
+MOST_COLUMNS, MOST_PAIRS, NUM_MADE, NUM_STEPS = 40, 100_000, 300_000, 10_000
 
 #: Features, widths and layers of the flow of x given theta.
 FEATURES, WIDTHS, NUM_LAYERS = 32, (64, 64), 3

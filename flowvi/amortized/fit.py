@@ -81,7 +81,7 @@ def fit_amortized(
         validation_fraction: the part of the pairs to hold out.
         patience: end training when so many validations in a row brought no new best; None for
             never. There are 50 over the length of a fit.
-        augment: whether a flow of x given theta is fitted too, and q trained again on 400,000 more
+        augment: whether a flow of x given theta is fitted too, and q trained on with 300,000 more
             pairs that it makes; of both q the one that scores better on held-out pairs is taken.
             By default for vectors x of up to 40 columns, and up to 100,000 pairs, unless
             `num_steps` is given.
@@ -134,7 +134,7 @@ def fit_amortized(
     split = Split(data.u, data.x, rows[:held])
     params = placed(whole, split, fit_key)
     training = Training(patience, dict(options))
-    result = training.run(whole, params, split, fit_key)
+    result = training.of_part(0, True).run(whole, params, split, fit_key)
     if augment is None:
         augment = data.x.ndim == 2 and data.x.shape[1] <= MOST_COLUMNS and len(data) <= MOST_PAIRS
         augment &= held > 0 and options.get("num_steps") is None
@@ -167,9 +167,12 @@ def _augmented(
     like_key, made_key, fit_key = jax.random.split(key, 3)
     theta = simulations.constrained(layout, data.u, False)
     context = simulations.vector(layout, theta)
-    likelihood = augmented.learned(data.x, context, held, training, like_key)
+    likelihood = augmented.learned(data.x, context, held, training.of_part(1, True), like_key)
     u, x = augmented.made(likelihood, prior, layout, made_key, augmented.NUM_MADE)
     split = Split(np.concatenate([data.u, u]), np.concatenate([data.x, x]), held)
+    training = training.of_part(2, True)
+    steps = {"num_steps": augmented.NUM_STEPS, **training.options}
+    training = dataclasses.replace(training, options=steps)
     second = training.run(family, first.params, split, fit_key)
     both = [float(np.nanmin(each.history["validation"])) for each in (first, second)]
     better = first if both[0] <= both[1] else second

@@ -77,6 +77,7 @@ class AmortizedPosterior(Fitted):
         num_pairs: pairs that it was trained on, or held out.
         num_dropped: simulations that were left out, because they were not finite.
         range: where simulations lie; None where there were none.
+        observed: the one observation that it was fitted for; None where it is for any.
         prior: the prior; None where it comes from a file.
         log_likelihood: (theta, x) -> log p(x | theta), where it is known.
         messages: what is doubtful; empty where nothing is.
@@ -88,6 +89,7 @@ class AmortizedPosterior(Fitted):
     num_pairs: int = 0
     num_dropped: int = 0
     range: Range | None = None
+    observed: np.ndarray | None = None
     messages: tuple[str, ...] = ()
     prior: Prior | None = dataclasses.field(default=None, metadata={"file": False})
     log_likelihood: LogLikelihood | None = dataclasses.field(default=None, metadata={"file": False})
@@ -135,7 +137,10 @@ class AmortizedPosterior(Fitted):
     def _observations(self, x: ArrayLike) -> np.ndarray:
         """Observations, checked; those that are far from all simulations are warned of."""
         array = check_observations(x, self.x_shape)
-        if message := self._distant(array):
+        message = self._distant(array)
+        if self.observed is not None and not np.all(array == self.observed):
+            message = "This posterior was fitted for one observation, and this is another one."
+        if message:
             warnings.warn(message, AmortizationWarning, stacklevel=3)
         return array
 
@@ -222,14 +227,14 @@ class AmortizedPosterior(Fitted):
         khat, ess = (np.array([getattr(each, name) for each in found]) for name in ("khat", "ess"))
         return Weights(log_weights, khat, ess, evidence)
 
-    def _log_joint(self) -> "_LogJoint":
+    def _log_joint(self) -> "LogJoint":
         known = self.prior is not None and self.prior.log_prob is not None
         if self.log_likelihood is None or self.prior is None or not known:
             what = "`log_likelihood`" if self.log_likelihood is None else "a prior's `log_prob`"
             rule = f"`weights` need {what}, which `fit_amortized` was not given"
             fix = "Perhaps give it, or look at `fv.calibrate`?"
             raise ValueError(f"{rule}; got none. {fix}")
-        return _LogJoint(self.layout, self.single, self.prior, self.log_likelihood)
+        return LogJoint(self.layout, self.single, self.prior, self.log_likelihood)
 
     def given(self, x: ArrayLike) -> Posterior:
         """The posterior of one observation, of shape [*x_shape]: draws, pictures, ArviZ, weights.
@@ -285,7 +290,7 @@ class AmortizedPosterior(Fitted):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _LogJoint:
+class LogJoint:
     """log p(theta, x), of parameters as users write them."""
 
     layout: Layout
@@ -307,7 +312,7 @@ class _LogJoint:
 class _AtObservation:
     """log p(theta, x) at one x."""
 
-    joint: _LogJoint
+    joint: LogJoint
     x: Array
 
     def __call__(self, named: Theta) -> Array:
@@ -333,7 +338,7 @@ class _OwnDensity:
 
 
 @compiled()
-def _log_joints(joint: _LogJoint, u: Array, x: Array) -> Array:
+def _log_joints(joint: LogJoint, u: Array, x: Array) -> Array:
     """log p(u, x) of draws [num_samples, n, D] at observations [n, *x_shape]."""
     return jax.lax.map(
         lambda pair: jax.vmap(lambda each: joint.at(each, pair[1]))(pair[0]),

@@ -11,14 +11,16 @@ from jax.typing import ArrayLike
 
 from flowvi.amortized import augmented, simulations
 from flowvi.amortized.augmented import MOST_COLUMNS, MOST_PAIRS
-from flowvi.amortized.posterior import AmortizedPosterior, LogLikelihood
+from flowvi.amortized.endless import NUM_FIRST, FreshPairs, on_fresh_pairs, size_of
+from flowvi.amortized.evidence import by_evidence
+from flowvi.amortized.posterior import AmortizedPosterior, LogJoint, LogLikelihood
 from flowvi.amortized.prior import Prior, as_prior, layout_of
 from flowvi.amortized.range import range_of
 from flowvi.amortized.simulations import NUM_SIMULATIONS, Pairs, Simulator
 from flowvi.checks import require
 from flowvi.densities.data import Split, num_held_out, shuffled
 from flowvi.densities.training import Training, fresh
-from flowvi.families import Family, Standardized, check_key, conditional, maf, standardized
+from flowvi.families import Family, Standardized, check_key, conditional, iaf, maf, standardized
 from flowvi.layouts import Layout, Theta
 from flowvi.networks import MLP, Network, as_network
 from flowvi.networks.sets import SetEncoder
@@ -38,7 +40,8 @@ def fit_amortized(
     *,
     key: Array,
     pairs: tuple[Theta, ArrayLike] | None = None,
-    num_simulations: int = NUM_SIMULATIONS,
+    x: ArrayLike | None = None,
+    num_simulations: int | None = NUM_SIMULATIONS,
     num_processes: int | None = None,
     log_likelihood: LogLikelihood | None = None,
     family: Family | None = None,
@@ -68,11 +71,15 @@ def fit_amortized(
         key: a random key.
         pairs: (theta, x), with a leading axis of rows, in the place of a simulator; theta drawn
             from the prior.
-        num_simulations: pairs to simulate.
+        x: observations of shape [n, *x_shape] without parameters, in the place of a simulator,
+            where `log_likelihood` is given: q is then trained by the evidence lower bound,
+            1/n sum_i E_q [log p(theta) p(x_i | theta) - log q(theta | x_i)], over 5,000 steps.
+        num_simulations: pairs to simulate; None for fresh ones in each step, which are not stored,
+            by a simulator of JAX: over 20,000 steps.
         num_processes: processes that call a Python simulator; 1 is this one. More need a simulator
             and parameters that can be pickled.
         log_likelihood: (theta, x) -> log p(x | theta) of one observation, a scalar of JAX, where
-            it is known: it is not trained on, but draws then have importance weights.
+            it is known: draws then have importance weights.
         family: a family of the unconstrained vector with a context, such as
             `fv.coupling(5, context_size=32)`; by default an autoregressive flow.
         embedding: a network from x to the context of the family, trained along: any that
@@ -126,20 +133,39 @@ def fit_amortized(
     own = as_prior(prior)
     look_key, data_key, split_key, fit_key, range_key, more_key = jax.random.split(key, 6)
     layout, single = layout_of(own, look_key)
-    pair = simulations.pairs_of(own, simulator, pairs, data_key, num_simulations, num_processes)
+    if x is not None:
+        rule = "`x` must come with `log_likelihood`, and without `simulator` or `pairs`"
+        if log_likelihood is None or simulator is not None or pairs is not None:
+            raise ValueError(f"{rule}; got something else.")
+        joint = LogJoint(layout, single, own, log_likelihood)
+        return _by_evidence(joint, x, family, embedding, data_key, fit_key, dict(options))
+    if simulator is not None and num_simulations is None:
+        rule = "`num_simulations` must be a number for a simulator of Python"
+        require(num_processes is None, rule, None)
+    number = NUM_FIRST if num_simulations is None else num_simulations
+    pair = simulations.pairs_of(own, simulator, pairs, data_key, number, num_processes)
     data = simulations.cleaned(layout, *pair)
     whole = family_of(layout.event_size, data.x.shape[1:], family, embedding)
     held = num_held_out(validation_fraction, len(data))
     rows = shuffled(split_key, len(data))
     split = Split(data.u, data.x, rows[:held])
     params = placed(whole, split, fit_key)
-    training = Training(patience, dict(options))
-    result = training.of_part(0, True).run(whole, params, split, fit_key)
-    if augment is None:
-        augment = data.x.ndim == 2 and data.x.shape[1] <= MOST_COLUMNS and len(data) <= MOST_PAIRS
-        augment &= held > 0 and options.get("num_steps") is None
-    if augment:
-        result = _augmented(own, layout, data, rows[:held], whole, result, training, more_key)
+    if simulator is not None and num_simulations is None:
+        loss = FreshPairs(whole, own, layout, simulator, size_of(dict(options)))
+        result = on_fresh_pairs(loss, params, data, fit_key, patience, dict(options))
+    else:
+        training = Training(patience, dict(options))
+        result = training.of_part(0, True).run(whole, params, split, fit_key)
+        if augment is None:
+            augment = (
+                data.x.ndim == 2
+                and data.x.shape[1] <= MOST_COLUMNS
+                and len(data) <= MOST_PAIRS
+                and held > 0
+                and options.get("num_steps") is None
+            )
+        if augment:
+            result = _augmented(own, layout, data, rows[:held], whole, result, training, more_key)
     return AmortizedPosterior(
         result=result,
         family=whole,
@@ -150,6 +176,40 @@ def fit_amortized(
         range=range_of(data.x.reshape(len(data), -1), range_key),
         prior=own,
         log_likelihood=log_likelihood,
+    )
+
+
+def _by_evidence(
+    joint: LogJoint,
+    x: ArrayLike,
+    family: Family | None,
+    embedding: PyTree,
+    data_key: Array,
+    fit_key: Array,
+    options: dict[str, Any],
+) -> AmortizedPosterior:
+    """By the evidence lower bound of observations without parameters."""
+    rows = np.asarray(x)
+    simulations.check_observations(rows, rows.shape[1:])
+    rule = "`prior` must have a `log_prob` to train by the evidence lower bound"
+    require(joint.prior.log_prob is not None, rule, None)
+    size = joint.layout.event_size
+    if family is None:
+        family = iaf(size, context_size=FEATURES, hidden_sizes=WIDTHS, transformer="scaled")
+    whole = family_of(size, rows.shape[1:], family, embedding)
+    theta = jax.device_get(joint.prior.sample(data_key, len(rows)))
+    split = Split(simulations.unconstrained(joint.layout, theta), rows, np.arange(0))
+    params = placed(whole, split, fit_key)
+    result = by_evidence(whole, params, joint, rows, fit_key, options)
+    return AmortizedPosterior(
+        result=result,
+        family=whole,
+        layout=joint.layout,
+        single=joint.single,
+        num_pairs=len(rows),
+        range=range_of(rows.reshape(len(rows), -1), data_key),
+        prior=joint.prior,
+        log_likelihood=joint.log_likelihood,
     )
 
 

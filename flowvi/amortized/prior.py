@@ -95,7 +95,7 @@ def _sampler(made: Any, is_numpyro: bool) -> Callable[[Array, int], Array]:
             return made.sample(key, (number,))
         return made.sample(seed=key, sample_shape=(number,))
 
-    return sample
+    return jax.jit(sample, static_argnums=1)
 
 
 def _density(made: Any) -> Callable[[Theta], Array]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from typing import Unpack
+from typing import Unpack, cast
 
 import jax
 import numpy as np
@@ -95,7 +95,7 @@ def fit_rounds(
             augment=False,
             **options,
         )
-    return dataclasses.replace(found, observed=seen)  # type: ignore[type-var]
+    return dataclasses.replace(cast(AmortizedPosterior, found), observed=seen)
 
 
 def _draws(

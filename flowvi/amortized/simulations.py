@@ -154,17 +154,26 @@ def unconstrained(layout: Layout, theta: Theta) -> np.ndarray:
         ValueError: if parameters have another shape, or lie outside of their support.
     """
     named = theta if isinstance(theta, Mapping) else {ONLY: theta}
-    moved = {}
+    if set(named) != set(layout.names):
+        layout.unconstrain(named)  # which says what is wrong
+    parts = []
     for name, support in zip(layout.names, layout.supports, strict=True):
-        if name not in named:
-            continue  # which the layout will tell of
+        shape = support.event_shape
         values = np.asarray(on_host(as_array(name, named[name])))
+        checks.trailing_shape(name, values, shape, "this prior")
         if isinstance(support, Interval):
             values = np.asarray(support.moved_inside(values))
-        moved[name] = values.astype(np.float64)
-    extra = {name: value for name, value in named.items() if name not in moved}
+        lead = values.shape[: values.ndim - len(shape)]
+        support.check(values.reshape(-1, *shape) if lead else values, name)
+        parts.append(values.reshape(*lead, math.prod(shape)).astype(np.float64))
     with jax.enable_x64(True):
-        return np.asarray(layout.unconstrain({**moved, **extra}))
+        return np.asarray(_inverse(layout, jnp.asarray(np.concatenate(parts, -1))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _inverse(layout: Layout, theta: Array) -> Array:
+    bijector = layout.support.bijector(theta.dtype)
+    return theta if bijector is None else bijector.inverse(theta)
 
 
 def constrained(layout: Layout, u: np.ndarray, single: bool) -> Theta:

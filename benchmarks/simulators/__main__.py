@@ -6,8 +6,8 @@
 FOLDER holds NAME.npz of each task, with reference draws of five observations. Of each task and
 number of simulations one line says the mean C2ST, that of each observation, and how long the fit
 took, compilation included. A peer is given the same simulations, in an environment of its own that
-`python -m benchmarks.peers setup --only sbi` makes. With --calibration, ranks, coverage and TARP over 1,000
-fresh simulations follow.
+`python -m benchmarks.peers setup --only sbi` makes. With --calibration, ranks, coverage and TARP
+over 1,000 fresh simulations follow.
 """
 
 import argparse

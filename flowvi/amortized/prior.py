@@ -114,14 +114,14 @@ def _support_of(made: Any, given: object) -> SupportLike:
         return _interval(inner.low, inner.high, made)
     if isinstance(inner, tfd.Distribution):
         return inner.experimental_default_event_space_bijector()
-    positive = (distrax.Gamma,)
-    if isinstance(inner, positive):
+    if isinstance(inner, distrax.Gamma):
         return "positive"
     if isinstance(inner, distrax.Beta):
         return (0.0, 1.0)
     if isinstance(inner, distrax.Dirichlet):
         return "simplex"
-    if isinstance(inner, distrax.Transformed):
+    # Normal distributions of vectors are subclasses.
+    if type(inner) is distrax.Transformed:
         rule = "`prior` must say where its draws may lie"
         fix = "Perhaps `fv.Prior(prior.sample, support)`?"
         raise TypeError(f"{rule}; got {shown(given)}. {fix}")

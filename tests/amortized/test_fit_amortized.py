@@ -11,7 +11,10 @@ import numpyro.distributions as dist
 import pytest
 
 import flowvi as fv
+from flowvi._tfp import tfd
+from flowvi.amortized.prior import as_prior, layout_of
 from flowvi.networks import SetEncoder
+from flowvi.supports import as_support
 from tests.small import AFFINE
 
 KEY = jax.random.key(0)
@@ -195,3 +198,28 @@ def test_few_pairs_are_warned_of(posterior):
         posterior.sample([np.nan, 0.0], KEY, 2)
     with pytest.raises(ValueError, match="ends in"):
         posterior.sample([0.0, 0.0, 0.0], KEY, 2)
+
+
+PRIORS = [
+    (distrax.MultivariateNormalTri(jnp.zeros(2), jnp.eye(2)), None),
+    (distrax.Independent(distrax.Uniform(jnp.zeros(2), jnp.ones(2)), 1), (0, 1)),
+    (dist.LogNormal(0, 1).expand([2]).to_event(1), "positive"),
+    (dist.Dirichlet(np.ones(2)), "simplex"),
+    (tfd.Sample(tfd.HalfNormal(1.0), 2), None),
+]
+
+
+@pytest.mark.parametrize(("prior", "support"), PRIORS)
+def test_supports_of_distributions_are_known(prior, support):
+    own = as_prior(prior)
+    layout, single = layout_of(own, KEY)
+    assert single and layout.supports[0].event_shape == (2,)
+    if not isinstance(prior, tfd.Distribution):
+        assert layout.supports[0] == as_support(support, (2,))
+    assert jax.eval_shape(own.log_prob, jnp.ones(2)).shape == ()
+
+
+def test_a_transformed_prior_must_say_where_it_lies():
+    prior = distrax.Transformed(distrax.Normal(0.0, 1.0), distrax.Tanh())
+    with pytest.raises(TypeError, match="`prior` must say where its draws may lie"):
+        as_prior(prior)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import flowvi as fv
+from flowvi.amortized import augmented
 from tests.amortized.test_fit_amortized import (
     FAMILY,
     GAIN,
@@ -25,7 +26,8 @@ def check_posterior(draws):
 
 
 @pytest.mark.slow
-def test_pairs_of_a_learned_likelihood_are_better_than_none():
+def test_pairs_of_a_learned_likelihood_are_as_good(monkeypatch):
+    monkeypatch.setattr(augmented, "NUM_MADE", 20_000)
     options = {"family": FAMILY, "num_simulations": 2000, "progress": False, "num_steps": 500}
     found = fv.fit_amortized(PRIOR, simulator, key=KEY, augment=True, **options)
     check_posterior(found.sample(OBSERVED, KEY, 4000))
@@ -47,7 +49,7 @@ def test_the_evidence_of_observations_alone():
         log_likelihood=log_likelihood,
         key=KEY,
         family=fv.iaf(2, context_size=2, **AFFINE),
-        num_steps=500,
+        num_steps=1500,
         progress=False,
     )
     check_posterior(found.sample(OBSERVED, KEY, 4000))

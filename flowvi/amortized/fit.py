@@ -18,13 +18,16 @@ from flowvi.amortized.prior import Prior, as_prior, layout_of
 from flowvi.amortized.range import range_of
 from flowvi.amortized.simulations import NUM_SIMULATIONS, Pairs, Simulator
 from flowvi.checks import require
+from flowvi.densities import textbook
 from flowvi.densities.data import Split, num_held_out, shuffled
+from flowvi.densities.textbook import Rows, Setting
 from flowvi.densities.training import Training, fresh
 from flowvi.families import Family, Standardized, check_key, conditional, iaf, maf, standardized
 from flowvi.layouts import Layout, Theta
 from flowvi.networks import MLP, Network, as_network
 from flowvi.networks.sets import SetEncoder
-from flowvi.params import Array, Fixed, PyTree, Shape
+from flowvi.params import Array, Fixed, Origin, PyTree, Shape
+from flowvi.supports import Interval
 from flowvi.training import FitResult, TrainingOptions, check_names
 
 #: Features that an embedding makes of x, and widths of the networks.
@@ -81,7 +84,8 @@ def fit_amortized(
         log_likelihood: (theta, x) -> log p(x | theta) of one observation, a scalar of JAX, where
             it is known: draws then have importance weights.
         family: a family of the unconstrained vector with a context, such as
-            `fv.coupling(5, context_size=32)`; by default an autoregressive flow.
+            `fv.coupling(5, context_size=32)`; by default an autoregressive flow, or a normal whose
+            mean is linear in x, a vector, where held-out pairs do not plainly prefer the flow.
         embedding: a network from x to the context of the family, trained along: any that
             `fv.conditional` takes. By default a dense one, of an x that is a vector. For a set see
             `flowvi.networks.SetEncoder`, for a series `SeriesEncoder`, for images `ConvEncoder`.
@@ -166,6 +170,8 @@ def fit_amortized(
             )
         if augment:
             result = _augmented(own, layout, data, rows[:held], whole, result, training, more_key)
+    if family is None and embedding is None and held > 1:
+        whole, result = _simplest(whole, result, data, rows, held)
     return AmortizedPosterior(
         result=result,
         family=whole,
@@ -237,6 +243,21 @@ def _augmented(
     both = [float(np.nanmin(each.history["validation"])) for each in (first, second)]
     better = first if both[0] <= both[1] else second
     return dataclasses.replace(better, seconds=first.seconds + second.seconds)
+
+
+def _simplest(
+    family: Standardized, result: FitResult, data: Pairs, rows: np.ndarray, held: int
+) -> tuple[Standardized, FitResult]:
+    """The flow, or a normal whose mean is linear in x if held-out pairs do not prefer the flow."""
+    out, rest = rows[:held], rows[held:]
+    own = Rows.of(data.u[rest], data.x[rest])
+    normal, params = textbook.build(Setting("normal", None), own, Interval(data.u.shape[1:]), 0)
+    pairs = ((family, result.params), (normal, params))
+    scores = [np.asarray(f.log_prob(p, data.u[out], data.x[out]), np.float64) for f, p in pairs]
+    gain = scores[0] - scores[1]
+    if not isinstance(normal, Standardized) or gain.mean() > 2 * gain.std() / math.sqrt(held):
+        return family, result
+    return normal, dataclasses.replace(result, params={**params, "origin": Origin(normal)})
 
 
 def family_of(size: int, x_shape: Shape, family: Family | None, embedding: PyTree) -> Standardized:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 #: (theta, x) -> the log likelihood of one observation, a scalar.
 LogLikelihood = Callable[[Theta, Array], Array]
 
-#: Draws that are made by one call of a compiled program, about.
-CHUNK = 200_000
+#: Draws that are made by one call of a compiled program, about: so few that caches hold them.
+CHUNK = 10_000
 
 NO_LIKELIHOOD = (
     "There is no likelihood to weigh draws by: whether they are right, `fv.calibrate` tells."
@@ -198,10 +198,10 @@ class AmortizedPosterior(Fitted):
             keep = slice(start, start + len(some))
             u[:, keep] = self.family.unstandardize(self.params, y)[:, : len(some)]
             log_q[:, keep] = np.asarray(log_y)[:, : len(some)]
-        shift = np.log(np.asarray(self.params["units"].value["scale"], np.float64)).sum()
+        slope = self.family.standardize(self.params, u)[1]
         return (
             u.reshape(count, *batch, *self.family.event_shape),
-            (log_q - shift).reshape(count, *batch),
+            (log_q + slope).reshape(count, *batch),
         )
 
     def weights(self, x: ArrayLike, key: Array, num_samples: int = 1000) -> Weights:

@@ -6,6 +6,7 @@ import pytest
 
 import flowvi as fv
 from flowvi.amortized import augmented
+from flowvi.families.placed import Gaussianized
 from tests.amortized.test_fit_amortized import (
     FAMILY,
     GAIN,
@@ -86,3 +87,13 @@ def test_a_target_of_a_learned_likelihood():
     drop = target(u)[0] - target(u)[1]
     assert abs(float(drop) - 1.0) < 0.25
     assert likelihood.sample(theta, jax.random.key(1), 7).shape == (7, 2)
+
+
+@pytest.mark.slow
+def test_a_normal_is_kept_where_no_flow_is_better():
+    options = {"num_simulations": 3000, "num_steps": 50, "progress": False}
+    found = fv.fit_amortized(PRIOR, simulator, key=KEY, **options)
+    assert isinstance(found.family, Gaussianized)
+    draws, log_q = found.sample_and_log_prob(OBSERVED, KEY, 4000)
+    check_posterior(draws)
+    np.testing.assert_allclose(log_q, found.log_prob(OBSERVED, draws), atol=1e-3)

@@ -69,13 +69,13 @@ def main():
     print(found)
 
     figure, panels = plt.subplots(1, 4, figsize=(13, 3.3), layout="constrained")
-    places = np.linspace(-1, 1, 401)[:-1] + 1 / 400
+    places = np.linspace(-0.5, 0.5, 301)
     grid = np.stack(np.meshgrid(places, places), -1)
     truth = jax.vmap(jax.vmap(lambda each: log_likelihood(each, jnp.asarray(observed))))(grid)
-    panels[0].imshow(np.exp(truth), origin="lower", extent=(-1, 1, -1, 1), cmap="Blues")
-    panels[0].plot(*draws[:1500].T, ".", markersize=1, color="black")
+    panels[0].contourf(places, places, np.exp(truth), levels=8, cmap="Blues")
+    panels[0].plot(*draws[:1500].T, ".", markersize=1.5, color="C1", alpha=0.5)
     panels[0].set(title="posterior: truth, draws", xlabel="theta[0]", ylabel="theta[1]")
-    panels[0].set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+    panels[0].set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), aspect="equal")
     for panel, (name, part) in zip(panels[1:], found.parts.items(), strict=True):
         at, lower, upper = part.band
         panel.fill_between(at, lower - at, upper - at, alpha=0.3, linewidth=0)

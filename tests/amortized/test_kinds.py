@@ -90,6 +90,7 @@ def test_a_target_of_a_learned_likelihood():
 
 
 @pytest.mark.slow
+@pytest.mark.compilations(70)
 def test_a_normal_is_kept_where_no_flow_is_better():
     options = {"num_simulations": 3000, "num_steps": 50, "progress": False}
     found = fv.fit_amortized(PRIOR, simulator, key=KEY, **options)

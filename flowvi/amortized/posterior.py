@@ -40,6 +40,9 @@ LogLikelihood = Callable[[Theta, Array], Array]
 #: Draws that are made by one call of a compiled program, about: so few that caches hold them.
 CHUNK = 10_000
 
+#: An observation is far if it is so many times as far out as the farthest held-out simulation.
+FAR = 1.5
+
 NO_LIKELIHOOD = (
     "There is no likelihood to weigh draws by: whether they are right, `fv.calibrate` tells."
 )
@@ -162,7 +165,8 @@ class AmortizedPosterior(Fitted):
         if self.range is None or not array.size:
             return ""
         distances = self.distance(array).ravel()
-        most = float(self.range.held_out[-1] / max(self.range.far, 1e-12))
+        # Some simulations lie a little farther out than all that were looked at.
+        most = FAR * float(self.range.held_out[-1] / max(self.range.far, 1e-12))
         far = np.flatnonzero(distances > most)
         if not len(far):
             return ""
@@ -171,7 +175,7 @@ class AmortizedPosterior(Fitted):
         more = f" ({len(far)} of {len(distances)} are as far)" if len(distances) > 1 else ""
         return (
             f"{which} is {distances[worst]:.3g} times as far from the nearest simulation as 99 of "
-            f"100 held-out simulations are, and farther than all of {len(self.range.held_out)}"
+            f"100 held-out simulations are, and much farther than all {len(self.range.held_out)}"
             f"{more}: the posterior there is a guess. Perhaps the simulator or the prior leaves "
             "out what made it?"
         )

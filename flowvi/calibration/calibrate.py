@@ -226,7 +226,10 @@ def _posteriors(posterior: Any, theta: Theta, x: np.ndarray, key: Array, num_dra
         for start in range(0, len(x), CHUNK):
             rows = slice(start, min(start + CHUNK, len(x)))
             own = jax.random.fold_in(key, start)
-            draws, log_q = posterior.sample_and_log_prob(x[rows], own, num_draws)
+            with warnings.catch_warnings():
+                # Pairs of the simulator are no strangers, however far out some are.
+                warnings.simplefilter("ignore", UserWarning)
+                draws, log_q = posterior.sample_and_log_prob(x[rows], own, num_draws)
             log_true = np.asarray(posterior.log_prob(x[rows], some(rows)))
             yield start, table_of_draws(draws), np.asarray(log_q), log_true
         return

@@ -120,6 +120,9 @@ def test_names_and_supports_of_parameters_are_kept():
     assert (draws["scale"] > 0).all() and (np.abs(draws["place"]) < 1).all()
     given = found.given([0.1, 0.3])
     assert given.target.labels() == ["scale", "place[0]", "place[1]"]
+    first = {name: each[0] for name, each in draws.items()}
+    density = found.log_prob([0.1, 0.3], first)
+    np.testing.assert_allclose(jax.jit(given.target.log_density)(first), density, atol=1e-3)
 
 
 def test_a_set_does_not_depend_on_its_order():

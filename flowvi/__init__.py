@@ -1,7 +1,17 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
 from flowvi import diagnostics, networks, objectives, testing
+from flowvi.amortized import (
+    AmortizationWarning,
+    AmortizedLikelihood,
+    AmortizedPosterior,
+    Prior,
+    fit_amortized,
+    fit_likelihood,
+    fit_rounds,
+)
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
+from flowvi.calibration import CalibrationWarning, PosteriorCalibration, calibrate, local_c2st
 from flowvi.densities import Calibration, Density, DensityWarning, fit_density
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
@@ -56,8 +66,12 @@ __all__ = [
     "MADE",
     "MAF",
     "VAE",
+    "AmortizationWarning",
+    "AmortizedLikelihood",
+    "AmortizedPosterior",
     "Annealing",
     "Calibration",
+    "CalibrationWarning",
     "Chain",
     "Density",
     "DensityWarning",
@@ -71,13 +85,16 @@ __all__ = [
     "Permutation",
     "Plateau",
     "Posterior",
+    "PosteriorCalibration",
     "PosteriorWarning",
+    "Prior",
     "Progress",
     "Target",
     "TrainingDiverged",
     "TrainingOptions",
     "amortization_gap",
     "bernoulli",
+    "calibrate",
     "categorical",
     "conditional",
     "continuous_bernoulli",
@@ -86,8 +103,11 @@ __all__ = [
     "diagnostics",
     "exact_posterior",
     "fit",
+    "fit_amortized",
     "fit_density",
+    "fit_likelihood",
     "fit_posterior",
+    "fit_rounds",
     "fit_rows",
     "fit_vae",
     "from_distrax",
@@ -101,6 +121,7 @@ __all__ = [
     "laplace",
     "load",
     "local",
+    "local_c2st",
     "log_marginal",
     "logistic",
     "maf",

@@ -154,10 +154,43 @@ class TailedSpline:
         return raw + jax.lax.stop_gradient(clipped - raw)
 
 
+@dataclasses.dataclass(frozen=True)
+class ScaledSpline:
+    """A `Spline` after which the line is scaled and shifted: y = exp(s) spline(x) + m.
+
+    theta is (m, r), as those of `Affine`, and then the parameters of the spline. A spline alone has
+    identity tails, so that mass which is narrow, and whose place depends on a context, needs many
+    of them: as that of p(theta | x), where x tells theta well.
+
+    Attributes:
+        num_bins: K, at least 2.
+        interval: half the width of the interval, in units of the layer's input; positive.
+        max_log_scale: the bound of s, in nats; positive.
+    """
+
+    num_bins: int = 8
+    interval: float = 4.0
+    max_log_scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        Spline(self.num_bins, self.interval)
+        Affine(self.max_log_scale)
+
+    @property
+    def num_params(self) -> int:
+        """3 K + 1: a shift, a raw log-scale and those of the spline."""
+        return 3 * self.num_bins + 1
+
+    def __call__(self, theta: Array) -> distrax.Bijector:
+        spline = Spline(self.num_bins, self.interval)(theta[..., 2:])
+        return distrax.Chain([Affine(self.max_log_scale)(theta[..., :2]), spline])
+
+
 TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
     "affine": Affine,
     "spline": Spline,
     "tailed": TailedSpline,
+    "scaled": ScaledSpline,
 }
 
 

@@ -21,7 +21,7 @@ from flowvi.masked import MaskedNetwork
 from flowvi.networks import MLP
 from flowvi.params import combine, partition
 from flowvi.testing import perturbed
-from flowvi.transformers import Affine, Spline
+from flowvi.transformers import Affine, ScaledSpline, Spline
 from tests.small import SMALL, SPLINE
 
 CONDITIONS = ("start", "perturbed", "trained")
@@ -280,6 +280,7 @@ REGISTRY: dict[str, Case] = {
     # One layer: size, depth, width, order, context.
     "iaf_affine_1_no_hidden": layer("iaf", 1, ()),
     "maf_spline_1": layer("maf", 1, (4,), Spline(num_bins=4)),
+    "maf_scaled_2": layer("maf", 2, (4,), ScaledSpline(num_bins=4)),
     "maf_affine_2_no_hidden": layer("maf", 2, ()),
     "iaf_affine_2": layer("iaf", 2, (8, 8)),
     "iaf_affine_5_narrow_deep": layer("iaf", 5, (3, 2, 3)),

@@ -222,7 +222,8 @@ def main():
     args = parser.parse_args()
     peers = args.only.split(",") if args.only else list(environments.PEERS)
     tasks = args.tasks.split(",") if args.tasks else [*TASKS, "moons"]
-    unknown = (set(peers) - set(environments.PEERS)) | (set(tasks) - {*TASKS, "moons"})
+    known = {*environments.PEERS, *(environments.OF_SIMULATORS if args.command == "setup" else ())}
+    unknown = (set(peers) - known) | (set(tasks) - {*TASKS, "moons"})
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if args.command == "setup":

@@ -8,6 +8,8 @@ import venv
 
 HERE = pathlib.Path(__file__).parent
 PEERS = ("flowjax", "zuko", "surjectors", "numpyro", "normflows")
+#: Those of `benchmarks.simulators`, made where `setup --only` names them.
+OF_SIMULATORS = ("sbi",)
 
 
 def folder():

@@ -40,13 +40,13 @@ class Posterior(Fitted):
     Attributes:
         target: the target.
         family: the family of the approximation q(u).
-        start: where the fit started.
+        start: where the fit started; None of an amortized one.
         diagnosis: what 10,000 importance weights said right after the fit.
     """
 
     target: Target
     family: Family
-    start: Start
+    start: Start | None
     diagnosis: Diagnosis
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from flowvi.bijectors import Coupling, Dense, LowRank, Stack, Units
 from flowvi.masked import MaskedNetwork
 from flowvi.testing import perturbed
 from flowvi.testing.trial import cycle
-from flowvi.transformers import Affine, Spline
+from flowvi.transformers import Affine, ScaledSpline, Spline
 
 KEY = jax.random.key(0)
 NETWORK = MaskedNetwork(3, (8,), 2)
@@ -153,7 +153,9 @@ def test_program_does_not_grow_with_the_number_of_layers():
     assert size(32) == size(4)
 
 
-@pytest.mark.parametrize("transformer", [Affine(), Spline(), Spline(num_bins=3, interval=2.0)])
+@pytest.mark.parametrize(
+    "transformer", [Affine(), Spline(), ScaledSpline(max_log_scale=1.0), Spline(3, 2.0)]
+)
 def test_transformers_are_the_identity_at_zero_and_bounded(transformer):
     run = jax.jit(lambda theta, x: transformer(theta).forward_and_log_det(x))
     x = np.linspace(-6, 6, 50, dtype=np.float32)

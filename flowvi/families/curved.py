@@ -1,119 +1,153 @@
-"""A triangular map whose shifts are quadratic, found by regression on draws."""
+"""A map along curves that draws show: which coordinates follow others, and scale with them."""
 
 import dataclasses
 import itertools
 
 import distrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi.bijectors import MAF
+from flowvi.bijectors.curved import Curved
 from flowvi.families.family import Params
 from flowvi.params import Array, Fixed
-from flowvi.transformers import Affine
 
-#: The bound on log-scales: a ridge may be thinner than a network should ever make one.
-MOST_LOG_SCALE = 30.0
+#: Up to so many coordinates there are parabolas, and the best of all orders is looked for; beyond,
+#: lines and scales, along the order that is given and the reverse.
+MOST_QUADRATIC = 16
 
-#: Standard errors from which on a term is kept, and rounds of leaving out.
-CLEAR, NUM_SELECTIONS = 4.0, 4
+#: Standard errors from which on a term is kept, rounds of leaving out, and of a scale's regression.
+CLEAR, NUM_SELECTIONS, NUM_SCORINGS = 4.0, 3, 12
 
-#: The part of a coordinate's variance that regression regards as rounding.
-ROUNDING = 1e-13
+#: The part of a coordinate's variance that regression regards as rounding, and of a matrix's
+#: largest singular value.
+ROUNDING, RANK = 1e-13, 1e-10
+
+Curve = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Curved:
-    """The map z -> x of which each coordinate follows others along a parabola.
+class Curves:
+    """The transform of `flowvi.bijectors.Curved`, which no optimizer moves.
 
-        x_i = m_i + sum_j L_ij x_j + sum_jk Q_ijk x_j x_k + s_i z_i
-
-    over coordinates j, k that stand before i in some order. No optimizer moves it; at fresh
-    parameters it is the identity.
-
-    Source: Parno, Marzouk, "Transport Map Accelerated Markov Chain Monte Carlo", 2018.
+    At fresh parameters it is the identity; `curve_of` makes others.
     """
 
     event_size: int
-    name = "curved"
+    name = "curves"
 
     def init(self, key: Array) -> Params:
         del key
         size = self.event_size
-        shapes = {"loc": (size,), "linear": (size,) * 2, "quadratic": (size,) * 3}
-        zeros = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-        return {"curve": Fixed({**zeros, "log_scale": jnp.zeros(size)})}
+        curve = {
+            "order": jnp.arange(size),
+            "loc": jnp.zeros(size),
+            "linear": jnp.zeros((size, size)),
+            "log_scale": jnp.zeros(size),
+            "log_slope": jnp.zeros((size, size)),
+        }
+        if size <= MOST_QUADRATIC:
+            curve["quadratic"] = jnp.zeros((size, size, size))
+        return {"curve": Fixed(curve)}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
-        return MAF(Quadratic(**params["curve"].value), Affine(MOST_LOG_SCALE))
+        return Curved(**params["curve"].value)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Quadratic:
-    """The conditioner of `Curved`: the affine map that takes x_i to z_i."""
-
-    loc: Array
-    linear: Array
-    quadratic: Array
-    log_scale: Array
-
-    def __call__(self, x: Array) -> Array:
-        shift = self.loc + x @ self.linear.T
-        shift = shift + jnp.einsum("...j,...k,ijk->...i", x, x, self.quadratic)
-        # `Affine` bounds what it is given by a tangent.
-        raw = MOST_LOG_SCALE * jnp.arctanh(-self.log_scale / MOST_LOG_SCALE)
-        scale = jnp.exp(-self.log_scale)
-        return jnp.stack([-shift * scale, jnp.broadcast_to(raw, shift.shape)], -1)
-
-
-def curve_of(x: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-    """What `Curved` needs to follow draws of shape [n, D] in units of their own, and its gain.
+def curve_of(x: np.ndarray) -> tuple[Curve, float]:
+    """The arguments of `Curved` for draws of shape [n, D] in units of their own, and its gain.
 
     The gain is that of the mean log density over the best linear map, in nats, less what as many
     coefficients gain on noise.
     """
-    orders = [tuple(range(x.shape[1])), tuple(range(x.shape[1]))[::-1], _greedy(x)]
-    fits = [_along(x, order) for order in dict.fromkeys(orders)]
-    curve = min(fits, key=lambda each: each["log_scale"].sum())
-    linear = -0.5 * np.linalg.slogdet(np.cov(x.T).reshape(x.shape[1], -1))[1]
-    count = (np.abs(curve["quadratic"]) > 0).sum()
-    noise = 0.5 * count * np.log(len(x)) / len(x)
-    return curve, float(-curve["log_scale"].sum() - linear - noise)
+    from threadpoolctl import threadpool_limits
+
+    size = x.shape[1]
+    natural = tuple(range(size))
+    orders = [natural, natural[::-1]]
+    with threadpool_limits(1):  # many small products
+        if 2 < size <= MOST_QUADRATIC:
+            orders.append(_greedy(x))
+        fits = [_along(x, order) for order in dict.fromkeys(orders)]
+    curve, value, count = min(fits, key=lambda each: each[1])
+    linear = 0.5 * np.linalg.slogdet(np.cov(x.T).reshape(size, size))[1]
+    return curve, float(linear - value - 0.5 * count * np.log(len(x)) / len(x))
 
 
-def _features(x: np.ndarray, before: tuple[int, ...]) -> np.ndarray:
-    pairs = itertools.combinations_with_replacement(before, 2)
+def _features(x: np.ndarray, before: tuple[int, ...], quadratic: bool) -> np.ndarray:
+    pairs = itertools.combinations_with_replacement(before, 2) if quadratic else ()
     columns = [np.ones(len(x)), *(x[:, j] for j in before), *(x[:, j] * x[:, k] for j, k in pairs)]
     return np.stack(columns, 1)
 
 
-def _regressed(x: np.ndarray, i: int, before: tuple[int, ...]) -> tuple[np.ndarray, float]:
-    """(coefficients, residual standard deviation) of x_i given others.
+def _inverse(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares: (the matrix that takes y to coefficients, their errors where y's are 1)."""
+    scale = np.maximum(np.linalg.norm(features, axis=0), np.finfo(float).tiny)
+    columns = features / scale
+    sizes, vectors = np.linalg.eigh(columns.T @ columns)
+    good = sizes > sizes[-1] * RANK
+    roots = vectors[:, good] / np.sqrt(sizes[good]) / scale[:, None]
+    return roots @ (roots.T @ features.T), np.linalg.norm(roots, axis=1)
 
-    A term that draws do not tell from noise is left out: far away from them it would be all.
+
+def _selected(features: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Coefficients of y; a term that draws do not tell from noise is 0.
+
+    Far away from the draws such a term would be all.
     """
-    features, y = _features(x, before), x[:, i]
     kept = np.ones(features.shape[1], bool)
     for last in (False,) * NUM_SELECTIONS + (True,):
-        scale = np.linalg.norm(features[:, kept], axis=0)
-        u, sizes, vt = np.linalg.svd(features[:, kept] / scale, full_matrices=False)
-        good = sizes > sizes[0] * 1e-10
-        vt, sizes, u = vt[good], sizes[good], u[:, good]
-        found = vt.T @ ((u.T @ y) / sizes) / scale
-        residual = y - features[:, kept] @ found
-        variance = np.sum(residual**2) / max(len(x) - kept.sum(), 1) + ROUNDING * y.var()
-        error = np.sqrt(variance * np.sum((vt.T / sizes) ** 2, axis=1)) / scale
-        clear = np.abs(found) > CLEAR * error
+        columns = features[:, kept] * weights[:, None]
+        inverse, errors = _inverse(columns)
+        found = inverse @ (y * weights)
+        residual = np.sum((y * weights - columns @ found) ** 2) / max(len(y) - kept.sum(), 1)
+        clear = np.abs(found) > CLEAR * errors * np.sqrt(residual)
         clear[0] = True
         if last or clear.all():
             break
         kept[np.flatnonzero(kept)[~clear]] = False
-    coefficients = np.zeros(features.shape[1])
+    coefficients = np.zeros(len(kept))
     coefficients[kept] = found
-    residual = y - features @ coefficients
-    return coefficients, float(np.sqrt(np.mean(residual**2) + ROUNDING * y.var()))
+    return coefficients
+
+
+def _scales(features: np.ndarray, residual: np.ndarray, least: float) -> np.ndarray:
+    """Coefficients of the log standard deviation of residuals, by Fisher's scoring."""
+    squares = residual**2 + least**2
+    kept = np.ones(features.shape[1], bool)
+    for last in (False, True):
+        columns = features[:, kept]
+        inverse, errors = _inverse(columns)
+        found = np.zeros(columns.shape[1])
+        found[0] = 0.5 * np.log(np.mean(squares))
+        for _ in range(NUM_SCORINGS):
+            excess = squares * np.exp(-2 * (columns @ found)) - 1
+            found = found + inverse @ (0.5 * np.clip(excess, -1, 10))
+        clear = np.abs(found) > CLEAR * errors / np.sqrt(2)
+        clear[0] = True
+        if last or clear.all():
+            break
+        kept[np.flatnonzero(kept)[~clear]] = False
+    coefficients = np.zeros(len(kept))
+    coefficients[kept] = found
+    return coefficients
+
+
+def _regressed(
+    x: np.ndarray, i: int, before: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(terms of the mean, of the log scale, mean log scale) of x_i given others."""
+    features = _features(x, before, x.shape[1] <= MOST_QUADRATIC)
+    lines = features[:, : 1 + len(before)]
+    y, least = x[:, i], np.sqrt(ROUNDING) * x[:, i].std()
+    mean = _selected(features, y, np.ones(len(y)))
+    scale = _scales(lines, y - features @ mean, least)
+    if scale[1:].any():
+        weights = np.exp(-(lines @ scale))
+        mean = _selected(features, y, weights / weights.mean())
+        scale = _scales(lines, y - features @ mean, least)
+    log_scale = lines @ scale
+    z = (y - features @ mean) * np.exp(-log_scale)
+    return mean, scale, float(np.mean(log_scale) + 0.5 * np.mean(z**2) - 0.5)
 
 
 def _greedy(x: np.ndarray) -> tuple[int, ...]:
@@ -122,22 +156,29 @@ def _greedy(x: np.ndarray) -> tuple[int, ...]:
     order: list[int] = []
     while len(rest) > 1:
         others = {i: tuple(j for j in rest if j != i) for i in rest}
-        last = min(rest, key=lambda i: _regressed(x, i, others[i])[1] / x[:, i].std())
+        last = min(rest, key=lambda i: _regressed(x, i, others[i])[2] - np.log(x[:, i].std()))
         order.insert(0, last)
         rest.remove(last)
     return (*rest, *order)
 
 
-def _along(x: np.ndarray, order: tuple[int, ...]) -> dict[str, np.ndarray]:
-    size = x.shape[1]
-    curve = {"loc": np.zeros(size), "linear": np.zeros((size, size)), "log_scale": np.zeros(size)}
-    quadratic = np.zeros((size,) * 3)
+def _along(x: np.ndarray, order: tuple[int, ...]) -> tuple[Curve, float, int]:
+    """(the map along an order, minus its mean log density but for a constant, its coefficients)."""
+    size, value = x.shape[1], 0.0
+    loc, log_scale = np.zeros(size), np.zeros(size)
+    linear, log_slope, quadratic = (np.zeros((size,) * rank) for rank in (2, 2, 3))
     for place, i in enumerate(order):
         before = order[:place]
-        found, sd = _regressed(x, i, before)
-        curve["loc"][i], curve["log_scale"][i] = found[0], np.log(sd)
-        curve["linear"][i, list(before)] = found[1 : 1 + place]
-        pairs = itertools.combinations_with_replacement(before, 2)
-        for (j, k), value in zip(pairs, found[1 + place :], strict=True):
-            quadratic[i, j, k] = value
-    return {**curve, "quadratic": quadratic}
+        mean, scale, own = _regressed(x, i, before)
+        value += own
+        loc[i], log_scale[i] = mean[0], scale[0]
+        linear[i, list(before)], log_slope[i, list(before)] = mean[1 : 1 + place], scale[1:]
+        if size <= MOST_QUADRATIC:
+            pairs = list(itertools.combinations_with_replacement(before, 2))
+            for (j, k), term in zip(pairs, mean[1 + place :], strict=True):
+                quadratic[i, j, k] = term
+    curve = {"loc": loc, "linear": linear, "log_scale": log_scale, "log_slope": log_slope}
+    if size <= MOST_QUADRATIC:
+        curve["quadratic"] = quadratic
+    count = int(np.count_nonzero(quadratic) + np.count_nonzero(log_slope))
+    return {**curve, "order": np.array(order)}, value, count

@@ -42,9 +42,10 @@ def fit_posterior(
     1. The start is the best, by ELBO, of many normal distributions along paths of L-BFGS, improved
        by variational Newton steps where the target can be differentiated twice.
     2. Where that start is more than 0.05 nats from the log evidence, annealed particles around it
-       are asked, for up to 16 coordinates, whether coordinates follow others along parabolas. If
-       so a map that does is drawn through them, anew while the evidence rises, and the flow is
-       fitted before that map: a thin ridge becomes a normal.
+       are asked, for up to 16 coordinates, whether coordinates follow others along parabolas, or
+       have scales that do so exponentially. If so a map that does is drawn through them, anew
+       while the evidence rises, and the flow is fitted before that map, for 2000 steps of 64 draws:
+       a thin ridge, or a funnel, becomes a normal.
     3. Without one, or if it is not right, a flow that begins as the identity, before the start's
        affine map, is fitted by path gradients of the ELBO until that stops improving. Up to 10
        coordinates the draws come from a base 1.3 times as wide, so that tails are fitted with the

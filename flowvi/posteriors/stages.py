@@ -26,7 +26,7 @@ from flowvi.families import (
     whitened,
 )
 from flowvi.families.copies import Copies
-from flowvi.families.curved import Curved, curve_of
+from flowvi.families.curved import Curves, curve_of
 from flowvi.families.family import bare
 from flowvi.objectives import ELBO
 from flowvi.params import Array, Fixed, PyTree, cast, host_generator
@@ -88,6 +88,9 @@ MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
 #: Up to so many coordinates a curve is looked for. It has to be worth so many nats; and it is drawn
 #: anew while the evidence that is found with it rises by so many, and so often at most.
 MOST_CURVED, LEAST_GAIN, LEAST_RISE, MOST_CURVES = 16, 0.5, 0.02, 16
+
+#: Steps of a fit around a curve, and their learning rate, where there is anything to gain.
+CURVED_STEPS, CURVED_RATE = 2_000, 2e-2
 
 #: The width of the draws that learn tails, and draws that weigh a part.
 TAIL_WIDTH, PART_DRAWS = 1.5, 4_000
@@ -358,7 +361,8 @@ class Stages:
             # Wider draws know of more; but if they lie elsewhere, what was fitted is no start.
             begun = on if on.score > fresh.score - 1 else fresh
         width = TAIL_WIDTH if size <= FEW else 1.0
-        return self._polished(family, begun, self.budget.num_steps, width, "tails")
+        budget = self.budget
+        return self._polished(family, begun, budget.num_steps, budget.careful_rate, width, "tails")
 
     def fit_curved(self, found: Found) -> Attempt | None:
         """A flow around a map of which coordinates follow others along parabolas.
@@ -368,7 +372,7 @@ class Stages:
         size = self.target.event_size
         if size > MOST_CURVED or self.judged(*self._normal(found.start.whitening)).is_easy:
             return None
-        family = whitened(Flow(default_family(size), Curved(size)))
+        family = whitened(Flow(default_family(size), Curves(size)))
         params = family.place(family.init(self.init_key), found.start.whitening)
         evidence, misses, is_curved = -np.inf, 0, False
         for key in jax.random.split(self.explore_key, MOST_CURVES):
@@ -385,17 +389,31 @@ class Stages:
                 break
             is_curved = True
             params = family.place(params, Dense(loc, np.diag(sd), np.diag(1 / sd)).whitening())
-            transform = {"curve": Fixed(jax.tree.map(as_float, curve))}
+            arrays = {
+                name: jnp.asarray(leaf, int if name == "order" else jnp.result_type(float))
+                for name, leaf in curve.items()
+            }
+            transform = {"curve": Fixed(arrays)}
             params["family"] = {**params["family"], "transform": transform}
         if not is_curved:
             return None
         begun = self.judged(family, params)
-        return self._polished(family, begun, EASY_STEPS, self.budget.width, "curved")
+        budget = self.budget
+        # A funnel's neck and a ridge's ends take most of the steps.
+        rate = budget.careful_rate if begun.gap < RIGHT else CURVED_RATE
+        num_steps = EASY_STEPS if begun.gap < RIGHT else CURVED_STEPS
+        return self._polished(family, begun, num_steps, rate, budget.width, "curved")
 
     def _polished(
-        self, family: Whitened, begun: Attempt, num_steps: int, width: float, name: str
+        self,
+        family: Whitened,
+        begun: Attempt,
+        num_steps: int,
+        rate: float,
+        width: float,
+        name: str,
     ) -> Attempt:
-        """The better of what was begun and of what a careful fit makes of it."""
+        """The better of what was begun and of what more steps make of it."""
         loss_fn = WideELBO(
             family,
             self.target.log_joint,
@@ -404,7 +422,7 @@ class Stages:
             width=width,
         )
         steps = self.options.get("num_steps") or num_steps
-        start, rate = {"posterior": begun.params}, self.budget.careful_rate
+        start = {"posterior": begun.params}
         result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, name)
         best = max(self.judged(family, result.params["posterior"]), begun, key=lambda e: e.score)
         return widened(family, functools.partial(self.judged, family), best)._replace(result=result)

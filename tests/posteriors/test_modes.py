@@ -13,7 +13,7 @@ import flowvi as fv
 from flowvi import diagnostics
 from flowvi.diagnostics import Estimate
 from flowvi.families.copies import Copies
-from flowvi.families.curved import Curved, curve_of
+from flowvi.families.curved import Curves, curve_of
 from flowvi.posteriors import modes
 from flowvi.posteriors.annealing import Particles, anneal
 from flowvi.posteriors.leaving import departure
@@ -261,7 +261,7 @@ def test_a_curve_is_read_off_draws_and_holds_far_from_them():
     curve, gain = curve_of(parabolas(rng, 1000))
     assert gain > 2
     assert curve_of(rng.normal(size=(1000, 4)))[1] < 0.1  # noise has no curve
-    family = Curved(4)
+    family = Curves(4)
     params = {"curve": fv.Fixed(jax.tree.map(jnp.asarray, curve))}
     x = parabolas(rng, 500, spread=2.0)
     z, log_det = jax.jit(lambda x: family.bijector(params, None).inverse_and_log_det(x))(x)
@@ -270,10 +270,22 @@ def test_a_curve_is_read_off_draws_and_holds_far_from_them():
     assert np.asarray(log_det) == pytest.approx(-np.log(scales).sum(), abs=0.15)
 
 
+@pytest.mark.usefixtures("x64")
+def test_scales_that_follow_a_coordinate_are_read_off_draws():
+    rng = np.random.default_rng(2)
+    for first in (True, False):
+        v = rng.normal(size=(1000, 1))
+        columns = [np.exp(0.9 * v - 1) * rng.normal(size=(1000, 3)), v][:: 1 if first else -1]
+        curve, gain = curve_of(np.concatenate(columns, 1))
+        assert gain == pytest.approx(3 * 0.9**2, rel=0.2)  # half the log of E exp(2 * 0.9 v)
+        slopes = curve["log_slope"][:, 3 if first else 0]
+        assert np.delete(slopes, 3 if first else 0) == pytest.approx(np.full(3, 0.9), abs=0.1)
+
+
 @pytest.mark.compilations(50)
 def test_the_map_along_curves_has_its_inverse_and_its_determinant():
     rng = np.random.default_rng(1)
     curve = curve_of(parabolas(rng, 300))[0]
     params = {"curve": fv.Fixed(jax.tree.map(jnp.asarray, curve))}
     x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
-    fv.testing.check_bijector(Curved(4).bijector(params, None), x)
+    fv.testing.check_bijector(Curves(4).bijector(params, None), x)

@@ -46,7 +46,7 @@ def fit_posterior(
        have scales that do so exponentially. If so a map that does is drawn through them, anew
        while the evidence rises, and the flow is fitted before that map, for 2000 steps of 64 draws:
        a thin ridge, or a funnel, becomes a normal.
-    3. Without one, or if it is not right, a flow that begins as the identity, before the start's
+    3. Without one, or if it is more than 0.01 nats from the log evidence, a flow that begins as the identity, before the start's
        affine map, is fitted by path gradients of the ELBO until that stops improving. Up to 10
        coordinates the draws come from a base 1.3 times as wide, so that tails are fitted with the
        rest; beyond 200 the flow is a map of each marginal after the affine map. All but the flow's

@@ -89,6 +89,9 @@ MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
 #: anew while the evidence that is found with it rises by so many, and so often at most.
 MOST_CURVED, LEAST_GAIN, LEAST_RISE, MOST_CURVES = 16, 0.5, 0.02, 16
 
+#: A fit around a curve is not compared with one around the start below so many nats.
+CLOSE = 0.01
+
 #: Steps of a fit around a curve, and their learning rate, where there is anything to gain.
 CURVED_STEPS, CURVED_RATE = 2_000, 2e-2
 
@@ -246,7 +249,7 @@ class Stages:
         may_explore = self.allowed >= TO_EXPLORE
         curved = self.fit_curved(found) if small and may_explore else None
         candidates = [] if curved is None else [curved]
-        if curved is None or not curved.is_easy:
+        if curved is None or curved.gap > CLOSE:
             candidates.append(self.fit_start(found))
         fitted = max(candidates, key=lambda each: each.score)
         if fitted.result.stop_reason in STOPPED or not may_explore:

@@ -1,8 +1,15 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
-from flowvi import diagnostics, networks, objectives, testing
+from flowvi import diagnostics, networks, objectives, tables, testing
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
-from flowvi.densities import Calibration, Density, DensityWarning, fit_density
+from flowvi.densities import (
+    Calibration,
+    Density,
+    DensityWarning,
+    TableDensity,
+    fit_density,
+    infer_schema,
+)
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
@@ -37,6 +44,7 @@ from flowvi.files import load, save
 from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
+from flowvi.tables import table
 from flowvi.training import (
     FitResult,
     Fitted,
@@ -72,6 +80,7 @@ __all__ = [
     "Posterior",
     "PosteriorWarning",
     "Progress",
+    "TableDensity",
     "Target",
     "TrainingDiverged",
     "TrainingOptions",
@@ -95,6 +104,7 @@ __all__ = [
     "gaussianized",
     "gumbel",
     "iaf",
+    "infer_schema",
     "joint",
     "laplace",
     "load",
@@ -110,6 +120,8 @@ __all__ = [
     "save",
     "standard_normal",
     "standardized",
+    "table",
+    "tables",
     "testing",
     "unconditional",
     "whitened",

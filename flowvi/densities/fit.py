@@ -24,6 +24,9 @@ from flowvi.densities.density import Density
 from flowvi.densities.diagnosis import DensityWarning
 from flowvi.densities.frames import Frame
 from flowvi.densities.recipe import default_flow
+from flowvi.densities.table_density import TableDensity
+from flowvi.densities.table_fit import fit_table
+from flowvi.densities.table_frames import is_mixed
 from flowvi.densities.textbook import Rows
 from flowvi.densities.training import PATIENCE, Training, fresh
 from flowvi.families import (
@@ -39,6 +42,7 @@ from flowvi.families.flows import Layers
 from flowvi.families.placed import check_varies
 from flowvi.params import Origin, PyTree
 from flowvi.supports import Interval, SupportLike
+from flowvi.tables import Table
 from flowvi.training import TrainingOptions, check_names
 
 Array = jax.Array
@@ -148,6 +152,18 @@ def fit_density(
         raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
     check_key(key)
     check_names(options)
+    if isinstance(family, Table) or (family is None and context is None and is_mixed(x)):
+        given = {"context": context, "support": support, "params": params, "combine": combine}
+        return _of_table(
+            family,
+            x,
+            given,
+            key=key,
+            weights=weights,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            options=dict(options),
+        )
     rule = "`combine` must be True, False or None"
     checks.require(isinstance(combine, bool | None), rule, combine, error=TypeError)
     x, columns = frames.read("x", x)
@@ -239,6 +255,19 @@ def fit_density(
         columns=columns,
         context_columns=context_columns,
     )
+
+
+def _of_table(
+    family: Table | None, x: Any, given: dict[str, object], **options: Any
+) -> TableDensity:
+    """The fit of a table, which takes no arguments of other densities."""
+    if unfit := [name for name, value in given.items() if value is not None]:
+        rule = f"`{unfit[0]}` must be None for a table"
+        fix = ""
+        if unfit[0] == "support":
+            fix = " Perhaps `fv.table(schema)` with `fv.tables.Real(lower=0)` for that column?"
+        raise ValueError(f"{rule}; got {checks.shown(given[unfit[0]])}.{fix}")
+    return fit_table(family, x, **options)
 
 
 def _is_plain_flow(family: Family) -> bool:

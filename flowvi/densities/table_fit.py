@@ -1,0 +1,185 @@
+"""The fit of a table: a network for its columns, beside what it begins from."""
+
+import time
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from flowvi.densities import diagnosis, table_frames
+from flowvi.densities.data import Split, check_weights, num_held_out, shuffled
+from flowvi.densities.diagnosis import DensityWarning
+from flowvi.densities.frames import Columns
+from flowvi.densities.recipe import DIVERGED, FEW_ROWS, PARTS, Score, chosen_weights, mixed
+from flowvi.densities.table_density import TableDensity, _blocks, _field_log_probs
+from flowvi.densities.table_frames import Tabular
+from flowvi.densities.training import Training, fresh
+from flowvi.diagnostics import mean
+from flowvi.families.family import bare
+from flowvi.families.known import Stacked
+from flowvi.params import Fixed, Origin, PyTree
+from flowvi.tables import Encoder, Table, table
+from flowvi.training import FitResult, TrainingDiverged
+
+Array = jax.Array
+
+#: Steps: so many epochs, but within these bounds.
+EPOCHS, MIN_STEPS, MAX_STEPS = 60, 1_000, 8_000
+
+#: Units of a layer by the number of rows.
+WIDTHS = ((0, 32), (1_500, 64), (20_000, 96))
+
+#: With fewer rows nothing is compared.
+LEAST_ROWS = 20
+
+INDEPENDENT = (
+    "The columns look independent: nothing that describes how they depend on each other scores held-"
+    "out rows better. Perhaps more rows?"
+)
+
+
+def fit_table(
+    family: Table | None,
+    x: Tabular,
+    *,
+    key: Array,
+    weights: ArrayLike | None,
+    validation_fraction: float,
+    patience: int | None,
+    options: dict[str, Any],
+) -> TableDensity:
+    """Fits the joint density of the columns of a table; see `fit_density`."""
+    started = time.monotonic()
+    schema = table_frames.infer_schema(x) if family is None else family.schema
+    values = table_frames.read("x", x, schema.names)
+    rows = len(next(iter(values.values())))
+    pairs = zip(schema.names, schema.kinds, strict=True)
+    found = {n: kind.numbers(values[n], f"Column {n!r} of `x`") for n, kind in pairs}
+    counts = check_weights(weights, rows)
+    if counts is not None and not counts.all():
+        used = counts > 0
+        found, counts = {n: each[used] for n, each in found.items()}, counts[used]
+        rows = len(counts)
+    if family is None:
+        width = next(width for least, width in reversed(WIDTHS) if rows >= least)
+        family = table(schema, width=width)
+    if rows < LEAST_ROWS:
+        few = f"`x` has {rows} rows, which are too few to know how good a density of them is."
+        warnings.warn(few, RuntimeWarning, stacklevel=3)
+    num_held = num_held_out(validation_fraction, rows)
+    init_key, split_key, fit_key = jax.random.split(key, 3)
+    order = shuffled(split_key, rows)
+    is_few = rows < FEW_ROWS
+    parts = [order[:num_held]]
+    if is_few and num_held:
+        parts = np.split(order[: rows // PARTS * PARTS], PARTS)
+    if rows < LEAST_ROWS:
+        parts = []
+    # Of many rows all is made of those to train on; few are needed, all of them, for each column.
+    seen = np.ones(rows, bool)
+    if len(parts) == 1:
+        seen[parts[0]] = False
+    shown = {n: each[seen] for n, each in found.items()}
+    encoder = Encoder.fitted(schema, shown, None if counts is None else counts[seen])
+    encoded = encoder.encode(found).astype(np.float32)
+    steps = options.get("num_steps")
+    start = fresh(family, init_key)
+
+    columns: dict[str, list[np.ndarray]] = {}
+    members: list[PyTree] = []
+    results: list[FitResult] = []
+    messages: list[str] = []
+    for number, part in enumerate(parts):
+        split = Split(encoded, None, part, counts)
+        own, _, own_weights = split.whole_training()
+        placed = family.place(start, encoder, own, own_weights)
+        tried = {"independent": family.alone(placed, False), "copula": family.alone(placed)}
+        if steps != 0:
+            chosen = {**options, "num_steps": steps or _num_steps(len(own))}
+            training = Training(patience if len(part) else None, chosen)
+            try:
+                result = training.of_part(number, len(parts) > 1).run(family, placed, split, fit_key)
+            except TrainingDiverged as error:
+                result = error.result
+                messages.append(DIVERGED)
+            results.append(result)
+            tried["network"] = result.params
+            members.append(bare(result.params))
+        for name, params in tried.items():
+            if len(part):
+                columns.setdefault(name, []).append(scores(family, params, encoded[split.rows_out]))
+    whole = family.alone(family.place(start, encoder, encoded, counts))
+    if not columns:
+        kept = {"network": 1.0} if members else {"copula": 1.0}
+        table_scores: tuple[Score, ...] = ()
+        held_out = np.zeros(0)
+    else:
+        each = {name: np.concatenate(found) for name, found in columns.items()}
+        numbers = np.concatenate([np.sort(part) for part in parts])
+        shares = None if counts is None else counts[numbers]
+        kept = chosen_weights(each, shares)
+        each["all"] = mixed(each, kept)
+        told = {"network": f"{len(members)} x {family!r}" if len(members) > 1 else repr(family)}
+        told |= {"independent": "each column for itself", "copula": "normal scores", "all": ""}
+        table_scores = tuple(
+            Score(n, mean(e, shares), kept.get(n, float(n == "all")), told[n])
+            for n, e in each.items()
+        )
+        held_out = np.sort(each["all"])
+        training_scores = None
+        if "network" in kept:
+            some = encoded[seen][: len(numbers)] if len(parts) == 1 else None
+            if some is not None:
+                training_scores = scores(family, results[-1].params, some)
+        messages += diagnosis.about_scores(each["all"], numbers, training_scores)
+        if list(kept) == ["independent"] and len(family.fields) > 1:
+            messages.append(INDEPENDENT)
+    made: list[tuple[PyTree, float]] = []
+    for name, weight in kept.items():
+        if name == "network":
+            made += [(member, weight / len(members)) for member in members]
+        else:
+            correlated = name == "copula"
+            made.append((bare(family.alone(whole, correlated)), weight))
+    result = FitResult.untrained(None, time.monotonic() - started)
+    stacked = Stacked((family,) * len(made))
+    logs = Fixed(jnp.log(jnp.asarray([weight for _, weight in made])))
+    params = {"origin": Origin(stacked), "families": [p for p, _ in made], "log_weights": logs}
+    if results:
+        result = results[-1]
+    messages = list(dict.fromkeys(messages))
+    if messages:
+        warnings.warn(" ".join(messages), DensityWarning, stacklevel=3)
+    names = schema.names
+    import dataclasses
+
+    return TableDensity(
+        result=dataclasses.replace(result, params=params, last_params=None),
+        family=stacked,
+        dtype="float64",
+        num_rows=rows,
+        scores=table_scores,
+        messages=tuple(messages),
+        held_out=held_out,
+        columns=Columns(names, ("float64",) * len(names), ""),
+        encoder=encoder,
+        frame_type=table_frames.frame_type(x, names),
+        names=names,
+    )
+
+
+def _num_steps(num_rows: int) -> int:
+    return int(np.clip(EPOCHS * num_rows // min(256, num_rows), MIN_STEPS, MAX_STEPS))
+
+
+def scores(family: Table, params: PyTree, rows: np.ndarray) -> np.ndarray:
+    """Log densities of encoded rows, in double precision."""
+    position = np.arange(len(family.fields))[None]
+    found = []
+    for block, count in _blocks(4096, rows):
+        each = _field_log_probs(family, bare(params), jnp.asarray(block), position)
+        found.append(np.asarray(each, np.float64).sum(1)[:count])
+    return np.concatenate(found)

@@ -6,4 +6,11 @@ from flowvi.densities.fit import fit_density
 from flowvi.densities.table_density import TableDensity
 from flowvi.densities.table_frames import infer_schema
 
-__all__ = ["Calibration", "Density", "DensityWarning", "TableDensity", "fit_density", "infer_schema"]
+__all__ = [
+    "Calibration",
+    "Density",
+    "DensityWarning",
+    "TableDensity",
+    "fit_density",
+    "infer_schema",
+]

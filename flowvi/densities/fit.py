@@ -153,11 +153,11 @@ def fit_density(
     check_key(key)
     check_names(options)
     if isinstance(family, Table) or (family is None and context is None and is_mixed(x)):
-        given = {"context": context, "support": support, "params": params, "combine": combine}
+        others = {"context": context, "support": support, "params": params, "combine": combine}
         return _of_table(
             family,
             x,
-            given,
+            others,
             key=key,
             weights=weights,
             validation_fraction=validation_fraction,

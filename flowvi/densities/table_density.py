@@ -115,7 +115,7 @@ class TableDensity(Density):
         """Of each member the log density [M, n] of all that is there, and of what is known."""
         known = self._known_fields()
         order = np.argsort(~known, kind="stable")
-        position = np.argsort(order)[None]
+        position = jnp.argsort(jnp.asarray(order))[None]
         joint, part = [], []
         for family, params, log_weight in self._members():
             found = []
@@ -161,6 +161,20 @@ class TableDensity(Density):
         for name, each in values.items():
             found[name] = self._kind(name).numbers(each, f"Column {name!r} of `x`")  # type: ignore[attr-defined]
         return self.encoder.encode(found).astype(np.float32)
+
+    @property
+    def _row_shape(self) -> tuple[int, ...]:
+        return (len(self.names),)
+
+    def _rows(self, x: Tabular) -> np.ndarray:  # type: ignore[override]
+        """Rows as numbers [n, D]: categories as the numbers of their levels; without holes."""
+        values = table_frames.read("x", x, self.names)
+        where = lambda name: f"Column {name!r} of `x`"  # noqa: E731
+        found = {n: self._kind(n).numbers(each, where(n)) for n, each in values.items()}  # type: ignore[attr-defined]
+        if holes := [name for name, each in found.items() if np.isnan(each).any()]:
+            fix = "Perhaps drop those rows?"
+            raise ValueError(f"{where(holes[0])} must have no missing values here; got some. {fix}")
+        return np.stack(list(found.values()), 1)
 
     def _drawn(self, key: Array, rows: np.ndarray, alike: bool) -> np.ndarray:
         """Fields [n, F] of rows whose holes are drawn given the rest."""
@@ -228,7 +242,9 @@ class TableDensity(Density):
         values = table_frames.read("x", x, self.names)
         rows = self._encoded(x)
         made = []
-        for number in range(1 if num_draws is None else checks.positive_int("num_draws", num_draws)):
+        for number in range(
+            1 if num_draws is None else checks.positive_int("num_draws", num_draws)
+        ):
             drawn = self._drawn(jax.random.fold_in(key, number), rows, alike=False)
             new = self._values(self.encoder.decode(drawn))
             table = {}
@@ -256,7 +272,7 @@ class TableDensity(Density):
         result = {}
         for name in self.names:
             kind = self._kind(name)
-            if isinstance(kind, Category) and not kind.ordered or isinstance(kind, Constant):
+            if (isinstance(kind, Category) and not kind.ordered) or isinstance(kind, Constant):
                 continue
             steps = np.quantile(found[name], levels, method="inverted_cdf")
             result[name] = kind.values(steps)  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The fit of a table: a network for its columns, beside what it begins from."""
 
+import dataclasses
 import time
 import warnings
 from typing import Any
@@ -36,7 +37,7 @@ WIDTHS = ((0, 32), (1_500, 64), (20_000, 96))
 LEAST_ROWS = 20
 
 INDEPENDENT = (
-    "The columns look independent: nothing that describes how they depend on each other scores held-"
+    "The columns look independent: nothing that says how they depend on each other scores held-"
     "out rows better. Perhaps more rows?"
 )
 
@@ -96,12 +97,14 @@ def fit_table(
         split = Split(encoded, None, part, counts)
         own, _, own_weights = split.whole_training()
         placed = family.place(start, encoder, own, own_weights)
-        tried = {"independent": family.alone(placed, False), "copula": family.alone(placed)}
+        tried = {"marginals": family.alone(placed, False), "copula": family.alone(placed)}
         if steps != 0:
             chosen = {**options, "num_steps": steps or _num_steps(len(own))}
             training = Training(patience if len(part) else None, chosen)
             try:
-                result = training.of_part(number, len(parts) > 1).run(family, placed, split, fit_key)
+                result = training.of_part(number, len(parts) > 1).run(
+                    family, placed, split, fit_key
+                )
             except TrainingDiverged as error:
                 result = error.result
                 messages.append(DIVERGED)
@@ -123,7 +126,7 @@ def fit_table(
         kept = chosen_weights(each, shares)
         each["all"] = mixed(each, kept)
         told = {"network": f"{len(members)} x {family!r}" if len(members) > 1 else repr(family)}
-        told |= {"independent": "each column for itself", "copula": "normal scores", "all": ""}
+        told |= {"marginals": "each column for itself", "copula": "normal scores", "all": ""}
         table_scores = tuple(
             Score(n, mean(e, shares), kept.get(n, float(n == "all")), told[n])
             for n, e in each.items()
@@ -135,7 +138,7 @@ def fit_table(
             if some is not None:
                 training_scores = scores(family, results[-1].params, some)
         messages += diagnosis.about_scores(each["all"], numbers, training_scores)
-        if list(kept) == ["independent"] and len(family.fields) > 1:
+        if list(kept) == ["marginals"] and len(family.fields) > 1:
             messages.append(INDEPENDENT)
     made: list[tuple[PyTree, float]] = []
     for name, weight in kept.items():
@@ -154,8 +157,6 @@ def fit_table(
     if messages:
         warnings.warn(" ".join(messages), DensityWarning, stacklevel=3)
     names = schema.names
-    import dataclasses
-
     return TableDensity(
         result=dataclasses.replace(result, params=params, last_params=None),
         family=stacked,
@@ -177,7 +178,7 @@ def _num_steps(num_rows: int) -> int:
 
 def scores(family: Table, params: PyTree, rows: np.ndarray) -> np.ndarray:
     """Log densities of encoded rows, in double precision."""
-    position = np.arange(len(family.fields))[None]
+    position = jnp.arange(len(family.fields))[None]
     found = []
     for block, count in _blocks(4096, rows):
         each = _field_log_probs(family, bare(params), jnp.asarray(block), position)

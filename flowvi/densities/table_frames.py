@@ -10,7 +10,7 @@ from flowvi.checks import require
 from flowvi.densities import frames
 from flowvi.densities.frames import MAKERS, Frame
 from flowvi.tables import Category, Schema
-from flowvi.tables.columns import Values, infer
+from flowvi.tables.columns import Column, Values, infer
 
 #: A frame, or arrays by the names of columns.
 Tabular = Frame | Mapping[str, object]
@@ -79,7 +79,7 @@ def is_mixed(x: object) -> bool:
     return False
 
 
-def read(name: str, x: Tabular, wanted: Sequence[str] | None = None) -> dict[str, Values]:
+def read(name: str, x: object, wanted: Sequence[str] | None = None) -> dict[str, Values]:
     """Columns as arrays: floating ones with NaN for holes, or objects with None for them.
 
     Raises:
@@ -133,21 +133,15 @@ def infer_schema(x: Tabular) -> Schema:
         age  Integer(width=1.0, offset=0.0, lower=0.0, upper=inf)
         sex  Category(levels=('f', 'm'), ordered=False)
     """
-    kinds = {}
+    kinds: dict[str, Column] = {}
     for name, values in read("x", x).items():
-        column = x[name]
-        levels = getattr(getattr(column, "dtype", None), "categories", None)
-        if levels is not None and len(levels) > 1 and hasattr(levels, "tolist"):
-            kinds[name] = _category(name, levels.tolist(), bool(column.dtype.ordered), values)
-            continue
-        whole = np.asarray(_raw(column)).dtype.kind in "iu"
+        whole = np.asarray(_raw(x[name])).dtype.kind in "iu"
         kinds[name] = infer(values, _where("x", name), whole=whole)
+        dtype = getattr(x[name], "dtype", None)
+        levels = getattr(dtype, "categories", None)  # those of pandas, whose order is told
+        if levels is not None and len(levels) > 1 and hasattr(levels, "tolist"):
+            kinds[name] = Category(tuple(levels.tolist()), bool(getattr(dtype, "ordered", False)))
     return Schema.of(kinds)
-
-
-def _category(name: str, levels: list, ordered: bool, values: Values) -> Category:
-    infer(values, _where("x", name))  # which refuses an empty column and too many levels
-    return Category(tuple(levels), ordered)
 
 
 def _raw(column: object) -> object:
@@ -173,9 +167,11 @@ def _values(where: str, column: object) -> Values:
         return result
     if all(isinstance(e, int | float | np.number) and not isinstance(e, bool) for e in there):
         return _finite(np.array([np.nan if e is None else e for e in listed], np.float64), where)
-    odd = next(e for e in there if not isinstance(e, str | bool | int | float | np.number)) if any(
-        not isinstance(e, str | bool | int | float | np.number) for e in there
-    ) else None
+    odd = (
+        next(e for e in there if not isinstance(e, str | bool | int | float | np.number))
+        if any(not isinstance(e, str | bool | int | float | np.number) for e in there)
+        else None
+    )
     if odd is None:
         kinds = sorted({type(e).__name__ for e in there})
         fix = "Perhaps convert it with `.astype(str)`?"
@@ -195,5 +191,7 @@ def _finite(found: np.ndarray, where: str) -> np.ndarray:
     if len(bad):
         more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
         fix = "Perhaps mark it as missing by NaN, or drop those rows?"
-        raise ValueError(f"{where} must be finite; got {found[bad[0]]} in row {bad[0]}{more}. {fix}")
+        raise ValueError(
+            f"{where} must be finite; got {found[bad[0]]} in row {bad[0]}{more}. {fix}"
+        )
     return found

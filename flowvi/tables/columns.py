@@ -239,16 +239,10 @@ def infer(values: Values, where: str, *, whole: bool = False) -> Column:
     fix = "Perhaps drop that column?"
     require(len(there), f"{where} must hold values", "only missing ones", fix, say=str)
     if is_text:
-        levels = sorted(set(there.tolist()))
-    else:
-        levels, counts = np.unique(there, return_counts=True)
+        return _of_levels(sorted(set(there.tolist())), where)
+    levels, counts = np.unique(there, return_counts=True)
     if len(levels) == 1:
         return Constant(_plain(levels[0]))
-    if is_text:
-        rule = f"{where} must have at most {MAX_LEVELS} different levels"
-        fix = "Perhaps drop that column, or put rare levels together?"
-        require(len(levels) <= MAX_LEVELS, rule, len(levels), fix)
-        return Category((False, True) if levels == [False, True] else tuple(levels))
     if len(levels) == 2:
         return Category(tuple(int(each) if whole else float(each) for each in levels), ordered=True)
     tied = len(levels) < TIED * len(there)
@@ -262,6 +256,15 @@ def infer(values: Values, where: str, *, whole: bool = False) -> Column:
         rest, atoms = levels, levels[:0]
     lower = float(atoms[0]) if len(atoms) and atoms[0] < rest[0] and atoms[0] == 0 else -math.inf
     return Real(lower, math.inf, tuple(map(float, atoms)))
+
+
+def _of_levels(levels: list, where: str) -> Column:
+    if len(levels) == 1:
+        return Constant(levels[0])
+    rule = f"{where} must have at most {MAX_LEVELS} different levels"
+    fix = "Perhaps drop that column, or put rare levels together?"
+    require(len(levels) <= MAX_LEVELS, rule, len(levels), fix)
+    return Category(tuple(levels))
 
 
 def _grid(levels: np.ndarray) -> float:

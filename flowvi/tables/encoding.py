@@ -24,7 +24,7 @@ from scipy import special
 from flowvi.bijectors import Marginal
 from flowvi.compiling import compiled
 from flowvi.families import marginals
-from flowvi.tables.columns import Angle, Category, Column, Constant, Integer, Real, Schema, Values
+from flowvi.tables.columns import Angle, Category, Column, Constant, Integer, Real, Schema
 
 Arrays = dict[str, np.ndarray]
 
@@ -196,9 +196,11 @@ class Encoder:
 
     def decode(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
         """The numbers of columns, of fields [n, F] as they are drawn."""
-        found, place, numeric = {}, 0, 0
+        found: dict[str, np.ndarray] = {}
+        place, numeric = 0, 0
+        drawn = np.concatenate([drawn, np.zeros((len(drawn), 1))], 1)  # for a constant at the end
         for name, kind in zip(self.schema.names, self.schema.kinds, strict=True):
-            own = drawn[:, min(place, drawn.shape[1] - 1)] if drawn.shape[1] else None
+            own = drawn[:, place]
             match kind:
                 case Category():
                     found[name] = own
@@ -234,7 +236,9 @@ class Encoder:
         upper = (special.ndtr(-z) * (total + alpha) - (total - below)) / alpha
         tiny = np.finfo(float).tiny
         guess = np.where(
-            lower < upper, special.ndtri(np.clip(lower, tiny, 1)), -special.ndtri(np.clip(upper, tiny, 1))
+            lower < upper,
+            special.ndtri(np.clip(lower, tiny, 1)),
+            -special.ndtri(np.clip(upper, tiny, 1)),
         )
         x = _through(self._map(number), np.clip(guess, -FAR, FAR), inverse=True)[0]
         found = np.where(inside, value[place], x)
@@ -252,14 +256,14 @@ class Encoder:
             span = round((value[-1] - value[0]) / kind.width) + 1
             if span > MAX_CELLS:
                 ends.append(np.full(MAX_CELLS + 1, np.inf))
-                scores.append(np.full(MAX_CELLS + 2, np.nan))
+                scores.append(np.full(MAX_CELLS + 2, np.inf))
                 continue
             grid = value[0] + kind.width * np.arange(span)
             score, below, above = self._cell(number, kind, grid)
             pad = MAX_CELLS - span
             own = np.concatenate([[score[0] - below[0]], score + above])
             ends.append(np.concatenate([own, np.full(pad, np.inf)]))
-            scores.append(np.concatenate([[np.nan], score, np.full(pad + 1, np.nan)]))
+            scores.append(np.concatenate([[np.inf], score, np.full(pad + 1, np.inf)]))
         if not ends:
             return np.zeros((0, 1)), np.zeros((0, 2))
         return np.stack(ends), np.stack(scores)
@@ -346,7 +350,9 @@ def _through(table: Arrays, values: np.ndarray, *, inverse: bool) -> tuple[np.nd
 
 
 @compiled(0, static_argnums=(2,))
-def _scored(table: dict[str, jax.Array], x: jax.Array, inverse: bool) -> tuple[jax.Array, jax.Array]:
+def _scored(
+    table: dict[str, jax.Array], x: jax.Array, inverse: bool
+) -> tuple[jax.Array, jax.Array]:
     marginal = Marginal(**table)
     if inverse:
         z, log_det = marginal.forward_and_log_det(x)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ class Table(Family):
                 if g.kind == "category"
             },
             "ends": jnp.zeros((kinds.count("cell"), 1)),
-            "scores": jnp.full((kinds.count("cell"), 2), jnp.nan),
+            "scores": jnp.full((kinds.count("cell"), 2), jnp.inf),
         }
         return {
             "number": normal(len(kinds) - kinds.count("angle"), width),
@@ -226,9 +226,7 @@ class Table(Family):
             return means, jnp.broadcast_to(variances, shape)
 
         # Where no row has a hole, one covariance serves them all.
-        found = jax.lax.cond(
-            jnp.all(observed), lambda: by(observed[:, :1]), lambda: by(observed)
-        )
+        found = jax.lax.cond(jnp.all(observed), lambda: by(observed[:, :1]), lambda: by(observed))
         return jax.lax.stop_gradient(found)
 
     def _in_order(
@@ -280,7 +278,7 @@ class Table(Family):
             linear = jnp.where(valid, linear, 0)
         return heads.log_levels(theta, start, linear)
 
-    def _scores(self, x: Array, xp: object) -> Array:
+    def _scores(self, x: Any, xp: Any) -> Any:
         """Scores [..., S + 1], or without the last one in numpy: of no field, and zero."""
         parts = []
         for number, field in enumerate(self.fields):
@@ -289,14 +287,14 @@ class Table(Family):
                 case "real" | "cell":
                     parts.append(value)
                 case "angle":
-                    parts += [xp.cos(value), xp.sin(value)]  # type: ignore[attr-defined]
+                    parts += [xp.cos(value), xp.sin(value)]
                 case _ if field.size <= MAX_INDICATORS:
                     for level in range(1, field.size):
-                        hit = xp.where(value == level, 1.0, 0.0)  # type: ignore[attr-defined]
+                        hit = xp.where(value == level, 1.0, 0.0)
                         parts.append(hit + 0 * value)
         if xp is jnp:
             parts.append(jnp.zeros(x.shape[:-2]))
-        return xp.stack(parts, -1) if parts else np.zeros((len(x), 0))  # type: ignore[attr-defined]
+        return xp.stack(parts, -1) if parts else np.zeros((len(x), 0))
 
     def _inputs(self, params: Params, x: Array) -> Array:
         """E_i(x_i), of shape [n, F, H]."""
@@ -323,7 +321,9 @@ class Table(Family):
         """What the base adds for each of some fields: of means [n, f, b] and variances [n, f]."""
         features = jnp.concatenate([means, 0.5 * jnp.log(variances)[..., None]], -1)
         scale = params["base"].shape[1] ** -0.5
-        return scale * jnp.einsum("nfb,fbh->nfh", features, params["base"][own]) + params["start"][own]
+        return (
+            scale * jnp.einsum("nfb,fbh->nfh", features, params["base"][own]) + params["start"][own]
+        )
 
     def _network(self, params: Params, pre: Array) -> Array:
         """Features [..., 2 H] of pre-activations [..., H]."""
@@ -357,7 +357,9 @@ class Table(Family):
 
         def given(state: tuple[Array, Array], f: Array) -> tuple[tuple[Array, Array], None]:
             own = jnp.take(observed, f, axis=1)
-            return base.condition(state, jnp.asarray(places)[f], jnp.asarray(valid)[f], scores, own), None
+            return base.condition(
+                state, jnp.asarray(places)[f], jnp.asarray(valid)[f], scores, own
+            ), None
 
         state, _ = jax.lax.scan(given, state, jnp.arange(count))
         values = jnp.where(there, filled[..., 0], jnp.nan)
@@ -379,7 +381,9 @@ class Table(Family):
                 drawn = heads.draw_angle(noise, theta)
             elif field.kind == "category":
                 alone = self._one(params, group, at)
-                logs = self._log_levels(alone, group._replace(fields=(f,)), theta[:, None], means[:, None])
+                logs = self._log_levels(
+                    alone, group._replace(fields=(f,)), theta[:, None], means[:, None]
+                )
                 drawn = heads.pick(noise[0], logs[:, 0]).astype(x.dtype)
             else:
                 drawn = heads.draw_score(noise, theta, means[:, 0], jnp.sqrt(variance))
@@ -459,7 +463,7 @@ def _starts(counts: list[int]) -> list[int]:
 def _stepped(z: Array, ends: Array, scores: Array) -> Array:
     """The score of the cell in which a score lies, where a table has it."""
     found = scores[jnp.searchsorted(ends, z)]
-    return jnp.where(jnp.isnan(found), z, found)
+    return jnp.where(jnp.isfinite(found), found, z)
 
 
 def table(schema: Schema, *, width: int = 64, num_layers: int = 2) -> Table:

@@ -1,6 +1,7 @@
 """A joint density of a table's columns, and the questions that it answers."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -12,7 +13,9 @@ from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.densities import table_frames
 from flowvi.densities.density import Density
+from flowvi.densities.diagnosis import DensityWarning
 from flowvi.densities.frames import Columns
+from flowvi.densities.privacy import Privacy, compared
 from flowvi.densities.table_frames import FrameType, Tabular
 from flowvi.diagnostics import Estimate, mean
 from flowvi.families import check_key
@@ -114,7 +117,8 @@ class TableDensity(Density):
     def _scored(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each member the log density [M, n] of all that is there, and of what is known."""
         known = self._known_fields()
-        order = np.argsort(~known, kind="stable")
+        natural = np.array(self._members()[0][0].order)
+        order = natural[np.argsort(~known[natural], kind="stable")]
         position = jnp.argsort(jnp.asarray(order))[None]
         joint, part = [], []
         for family, params, log_weight in self._members():
@@ -277,6 +281,44 @@ class TableDensity(Density):
             steps = np.quantile(found[name], levels, method="inverted_cdf")
             result[name] = kind.values(steps)  # type: ignore[attr-defined]
         return result
+
+    def privacy(
+        self, fit: Tabular, held_out: Tabular, key: Array, num_draws: int | None = None
+    ) -> Privacy:
+        """How close synthetic rows are to rows of the fit, beside rows that were not in it.
+
+        Synthetic rows are no anonymous ones: a density that follows single rows gives them away.
+
+        Args:
+            fit: rows that it was fitted to.
+            held_out: rows that it was not fitted to.
+            key: a random key.
+            num_draws: synthetic rows; by default as many as held-out ones.
+
+        Warns:
+            DensityWarning: where more synthetic rows than new ones are close to a row of the fit.
+        """
+        points = [self._points(self._encoded(each)) for each in (fit, held_out)]
+        count = len(points[1]) if num_draws is None else num_draws
+        drawn = self._values(self._numbers(key, checks.positive_int("num_draws", count)))
+        found = compared(points[0], self._points(self._encoded(drawn)), points[1])
+        if found.message:
+            warnings.warn(found.message, DensityWarning, stacklevel=2)
+        return found
+
+    def _points(self, rows: np.ndarray) -> np.ndarray:
+        """Encoded rows as points whose squared distances are means over fields."""
+        parts = []
+        for number, field in enumerate(self.encoder.fields):
+            value = rows[:, number, 0]
+            value = np.where(np.isnan(value), 0.0, value)  # beside an atom, or missing
+            if field.kind == "category":
+                parts.append(np.eye(field.size)[value.astype(int)] / np.sqrt(2))
+            elif field.kind == "angle":
+                parts.append(np.stack([np.cos(value), np.sin(value)], 1))
+            else:
+                parts.append(value[:, None])
+        return np.concatenate(parts, 1) / np.sqrt(len(parts))
 
     def mutual_information(
         self, first: Sequence[str], second: Sequence[str], *, key: Array, num_draws: int = 10_000

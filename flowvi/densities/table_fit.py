@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from scipy import special
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
 
 from flowvi.densities import diagnosis, table_frames
 from flowvi.densities.data import Split, check_weights, num_held_out, shuffled
@@ -32,6 +35,9 @@ EPOCHS, MIN_STEPS, MAX_STEPS = 60, 1_000, 8_000
 
 #: Units of a layer by the number of rows.
 WIDTHS = ((0, 32), (1_500, 64), (20_000, 96))
+
+#: How many groups of rows with a copula each are tried, for so many rows at most; iterations.
+GROUPS, MOST_GROUPED, EM_STEPS = (2, 3, 5), 5_000, 10
 
 #: With fewer rows nothing is compared.
 LEAST_ROWS = 20
@@ -60,6 +66,8 @@ def fit_table(
     pairs = zip(schema.names, schema.kinds, strict=True)
     found = {n: kind.numbers(values[n], f"Column {n!r} of `x`") for n, kind in pairs}
     counts = check_weights(weights, rows)
+    if counts is not None:
+        counts = counts * (np.count_nonzero(counts) / counts.sum())
     if counts is not None and not counts.all():
         used = counts > 0
         found, counts = {n: each[used] for n, each in found.items()}, counts[used]
@@ -89,6 +97,7 @@ def fit_table(
     steps = options.get("num_steps")
     start = fresh(family, init_key)
 
+    sizes = GROUPS if rows < MOST_GROUPED else ()
     columns: dict[str, list[np.ndarray]] = {}
     members: list[PyTree] = []
     results: list[FitResult] = []
@@ -111,9 +120,14 @@ def fit_table(
             results.append(result)
             tried["network"] = result.params
             members.append(bare(result.params))
+        if not len(part):
+            continue
+        new = encoded[split.rows_out]
         for name, params in tried.items():
-            if len(part):
-                columns.setdefault(name, []).append(scores(family, params, encoded[split.rows_out]))
+            columns.setdefault(name, []).append(scores(family, params, new))
+        for size in sizes:
+            them = mixture(family, placed, encoder, own, own_weights, size)
+            columns.setdefault(f"{size} groups", []).append(mixture_scores(family, them, new))
     whole = family.alone(family.place(start, encoder, encoded, counts))
     if not columns:
         kept = {"network": 1.0} if members else {"copula": 1.0}
@@ -123,10 +137,15 @@ def fit_table(
         each = {name: np.concatenate(found) for name, found in columns.items()}
         numbers = np.concatenate([np.sort(part) for part in parts])
         shares = None if counts is None else counts[numbers]
+        grouped = [name for name in each if name.endswith("groups")]
+        best = max(grouped, key=lambda name: mean(each[name], shares).value, default="")
+        by_size = ["marginals", "copula", best, "network"]
+        each = {name: each[name] for name in by_size if name in each}
         kept = chosen_weights(each, shares)
         each["all"] = mixed(each, kept)
         told = {"network": f"{len(members)} x {family!r}" if len(members) > 1 else repr(family)}
         told |= {"marginals": "each column for itself", "copula": "normal scores", "all": ""}
+        told[best] = "a copula in each"
         table_scores = tuple(
             Score(n, mean(e, shares), kept.get(n, float(n == "all")), told[n])
             for n, e in each.items()
@@ -144,6 +163,9 @@ def fit_table(
     for name, weight in kept.items():
         if name == "network":
             made += [(member, weight / len(members)) for member in members]
+        elif name.endswith("groups"):
+            them = mixture(family, whole, encoder, encoded, counts, int(name.split()[0]))
+            made += [(bare(params), weight * share) for params, share in them]
         else:
             correlated = name == "copula"
             made.append((bare(family.alone(whole, correlated)), weight))
@@ -176,9 +198,49 @@ def _num_steps(num_rows: int) -> int:
     return int(np.clip(EPOCHS * num_rows // min(256, num_rows), MIN_STEPS, MAX_STEPS))
 
 
+def mixture(
+    family: Table,
+    start: PyTree,
+    encoder: Encoder,
+    rows: np.ndarray,
+    weights: np.ndarray | None,
+    size: int,
+) -> list[tuple[PyTree, float]]:
+    """(parameters, weight) of groups of rows with a copula each, by expectation maximisation."""
+    filled = np.where(np.isnan(rows[..., 0]), 0.0, rows[..., 0])
+    parts = []
+    for number, field in enumerate(family.fields):
+        value = filled[:, number]
+        is_level = field.kind == "category"
+        parts.append(np.eye(field.size)[value.astype(int)] if is_level else value[:, None])
+    points = np.concatenate(parts, 1)
+    points = points[:, points.std(0) > 0]
+    points = (points - points.mean(0)) / points.std(0)
+    first = GaussianMixture(size, covariance_type="tied", reg_covar=1e-2, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        shares = first.fit(points).predict_proba(points)
+    counts = np.ones(len(rows)) if weights is None else weights
+    alone = family.alone(start)
+    for _ in range(EM_STEPS):
+        own = shares * counts[:, None]
+        total = np.maximum(own.sum(0), 1e-3)
+        them = [family.place(alone, encoder, rows, own[:, k] + 1e-6) for k in range(size)]
+        logs = np.stack([scores(family, params, rows) for params in them], 1)
+        logs += np.log(total / total.sum())
+        shares = np.exp(logs - special.logsumexp(logs, 1, keepdims=True))
+    return list(zip(them, (total / total.sum()).tolist(), strict=True))
+
+
+def mixture_scores(family: Table, them: list[tuple[PyTree, float]], rows: np.ndarray) -> np.ndarray:
+    """Log densities of rows by a mixture."""
+    each = [np.log(share) + scores(family, params, rows) for params, share in them]
+    return special.logsumexp(np.stack(each), axis=0)
+
+
 def scores(family: Table, params: PyTree, rows: np.ndarray) -> np.ndarray:
     """Log densities of encoded rows, in double precision."""
-    position = jnp.arange(len(family.fields))[None]
+    position = jnp.asarray(family.positions)[None]
     found = []
     for block, count in _blocks(4096, rows):
         each = _field_log_probs(family, bare(params), jnp.asarray(block), position)

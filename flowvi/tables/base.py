@@ -79,6 +79,8 @@ def conditionals(
 def moments(scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """(mean [S], covariance [S, S]) of rows of scores, of which NaN are holes.
 
+    `weights` say for how many rows each counts. The covariance is shrunk towards no correlation.
+
     With holes by expectation maximisation: Dempster, Laird, Rubin, "Maximum Likelihood from
     Incomplete Data via the EM Algorithm", 1977.
     """
@@ -88,7 +90,7 @@ def moments(scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray,
         some = np.random.default_rng(0).choice(count, EM_ROWS, replace=False)
         scores, there, count = scores[some], there[some], EM_ROWS
         weights = None if weights is None else weights[some]
-    shares = np.ones(count) if weights is None else weights / weights.mean()
+    shares = np.ones(count) if weights is None else weights
     total = np.maximum((shares[:, None] * there).sum(0), 1e-9)
     filled = np.where(there, scores, 0)
     mean = (shares[:, None] * filled).sum(0) / total
@@ -97,12 +99,25 @@ def moments(scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray,
     covariance = np.diag(variance)
     for _ in range(1 if there.all() else EM_STEPS):
         mean, covariance = _step(filled, there, shares, mean, covariance)
-    # A prior of so many rows without correlation.
-    size = len(mean)
-    own = np.diag(np.maximum(np.diag(covariance), 1e-6))
-    rows = shares.sum()
-    covariance = (rows * covariance + 0.5 * np.sqrt(size) * own) / (rows + 0.5 * np.sqrt(size))
-    return mean, covariance + RIDGE * own
+    scale = np.sqrt(np.maximum(np.diag(covariance), 1e-6))
+    correlation = covariance / np.outer(scale, scale)
+    np.fill_diagonal(correlation, 1.0)
+    part = _shrinkage(correlation, shares.sum())
+    correlation = (1 - part) * correlation + (part + RIDGE) * np.eye(len(mean))
+    return mean, correlation * np.outer(scale, scale)
+
+
+def _shrinkage(correlation: np.ndarray, rows: float) -> float:
+    """How far to shrink a correlation matrix of so many rows towards none.
+
+    Source: Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", 2010.
+    """
+    size = len(correlation)
+    squares = float(np.sum(correlation**2))
+    off = (rows + 1 - 2 / max(size, 1)) * (squares - size)
+    if size < 2 or off <= 0:
+        return 0.0
+    return float(min(1.0, ((1 - 2 / size) * squares + size**2) / off))
 
 
 def _step(

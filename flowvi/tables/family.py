@@ -77,6 +77,20 @@ class Table(Family):
         return fields_of(self.schema)
 
     @functools.cached_property
+    def order(self) -> tuple[int, ...]:
+        """The natural order: categories first, the smallest before, as numbers fall into groups."""
+        rank = {"category": 0, "angle": 1, "cell": 2, "real": 3}
+        fields = self.fields
+        return tuple(
+            sorted(range(len(fields)), key=lambda f: (rank[fields[f].kind], fields[f].size))
+        )
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Where each field stands in the natural order."""
+        return np.argsort(self.order)
+
+    @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
         """Fields by the kind of their conditionals; numbers of levels are rounded up to 2^k."""
         found: dict[tuple[str, int], list[int]] = {}
@@ -139,8 +153,8 @@ class Table(Family):
     def place(
         self, params: Params, encoder: Encoder, x: np.ndarray, weights: np.ndarray | None = None
     ) -> Params:
-        """Parameters whose base is that of encoded rows [n, F, 3]."""
-        shares = np.ones(len(x)) if weights is None else weights / weights.mean()
+        """Parameters whose base is that of rows [n, F, 3], each of which counts so often."""
+        shares = np.ones(len(x)) if weights is None else weights
         mean, covariance = base.moments(np.asarray(self._scores(x, np)), weights)
         mean, size = np.append(mean, 0.0), len(mean) + 1
         whole = np.eye(size)
@@ -176,7 +190,7 @@ class Table(Family):
 
     def distribution(self, params: Params, context: Context = None) -> "Rows":
         self.check_context(context)
-        return Rows(self, params, jnp.arange(len(self.fields))[None])
+        return Rows(self, params, jnp.asarray(self.positions)[None])
 
     def train_distribution(
         self, params: Params, key: Array, context: Context = None
@@ -189,7 +203,7 @@ class Table(Family):
         late = drawn[:, np.maximum(parents, 0)] * (1 - 1e-3) + 1e-3 + 1e-4 * drawn
         drawn = jnp.where(parents >= 0, jnp.maximum(drawn, late), drawn)
         shuffled = jnp.argsort(jnp.argsort(drawn, 1), 1)
-        natural = jnp.broadcast_to(jnp.arange(count), (ORDERS // 2, count))
+        natural = jnp.broadcast_to(jnp.asarray(self.positions), (ORDERS // 2, count))
         return Rows(self, params, jnp.concatenate([natural, shuffled])), params
 
     def field_log_probs(self, params: Params, x: Array, positions: Array) -> Array:
@@ -366,8 +380,9 @@ class Table(Family):
         keys = jax.random.split(key)
         uniform = jax.random.uniform(keys[0], there.shape, x.dtype)
         normal = jax.random.normal(keys[1], there.shape, x.dtype)
-        cell = 0
-        for f, field in enumerate(self.fields):
+        cells = [number for number, field in enumerate(self.fields) if field.kind == "cell"]
+        for f in self.order:
+            field = self.fields[f]
             group = next(g for g in self.groups if f in g.fields)
             means = state[0][:, places[f]]
             variance = jnp.broadcast_to(state[1][:, places[f][0], places[f][0]], (rows,))
@@ -388,8 +403,8 @@ class Table(Family):
             else:
                 drawn = heads.draw_score(noise, theta, means[:, 0], jnp.sqrt(variance))
                 if field.kind == "cell":
+                    cell = cells.index(f)
                     drawn = _stepped(drawn, known["ends"][cell], known["scores"][cell])
-                    cell += 1
             visible = ~there[:, f]
             if field.parent >= 0:
                 visible &= values[:, field.parent] == 0

@@ -346,8 +346,9 @@ def _walk(family: Table, params: PyTree, key: Array, x: Array, alike: bool) -> A
 
 
 def _blocks(size: int, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks of so many rows, the last one filled up, so that one program serves all."""
-    size = min(size, 1 << max(len(rows) - 1, 63).bit_length())
+    """Blocks of so many rows or fewer, the last one filled up, so that few programs serve all."""
+    while size >= 8 * max(len(rows), 64):
+        size //= 8
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         yield part[np.minimum(np.arange(size), len(part) - 1)], len(part)

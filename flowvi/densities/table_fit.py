@@ -36,8 +36,9 @@ EPOCHS, MIN_STEPS, MAX_STEPS = 60, 1_000, 8_000
 #: Units of a layer by the number of rows.
 WIDTHS = ((0, 32), (1_500, 64), (20_000, 96))
 
-#: How many groups of rows with a copula each are tried, for so many rows at most; iterations.
-GROUPS, MOST_GROUPED, EM_STEPS = (2, 3, 5), 5_000, 10
+#: How many groups of rows with a copula each are tried, where there are so many rows at most; the
+#: rows that they are made of at most, and iterations.
+GROUPS, MOST_GROUPED, GROUP_ROWS, EM_STEPS = (2, 3, 5), 20_000, 5_000, 12
 
 #: With fewer rows nothing is compared.
 LEAST_ROWS = 20
@@ -97,7 +98,7 @@ def fit_table(
     steps = options.get("num_steps")
     start = fresh(family, init_key)
 
-    sizes = GROUPS if rows < MOST_GROUPED else ()
+    sizes = GROUPS if rows <= MOST_GROUPED else ()
     columns: dict[str, list[np.ndarray]] = {}
     members: list[PyTree] = []
     results: list[FitResult] = []
@@ -207,6 +208,9 @@ def mixture(
     size: int,
 ) -> list[tuple[PyTree, float]]:
     """(parameters, weight) of groups of rows with a copula each, by expectation maximisation."""
+    if len(rows) > GROUP_ROWS:
+        some = np.random.default_rng(0).choice(len(rows), GROUP_ROWS, replace=False)
+        rows, weights = rows[some], None if weights is None else weights[some]
     filled = np.where(np.isnan(rows[..., 0]), 0.0, rows[..., 0])
     parts = []
     for number, field in enumerate(family.fields):
@@ -225,7 +229,7 @@ def mixture(
     for _ in range(EM_STEPS):
         own = shares * counts[:, None]
         total = np.maximum(own.sum(0), 1e-3)
-        them = [family.place(alone, encoder, rows, own[:, k] + 1e-6) for k in range(size)]
+        them = [family.place(alone, encoder, rows, own[:, k] + 1e-6, steps=3) for k in range(size)]
         logs = np.stack([scores(family, params, rows) for params in them], 1)
         logs += np.log(total / total.sum())
         shares = np.exp(logs - special.logsumexp(logs, 1, keepdims=True))

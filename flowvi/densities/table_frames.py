@@ -67,7 +67,12 @@ def _typed(values: Values, dtype: str) -> Values:
 
 
 def is_mixed(x: object) -> bool:
-    """Whether this is a frame with columns that are not real numbers, or with missing ones."""
+    """Whether this is a frame with columns that are not real numbers, or with missing ones.
+
+    A dict of arrays is one in any case.
+    """
+    if isinstance(x, Mapping):
+        return True
     if not isinstance(x, Frame):
         return False
     for name in x.columns:

@@ -14,8 +14,8 @@ Array = jax.Array
 #: What is added to the variance of each score, as a part of it: single precision needs some.
 RIDGE = 2e-4
 
-#: Rows that moments are taken from where some have holes, and iterations.
-EM_ROWS, EM_STEPS = 5_000, 12
+#: Rows that moments are taken from where some have holes; iterations at most, and when to end.
+EM_ROWS, EM_STEPS, EM_CHANGE = 20_000, 60, 1e-4
 
 
 def condition(
@@ -76,7 +76,9 @@ def conditionals(
     return jnp.moveaxis(means[place], 0, 1), jnp.moveaxis(variances[place], 0, 1)
 
 
-def moments(scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def moments(
+    scores: np.ndarray, weights: np.ndarray | None, steps: int = EM_STEPS
+) -> tuple[np.ndarray, np.ndarray]:
     """(mean [S], covariance [S, S]) of rows of scores, of which NaN are holes.
 
     `weights` say for how many rows each counts. The covariance is shrunk towards no correlation.
@@ -97,8 +99,11 @@ def moments(scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray,
     spread = np.where(there, (filled - mean) ** 2, 0)
     variance = np.maximum((shares[:, None] * spread).sum(0) / total, 1e-6)
     covariance = np.diag(variance)
-    for _ in range(1 if there.all() else EM_STEPS):
+    for _ in range(1 if there.all() else steps):
+        before = covariance
         mean, covariance = _step(filled, there, shares, mean, covariance)
+        if np.abs(covariance - before).max() < EM_CHANGE * np.abs(covariance).max():
+            break
     scale = np.sqrt(np.maximum(np.diag(covariance), 1e-6))
     correlation = covariance / np.outer(scale, scale)
     np.fill_diagonal(correlation, 1.0)

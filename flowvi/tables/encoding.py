@@ -265,7 +265,7 @@ class Encoder:
             ends.append(np.concatenate([own, np.full(pad, np.inf)]))
             scores.append(np.concatenate([[np.inf], score, np.full(pad + 1, np.inf)]))
         if not ends:
-            return np.zeros((0, 1)), np.zeros((0, 2))
+            return np.zeros((0, MAX_CELLS + 1)), np.zeros((0, MAX_CELLS + 2))
         return np.stack(ends), np.stack(scores)
 
 

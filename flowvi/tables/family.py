@@ -18,7 +18,7 @@ from flowvi.masked import silu
 from flowvi.params import Array, Fixed
 from flowvi.tables import base, heads
 from flowvi.tables.columns import Schema
-from flowvi.tables.encoding import Encoder, Field, fields_of
+from flowvi.tables.encoding import MAX_CELLS, Encoder, Field, fields_of
 
 #: Categories of more levels have no part in the normal model of scores.
 MAX_INDICATORS = 8
@@ -131,12 +131,12 @@ class Table(Family):
             "mean": jnp.zeros(size),
             "covariance": jnp.eye(size),
             "levels": {
-                g.name: jnp.full((len(g.fields), g.size), -math.log(g.size))
+                g.name: jnp.stack([_even(self.fields[f].size, g.size) for f in g.fields])
                 for g in self.groups
                 if g.kind == "category"
             },
-            "ends": jnp.zeros((kinds.count("cell"), 1)),
-            "scores": jnp.full((kinds.count("cell"), 2), jnp.inf),
+            "ends": jnp.full((kinds.count("cell"), MAX_CELLS + 1), jnp.inf),
+            "scores": jnp.full((kinds.count("cell"), MAX_CELLS + 2), jnp.inf),
         }
         return {
             "number": normal(len(kinds) - kinds.count("angle"), width),
@@ -151,11 +151,19 @@ class Table(Family):
         }
 
     def place(
-        self, params: Params, encoder: Encoder, x: np.ndarray, weights: np.ndarray | None = None
+        self,
+        params: Params,
+        encoder: Encoder,
+        x: np.ndarray,
+        weights: np.ndarray | None = None,
+        steps: int = base.EM_STEPS,
     ) -> Params:
-        """Parameters whose base is that of rows [n, F, 3], each of which counts so often."""
+        """Parameters whose base is that of rows [n, F, 3], each of which counts so often.
+
+        `steps` are those of expectation maximisation where some have holes.
+        """
         shares = np.ones(len(x)) if weights is None else weights
-        mean, covariance = base.moments(np.asarray(self._scores(x, np)), weights)
+        mean, covariance = base.moments(np.asarray(self._scores(x, np)), weights, steps)
         mean, size = np.append(mean, 0.0), len(mean) + 1
         whole = np.eye(size)
         whole[:-1, :-1] = covariance
@@ -218,7 +226,8 @@ class Table(Family):
         missing = jnp.full((-rows % count, *x.shape[1:]), jnp.nan, x.dtype)
         x = jnp.concatenate([x, missing]).reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
         observed = ~jnp.isnan(x[..., 0])
-        x = jnp.where(observed[..., None], x, 0)
+        # Cells of no width would have gradients that are NaN, though nothing looks at them.
+        x = jnp.where(observed[..., None], x, np.array([0.0, 1.0, 1.0], np.float32))
         means, variances = self._base(params, x, observed, positions)
         part = functools.partial(self._in_order, params)
         found = jax.vmap(part)(x, observed, positions, means, variances)
@@ -461,6 +470,11 @@ class Rows(Distribution):
         alike = all(field.parent < 0 for field in self._family.fields)
         values = self._family.walk(self._params, key, x, alike)
         return jnp.stack([values, 0 * values, 0 * values], -1)
+
+
+def _even(count: int, size: int) -> Array:
+    """Log probabilities of so many levels, in an array of some size."""
+    return jnp.where(np.arange(size) < count, -math.log(count), -jnp.inf)
 
 
 def _num_scores(field: Field) -> int:

@@ -133,11 +133,12 @@ MESSAGES = {
 
 @pytest.mark.parametrize(("kind", "message"), [(k, m) for k, c in MESSAGES.items() for m in c])
 def test_message(kind, message):
+    x = MESSAGES[kind][message]
+    # Without a family, columns of other kinds go into a table.
+    family = fv.mean_field(len(x.columns))
+    support = {"age": "positive"} if "support" in message else None
     with pytest.raises(kind, match=message):
-        x = MESSAGES[kind][message]
-        # Without a family, columns of other kinds go into a table.
-        family = fv.mean_field(len(x.columns))
-        fit(x, family, support={"age": "positive"} if "support" in message else None)
+        fit(x, family, support=support)
 
 
 def test_messages_about_names(plain):

@@ -3,13 +3,14 @@
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from flowvi import checks
+from flowvi import checks, plotting
 from flowvi.compiling import compiled
 from flowvi.densities import table_frames
 from flowvi.densities.density import Density
@@ -23,7 +24,10 @@ from flowvi.families.family import as_shape
 from flowvi.families.known import Stacked
 from flowvi.params import PyTree
 from flowvi.tables import Category, Constant, Encoder, Schema, Table
-from flowvi.tables.columns import Level, Values
+from flowvi.tables.columns import Column, Level, Values
+
+if TYPE_CHECKING:
+    from flowvi.plotting.curves import Figure
 
 Array = jax.Array
 
@@ -138,7 +142,7 @@ class TableDensity(Density):
         weights = np.asarray(params["log_weights"].value, np.float64)
         return list(zip(family.families, params["families"], weights, strict=True))  # type: ignore[arg-type]
 
-    def _kind(self, name: str) -> object:
+    def _kind(self, name: str) -> Column:
         return self.schema.kinds[self.schema.names.index(name)]
 
     def _known_fields(self) -> np.ndarray:
@@ -151,20 +155,24 @@ class TableDensity(Density):
         for name, value in self.known:
             values = np.array([value], None if isinstance(value, int | float) else object)
             values = values.astype(object) if isinstance(value, bool) else values
-            found[name] = self._kind(name).numbers(values, f"`values[{name!r}]`")  # type: ignore[attr-defined]
+            found[name] = self._kind(name).numbers(values, f"`values[{name!r}]`")
             rule = f"`values[{name!r}]` must be a value"
             checks.require(not np.isnan(found[name][0]), rule, value)
         return found
 
-    def _encoded(self, x: Tabular, wanted: Sequence[str] | None = None) -> np.ndarray:
-        wanted = self.names if wanted is None else wanted
-        values = table_frames.read("x", x, wanted)
+    def _encoded(self, x: Tabular) -> np.ndarray:
+        values = self._numbers_of(x)
         rows = len(next(iter(values.values())))
         found = {n: np.full(rows, np.nan) for n in self.schema.names}
         found |= {n: np.repeat(each, rows) for n, each in self._known_row().items()}
-        for name, each in values.items():
-            found[name] = self._kind(name).numbers(each, f"Column {name!r} of `x`")  # type: ignore[attr-defined]
+        found |= values
         return self.encoder.encode(found).astype(np.float32)
+
+    def _numbers_of(self, x: Tabular) -> dict[str, np.ndarray]:
+        """The columns of a frame as numbers, NaN where they are missing."""
+        values = table_frames.read("x", x, self.names)
+        pairs = values.items()
+        return {n: self._kind(n).numbers(each, f"Column {n!r} of `x`") for n, each in pairs}
 
     @property
     def _row_shape(self) -> tuple[int, ...]:
@@ -172,12 +180,12 @@ class TableDensity(Density):
 
     def _rows(self, x: Tabular) -> np.ndarray:  # type: ignore[override]
         """Rows as numbers [n, D]: categories as the numbers of their levels; without holes."""
-        values = table_frames.read("x", x, self.names)
-        where = lambda name: f"Column {name!r} of `x`"  # noqa: E731
-        found = {n: self._kind(n).numbers(each, where(n)) for n, each in values.items()}  # type: ignore[attr-defined]
+        found = self._numbers_of(x)
         if holes := [name for name, each in found.items() if np.isnan(each).any()]:
             fix = "Perhaps drop those rows?"
-            raise ValueError(f"{where(holes[0])} must have no missing values here; got some. {fix}")
+            raise ValueError(
+                f"Column {holes[0]!r} of `x` must have no missing values here; got some. {fix}"
+            )
         return np.stack(list(found.values()), 1)
 
     def _drawn(self, key: Array, rows: np.ndarray, alike: bool) -> np.ndarray:
@@ -217,7 +225,7 @@ class TableDensity(Density):
         return self.encoder.decode(self._drawn(key, rows, alike))
 
     def _values(self, found: Mapping[str, np.ndarray]) -> dict[str, Values]:
-        return {name: self._kind(name).values(found[name]) for name in self.names}  # type: ignore[attr-defined]
+        return {name: self._kind(name).values(found[name]) for name in self.names}
 
     def sample(self, key: Array, sample_shape: int = 1, context: None = None) -> object:  # type: ignore[override]
         """Draws as a frame of so many rows, with names and types of the columns."""
@@ -261,6 +269,28 @@ class TableDensity(Density):
             made.append(self.frame_type.frame(table, self.schema))
         return made[0] if num_draws is None else made
 
+    def plot(  # type: ignore[override]
+        self,
+        x: Tabular | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        key: Array | None = None,
+        num_samples: int = 2_000,
+    ) -> "Figure":
+        """A picture of draws: marginals and pairs of columns, over data where they are given.
+
+        Args:
+            x: a frame with the columns of the density.
+            names: columns to draw; by default the first 6.
+            key: a random key for the draws.
+            num_samples: draws, and rows of the data at most.
+        """
+        draws = self._draw(jax.random.key(0) if key is None else key, num_samples, None)[0]
+        data = None if x is None else np.stack(list(self._numbers_of(x).values()), 1)
+        kinds = map(self._kind, self.names)
+        levels = [tuple(map(str, k.levels)) if isinstance(k, Category) else None for k in kinds]
+        return plotting.table(draws, data, self.names, levels, names=names)
+
     def quantiles(
         self, parts: Sequence[float], *, key: Array, num_draws: int = 10_000
     ) -> dict[str, np.ndarray]:
@@ -279,7 +309,7 @@ class TableDensity(Density):
             if (isinstance(kind, Category) and not kind.ordered) or isinstance(kind, Constant):
                 continue
             steps = np.quantile(found[name], levels, method="inverted_cdf")
-            result[name] = kind.values(steps)  # type: ignore[attr-defined]
+            result[name] = kind.values(steps)
         return result
 
     def privacy(

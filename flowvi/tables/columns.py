@@ -249,7 +249,9 @@ def infer(values: Values, where: str, *, whole: bool = False) -> Column:
     width = _grid(levels) if whole or tied else 0.0
     if width:
         lower = 0.0 if levels[0] == 0 else -math.inf
-        return Integer(width, float(levels[0] % width), lower)
+        # Of 0.3 and 0.1 a remainder would be nearly 0.1.
+        offset = levels[0] - np.floor(levels[0] / width + 1e-6) * width
+        return Integer(width, abs(round(float(offset), 9)), lower)
     spike = counts >= max(SPIKE * len(there), LEAST_SPIKE)
     rest, atoms = levels[~spike], levels[spike]
     if len(rest) < LEAST_SPIKE:

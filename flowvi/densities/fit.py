@@ -86,6 +86,13 @@ def fit_density(
     is fitted to fewer than 100 rows, or than 15 for each column of x and context; of fewer than 20
     a normal is all that there is.
 
+    A frame whose columns are of other kinds, or have missing values, and a frame or dict of arrays
+    with an `fv.table(schema)`, is fitted as a table: a network for any column given any others, of
+    which half of the training is in the natural order of the columns and half in random ones,
+    beside what it begins from, a Gaussian copula, and mixtures of a few of these. The result is a
+    `TableDensity`, whose log densities are those of its real columns and angles times the masses of
+    all others. Without training rows enough to compare them, below 20, the copula is all there is.
+
     Any other family over the reals is fitted as it is, in the data's own units, as by
     `fv.standardized`: in their support, with mean and standard deviation of the training rows, and
     a floating context likewise. Data are standardised in double precision, before JAX sees them.
@@ -122,7 +129,8 @@ def fit_density(
             last, and gradients clipped to norm 10; averaging with decay 0.995.
 
     Returns:
-        A `Density`, whose losses are in nats a row, in the units of `x`.
+        A `Density`, whose losses are in nats a row, in the units of `x`; of a table a
+        `TableDensity`.
 
     Raises:
         TypeError: if data are not floating numbers, or an argument is of the wrong kind.

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 
-#: Rows that are scored together, and those that are drawn together.
-SCORED, DRAWN = 4096, 2048
+#: Rows that are encoded together, scored together, and drawn together.
+ENCODED, SCORED, DRAWN = 65_536, 4096, 2048
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -112,7 +112,13 @@ class TableDensity(Density):
             TypeError: if `x` is no frame.
             ValueError: if it has other columns, or values that its columns cannot have.
         """
-        return self._log_prob(self._encoded(x))
+        found = self._numbers_of(x)
+        rows = len(next(iter(found.values())))
+        parts = [
+            self._log_prob(self._fields({n: each[i : i + ENCODED] for n, each in found.items()}))
+            for i in range(0, rows, ENCODED)
+        ]
+        return np.concatenate(parts)
 
     def _log_prob(self, rows: np.ndarray) -> np.ndarray:
         joint, part = self._scored(rows)
@@ -161,7 +167,10 @@ class TableDensity(Density):
         return found
 
     def _encoded(self, x: Tabular) -> np.ndarray:
-        values = self._numbers_of(x)
+        return self._fields(self._numbers_of(x))
+
+    def _fields(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Encoded rows of columns as numbers; those that are summed out are missing."""
         rows = len(next(iter(values.values())))
         found = {n: np.full(rows, np.nan) for n in self.schema.names}
         found |= {n: np.repeat(each, rows) for n, each in self._known_row().items()}

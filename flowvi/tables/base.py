@@ -5,17 +5,67 @@ distribution of all scores, a column given any others has the mean and the varia
 regression: conditioning on one score after the other gives them all, one rank-one update each.
 """
 
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi.tables.encoding import Field
+
 Array = jax.Array
+
+#: Categories of more levels have no scores.
+MAX_INDICATORS = 8
 
 #: What is added to the variance of each score, as a part of it: single precision needs some.
 RIDGE = 2e-4
 
 #: Rows that moments are taken from where some have holes; iterations at most, and when to end.
 EM_ROWS, EM_STEPS, EM_CHANGE = 20_000, 60, 1e-4
+
+
+def scores(fields: Sequence[Field], x: Any, xp: Any) -> Any:
+    """Scores [..., S + 1], or without the last one in numpy: of no field, and zero."""
+    parts = []
+    for number, field in enumerate(fields):
+        value = x[..., number, 0]
+        match field.kind:
+            case "real" | "cell":
+                parts.append(value)
+            case "angle":
+                parts += [xp.cos(value), xp.sin(value)]
+            case _ if field.size <= MAX_INDICATORS:
+                for level in range(1, field.size):
+                    hit = xp.where(value == level, 1.0, 0.0)
+                    parts.append(hit + 0 * value)
+    if xp is jnp:
+        parts.append(jnp.zeros(x.shape[:-2]))
+    return xp.stack(parts, -1) if parts else np.zeros((len(x), 0))
+
+
+def places(fields: Sequence[Field]) -> tuple[np.ndarray, np.ndarray]:
+    """(places [F, b] of each field's scores among all, which of these there are)."""
+    counts = [_num_scores(field) for field in fields]
+    total, most = sum(counts), max([1, *counts])
+    places = np.full((len(counts), most), total)
+    for row, (start, count) in enumerate(zip(_starts(counts), counts, strict=True)):
+        places[row, :count] = start + np.arange(count)
+    return places, places < total
+
+
+def _num_scores(field: Field) -> int:
+    if field.kind == "angle":
+        return 2
+    if field.kind == "category":
+        return field.size - 1 if field.size <= MAX_INDICATORS else 0
+    return 1
+
+
+def _starts(counts: list[int]) -> list[int]:
+    return [0, *itertools.accumulate(counts)][: len(counts)]
 
 
 def condition(

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +18,7 @@ from flowvi.params import Array, Fixed
 from flowvi.tables import base, heads
 from flowvi.tables.columns import Schema
 from flowvi.tables.encoding import MAX_CELLS, Encoder, Field, fields_of
-
-#: Categories of more levels have no part in the normal model of scores.
-MAX_INDICATORS = 8
+from flowvi.tables.walk import walk
 
 #: Orders of the columns that one batch is trained in; half of them are the natural one.
 ORDERS = 8
@@ -102,12 +99,7 @@ class Table(Family):
     @functools.cached_property
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(places [F, b] of each field's scores among all, which of these there are)."""
-        counts = [_num_scores(field) for field in self.fields]
-        total, most = sum(counts), max([1, *counts])
-        places = np.full((len(counts), most), total)
-        for row, (start, count) in enumerate(zip(_starts(counts), counts, strict=True)):
-            places[row, :count] = start + np.arange(count)
-        return places, places < total
+        return base.places(self.fields)
 
     def init(self, key: Array) -> Params:
         keys = iter(jax.random.split(key, 8 + self.num_layers))
@@ -163,7 +155,7 @@ class Table(Family):
         `steps` are those of expectation maximisation where some have holes.
         """
         shares = np.ones(len(x)) if weights is None else weights
-        mean, covariance = base.moments(np.asarray(self._scores(x, np)), weights, steps)
+        mean, covariance = base.moments(np.asarray(base.scores(self.fields, x, np)), weights, steps)
         mean, size = np.append(mean, 0.0), len(mean) + 1
         whole = np.eye(size)
         whole[:-1, :-1] = covariance
@@ -238,7 +230,7 @@ class Table(Family):
     ) -> tuple[Array, Array]:
         """What the normal model says of each field: (means [G, m, F, b], variances [G, r, F])."""
         known = params["known"].value
-        scores, (places, valid) = self._scores(x, jnp), self.places
+        scores, (places, valid) = base.scores(self.fields, x, jnp), self.places
 
         def by(seen: Array) -> tuple[Array, Array]:
             run = lambda s, o, position: base.conditionals(  # noqa: E731
@@ -261,11 +253,11 @@ class Table(Family):
         means: Array,
         variances: Array,
     ) -> Array:
-        inputs = jnp.where(observed[..., None], self._inputs(params, x), 0)
+        inputs = jnp.where(observed[..., None], self.inputs(params, x), 0)
         seen = (position[None, :] < position[:, None]).astype(x.dtype)
         pre = jnp.einsum("ji,nih->njh", seen, inputs)
-        pre = pre + self._terms(params, means, variances, np.arange(x.shape[1]))
-        features = self._network(params, pre)
+        pre = pre + self.terms(params, means, variances, np.arange(x.shape[1]))
+        features = self.network(params, pre)
         result = jnp.zeros(x.shape[:2])
         for group in self.groups:
             own = np.array(group.fields)
@@ -285,14 +277,14 @@ class Table(Family):
                 return heads.log_mass(theta, means[..., 0], scale, row)
             case "angle":
                 return heads.log_circular(theta, row)
-        logs = self._log_levels(params, group, theta, means)
+        logs = self.log_levels(params, group, theta, means)
         codes = row[..., :1].astype(int)
         return jnp.take_along_axis(logs, codes, -1)[..., 0]
 
-    def _log_levels(self, params: Params, group: Group, theta: Array, means: Array) -> Array:
+    def log_levels(self, params: Params, group: Group, theta: Array, means: Array) -> Array:
         start = params["known"].value["levels"][group.name]
         linear = means[..., :0]
-        if group.size <= MAX_INDICATORS:
+        if group.size <= base.MAX_INDICATORS:
             missing = group.size - 1 - means.shape[-1]
             linear = means[..., : group.size - 1]
             linear = jnp.pad(linear, [(0, 0)] * (linear.ndim - 1) + [(0, max(missing, 0))])
@@ -301,25 +293,7 @@ class Table(Family):
             linear = jnp.where(valid, linear, 0)
         return heads.log_levels(theta, start, linear)
 
-    def _scores(self, x: Any, xp: Any) -> Any:
-        """Scores [..., S + 1], or without the last one in numpy: of no field, and zero."""
-        parts = []
-        for number, field in enumerate(self.fields):
-            value = x[..., number, 0]
-            match field.kind:
-                case "real" | "cell":
-                    parts.append(value)
-                case "angle":
-                    parts += [xp.cos(value), xp.sin(value)]
-                case _ if field.size <= MAX_INDICATORS:
-                    for level in range(1, field.size):
-                        hit = xp.where(value == level, 1.0, 0.0)
-                        parts.append(hit + 0 * value)
-        if xp is jnp:
-            parts.append(jnp.zeros(x.shape[:-2]))
-        return xp.stack(parts, -1) if parts else np.zeros((len(x), 0))
-
-    def _inputs(self, params: Params, x: Array) -> Array:
+    def inputs(self, params: Params, x: Array) -> Array:
         """E_i(x_i), of shape [n, F, H]."""
         parts: list[Array] = []
         number = angle = level = 0
@@ -340,7 +314,7 @@ class Table(Family):
         scale = len(self.fields) ** -0.5
         return scale * (jnp.stack(parts, 1) + params["seen"])
 
-    def _terms(self, params: Params, means: Array, variances: Array, own: np.ndarray) -> Array:
+    def terms(self, params: Params, means: Array, variances: Array, own: np.ndarray) -> Array:
         """What the base adds for each of some fields: of means [n, f, b] and variances [n, f]."""
         features = jnp.concatenate([means, 0.5 * jnp.log(variances)[..., None]], -1)
         scale = params["base"].shape[1] ** -0.5
@@ -348,7 +322,7 @@ class Table(Family):
             scale * jnp.einsum("nfb,fbh->nfh", features, params["base"][own]) + params["start"][own]
         )
 
-    def _network(self, params: Params, pre: Array) -> Array:
+    def network(self, params: Params, pre: Array) -> Array:
         """Features [..., 2 H] of pre-activations [..., H]."""
         h = silu(pre)
         for layer in params["layers"]:
@@ -365,80 +339,7 @@ class Table(Family):
         What has no value, as a number beside an atom, stays NaN. `alike` says that in all rows the
         same fields are there.
         """
-        known = params["known"].value
-        places, valid = self.places
-        there = ~jnp.isnan(x[..., 0])
-        filled = jnp.where(there[..., None], x, 0)
-        inputs = jnp.where(there[..., None], self._inputs(params, filled), 0).sum(1)
-        rows, count = there.shape
-        observed = there[:1] if alike else there
-        state = (
-            jnp.broadcast_to(known["mean"], (rows, len(known["mean"]))),
-            jnp.broadcast_to(known["covariance"], (len(observed), *known["covariance"].shape)),
-        )
-        scores = self._scores(filled, jnp)
-
-        def given(state: tuple[Array, Array], f: Array) -> tuple[tuple[Array, Array], None]:
-            own = jnp.take(observed, f, axis=1)
-            return base.condition(
-                state, jnp.asarray(places)[f], jnp.asarray(valid)[f], scores, own
-            ), None
-
-        state, _ = jax.lax.scan(given, state, jnp.arange(count))
-        values = jnp.where(there, filled[..., 0], jnp.nan)
-        keys = jax.random.split(key)
-        uniform = jax.random.uniform(keys[0], there.shape, x.dtype)
-        normal = jax.random.normal(keys[1], there.shape, x.dtype)
-        cells = [number for number, field in enumerate(self.fields) if field.kind == "cell"]
-        for f in self.order:
-            field = self.fields[f]
-            group = next(g for g in self.groups if f in g.fields)
-            means = state[0][:, places[f]]
-            variance = jnp.broadcast_to(state[1][:, places[f][0], places[f][0]], (rows,))
-            own = np.array([f])
-            pre = inputs + self._terms(params, means[:, None], variance[:, None], own)[:, 0]
-            head = params["heads"][group.name]
-            at = group.fields.index(f)
-            theta = self._network(params, pre) @ head["w"][at] + head["b"][at]
-            noise = uniform[:, f], normal[:, f]
-            if field.kind == "angle":
-                drawn = heads.draw_angle(noise, theta)
-            elif field.kind == "category":
-                alone = self._one(params, group, at)
-                logs = self._log_levels(
-                    alone, group._replace(fields=(f,)), theta[:, None], means[:, None]
-                )
-                drawn = heads.pick(noise[0], logs[:, 0]).astype(x.dtype)
-            else:
-                drawn = heads.draw_score(noise, theta, means[:, 0], jnp.sqrt(variance))
-                if field.kind == "cell":
-                    cell = cells.index(f)
-                    drawn = _stepped(drawn, known["ends"][cell], known["scores"][cell])
-            visible = ~there[:, f]
-            if field.parent >= 0:
-                visible &= values[:, field.parent] == 0
-            values = values.at[:, f].set(jnp.where(visible, drawn, values[:, f]))
-            clean = jnp.where(visible, drawn, 0)
-            filled = filled.at[:, f, 0].set(jnp.where(visible, drawn, filled[:, f, 0]))
-            new = jnp.where(visible[:, None], self._input(params, f, clean), 0)
-            inputs = inputs + new
-            state = base.condition(
-                state,
-                jnp.asarray(places[f]),
-                jnp.asarray(valid[f]),
-                self._scores(filled, jnp),
-                visible[:1] if alike else visible,
-            )
-        return values
-
-    def _one(self, params: Params, group: Group, at: int) -> Params:
-        levels = params["known"].value["levels"][group.name][at : at + 1]
-        return {"known": Fixed({"levels": {group.name: levels}})}
-
-    def _input(self, params: Params, f: int, value: Array) -> Array:
-        """E_f of values [n], of shape [n, H]."""
-        x = jnp.zeros((len(value), len(self.fields), 3), value.dtype).at[:, f, 0].set(value)
-        return self._inputs(params, x)[:, f]
+        return walk(self, params, key, x, alike)
 
 
 class Rows(Distribution):
@@ -475,24 +376,6 @@ class Rows(Distribution):
 def _even(count: int, size: int) -> Array:
     """Log probabilities of so many levels, in an array of some size."""
     return jnp.where(np.arange(size) < count, -math.log(count), -jnp.inf)
-
-
-def _num_scores(field: Field) -> int:
-    if field.kind == "angle":
-        return 2
-    if field.kind == "category":
-        return field.size - 1 if field.size <= MAX_INDICATORS else 0
-    return 1
-
-
-def _starts(counts: list[int]) -> list[int]:
-    return [0, *itertools.accumulate(counts)][: len(counts)]
-
-
-def _stepped(z: Array, ends: Array, scores: Array) -> Array:
-    """The score of the cell in which a score lies, where a table has it."""
-    found = scores[jnp.searchsorted(ends, z)]
-    return jnp.where(jnp.isfinite(found), found, z)
 
 
 def table(schema: Schema, *, width: int = 64, num_layers: int = 2) -> Table:

@@ -215,8 +215,9 @@ class TableDensity(Density):
                 part = own[start : start + DRAWN]
                 block = rows[np.resize(part, DRAWN)]
                 block_key = jax.random.fold_in(jax.random.fold_in(key, number), start)
-                drawn = _walk(family, params, block_key, jnp.asarray(block), alike)
-                found[part] = np.asarray(drawn, np.float64)[: len(part)]
+                made = _walk(family, params, block_key, jnp.asarray(block), alike)
+                drawn = np.asarray(made, np.float64)[: len(part)]
+                found[part] = self.encoder.scores(drawn) if family.plain else drawn
         return found
 
     def _draw(

@@ -98,7 +98,10 @@ def fit_table(
     steps = options.get("num_steps")
     start = fresh(family, init_key)
 
-    sizes = GROUPS if rows <= MOST_GROUPED else ()
+    sizes = [f"{size} groups" for size in GROUPS]
+    if dataclasses.replace(family, plain=True).is_plain.any():
+        sizes += [f"{size} normals" for size in (1, *GROUPS)]
+    sizes = sizes if rows <= MOST_GROUPED else []
     columns: dict[str, list[np.ndarray]] = {}
     members: list[PyTree] = []
     results: list[FitResult] = []
@@ -126,9 +129,10 @@ def fit_table(
         new = encoded[split.rows_out]
         for name, params in tried.items():
             columns.setdefault(name, []).append(scores(family, params, new))
-        for size in sizes:
-            them = mixture(family, placed, encoder, own, own_weights, size)
-            columns.setdefault(f"{size} groups", []).append(mixture_scores(family, them, new))
+        for name in sizes:
+            of, size = _groups(family, name)
+            them = mixture(of, placed, encoder, own, own_weights, size)
+            columns.setdefault(name, []).append(mixture_scores(of, them, new))
     whole = family.alone(family.place(start, encoder, encoded, counts))
     if not columns:
         kept = {"network": 1.0} if members else {"copula": 1.0}
@@ -138,15 +142,15 @@ def fit_table(
         each = {name: np.concatenate(found) for name, found in columns.items()}
         numbers = np.concatenate([np.sort(part) for part in parts])
         shares = None if counts is None else counts[numbers]
-        grouped = [name for name in each if name.endswith("groups")]
-        best = max(grouped, key=lambda name: mean(each[name], shares).value, default="")
+        score = {name: mean(found, shares).value for name, found in each.items()}
+        best = max(sizes, key=lambda name: score[name], default="")
         by_size = ["marginals", "copula", best, "network"]
         each = {name: each[name] for name in by_size if name in each}
         kept = chosen_weights(each, shares)
         each["all"] = mixed(each, kept)
         told = {"network": f"{len(members)} x {family!r}" if len(members) > 1 else repr(family)}
         told |= {"marginals": "each column for itself", "copula": "normal scores", "all": ""}
-        told[best] = "a copula in each"
+        told[best] = "normal in each" if best.endswith("normals") else "a copula in each"
         table_scores = tuple(
             Score(n, mean(e, shares), kept.get(n, float(n == "all")), told[n])
             for n, e in each.items()
@@ -160,20 +164,21 @@ def fit_table(
         messages += diagnosis.about_scores(each["all"], numbers, training_scores)
         if list(kept) == ["marginals"] and len(family.fields) > 1:
             messages.append(INDEPENDENT)
-    made: list[tuple[PyTree, float]] = []
+    made: list[tuple[Table, PyTree, float]] = []
     for name, weight in kept.items():
         if name == "network":
-            made += [(member, weight / len(members)) for member in members]
-        elif name.endswith("groups"):
-            them = mixture(family, whole, encoder, encoded, counts, int(name.split()[0]))
-            made += [(bare(params), weight * share) for params, share in them]
+            made += [(family, member, weight / len(members)) for member in members]
+        elif name in sizes:
+            of, size = _groups(family, name)
+            them = mixture(of, whole, encoder, encoded, counts, size)
+            made += [(of, bare(params), weight * share) for params, share in them]
         else:
             correlated = name == "copula"
-            made.append((bare(family.alone(whole, correlated)), weight))
+            made.append((family, bare(family.alone(whole, correlated)), weight))
     result = FitResult.untrained(None, time.monotonic() - started)
-    stacked = Stacked((family,) * len(made))
-    logs = Fixed(jnp.log(jnp.asarray([weight for _, weight in made])))
-    params = {"origin": Origin(stacked), "families": [p for p, _ in made], "log_weights": logs}
+    stacked = Stacked(tuple(of for of, _, _ in made))
+    logs = Fixed(jnp.log(jnp.asarray([weight for _, _, weight in made])))
+    params = {"origin": Origin(stacked), "families": [p for _, p, _ in made], "log_weights": logs}
     if results:
         result = results[-1]
     messages = list(dict.fromkeys(messages))
@@ -199,6 +204,12 @@ def _num_steps(num_rows: int) -> int:
     return int(np.clip(EPOCHS * num_rows // min(256, num_rows), MIN_STEPS, MAX_STEPS))
 
 
+def _groups(family: Table, name: str) -> tuple[Table, int]:
+    """The family and the number of groups of "3 groups" or "3 normals"."""
+    number, _, kind = name.partition(" ")
+    return dataclasses.replace(family, plain=kind == "normals"), int(number)
+
+
 def mixture(
     family: Table,
     start: PyTree,
@@ -211,7 +222,8 @@ def mixture(
     if len(rows) > GROUP_ROWS:
         some = np.random.default_rng(0).choice(len(rows), GROUP_ROWS, replace=False)
         rows, weights = rows[some], None if weights is None else weights[some]
-    filled = np.where(np.isnan(rows[..., 0]), 0.0, rows[..., 0])
+    units = family.in_units(encoder.rates(), rows)
+    filled = np.where(np.isnan(units[..., 0]), 0.0, units[..., 0])
     parts = []
     for number, field in enumerate(family.fields):
         value = filled[:, number]

@@ -4,7 +4,7 @@ A row is an array [F, 3] of F fields. Most columns are one field; one with atoms
 the first says which atom it is, or none, and the second holds the number where it is none. The
 three numbers of a field are NaN where it is missing, and else
 
-    real      z, log |dz / dx|, 0          z = Phi^-1(F(x)), a normal score
+    real      z, log |dz / dx|, y          z = Phi^-1(F(x)), a normal score; y = (x - shift) / scale
     cell      z, z - z_low, z_high - z     the score of a number and the ends of its cell
     category  code, 0, 0
     angle     radians, log |da / dx|, 0
@@ -177,7 +177,9 @@ class Encoder:
                         parts.append([which, zero, zero])
                         plain = np.where(np.isin(values, atoms), np.nan, values)
                     z, log_slope = _through(self._map(numeric), plain, inverse=False)
-                    parts.append([np.clip(z, -FAR, FAR), log_slope, plain * 0])
+                    own = self._map(numeric)
+                    y = (plain - own["shift"]) / own["scale"]
+                    parts.append([np.clip(z, -FAR, FAR), log_slope, y])
                     numeric += 1
                 case Constant():
                     pass
@@ -244,6 +246,27 @@ class Encoder:
         found = np.where(inside, value[place], x)
         found = kind.offset + np.round((found - kind.offset) / kind.width) * kind.width
         return np.where(np.isnan(z), np.nan, np.clip(found, kind.lower, kind.upper))
+
+    def scores(self, drawn: np.ndarray) -> np.ndarray:
+        """Fields [n, F] as `decode` takes them, of those that hold y where the support is real."""
+        result, numeric = drawn.copy(), 0
+        for place, field in enumerate(self.fields):
+            kind = self.schema.kinds[field.column]
+            if is_plain(kind):
+                own = self._map(numeric)
+                x = own["shift"] + own["scale"] * drawn[:, place]
+                result[:, place] = np.clip(_through(own, x, inverse=False)[0], -FAR, FAR)
+            numeric += field.kind in ("real", "cell")
+        return result
+
+    def rates(self) -> np.ndarray:
+        """log |dy / dx| of each field."""
+        result, numeric = np.zeros(len(self.fields)), 0
+        for place, field in enumerate(self.fields):
+            if field.kind in ("real", "cell"):
+                result[place] = -np.log(self.maps["scale"][numeric])
+                numeric += 1
+        return result
 
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
         """(ends [C, E], scores [C, E + 1]) of cells, for the walk; those of no use are infinite."""
@@ -361,6 +384,6 @@ def _scored(
     return z[:, 0], log_det
 
 
-def kind_at(schema: Schema, field: Field) -> Column:
-    """The kind of the column that a field is of."""
-    return schema.kinds[field.column]
+def is_plain(kind: Column) -> bool:
+    """Whether numbers of a kind may be anywhere on the real line."""
+    return isinstance(kind, Real) and kind == Real()

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from flowvi.masked import silu
 from flowvi.params import Array, Fixed
 from flowvi.tables import base, heads
 from flowvi.tables.columns import Schema
-from flowvi.tables.encoding import MAX_CELLS, Encoder, Field, fields_of
+from flowvi.tables.encoding import MAX_CELLS, Encoder, Field, fields_of, is_plain
 from flowvi.tables.walk import walk
 
 #: Orders of the columns that one batch is trained in; half of them are the natural one.
@@ -52,12 +52,16 @@ class Table(Family):
     exact, and the network learns what that misses. One network serves all orders, as it is trained
     in the natural and in random ones.
 
+    With `plain`, real columns stand in affine units rather than in normal scores, so that what it
+    begins from is a normal.
+
     Source: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", 2014.
     """
 
     schema: Schema
     width: int = 64
     num_layers: int = 2
+    plain: bool = False
     context_shape: None = None
     reparameterized: bool = dataclasses.field(default=False, init=False)
 
@@ -72,6 +76,20 @@ class Table(Family):
     def fields(self) -> tuple[Field, ...]:
         """The fields of a row."""
         return fields_of(self.schema)
+
+    @functools.cached_property
+    def is_plain(self) -> np.ndarray:
+        """Which fields [F] stand in affine units."""
+        kinds = self.schema.kinds
+        return np.array([self.plain and is_plain(kinds[field.column]) for field in self.fields])
+
+    def in_units(self, rates: Any, x: Any) -> Any:
+        """Encoded rows whose first two numbers are those of the units that fields stand in."""
+        if not self.is_plain.any():
+            return x
+        xp = np if isinstance(x, np.ndarray) else jnp
+        affine = xp.stack([x[..., 2], rates + 0 * x[..., 2], x[..., 2]], -1)
+        return xp.where(self.is_plain[:, None], affine, x)
 
     @functools.cached_property
     def order(self) -> tuple[int, ...]:
@@ -127,6 +145,7 @@ class Table(Family):
                 for g in self.groups
                 if g.kind == "category"
             },
+            "rates": jnp.zeros(count),
             "ends": jnp.full((kinds.count("cell"), MAX_CELLS + 1), jnp.inf),
             "scores": jnp.full((kinds.count("cell"), MAX_CELLS + 2), jnp.inf),
         }
@@ -154,6 +173,7 @@ class Table(Family):
 
         `steps` are those of expectation maximisation where some have holes.
         """
+        x = self.in_units(encoder.rates(), x)
         shares = np.ones(len(x)) if weights is None else weights
         mean, covariance = base.moments(np.asarray(base.scores(self.fields, x, np)), weights, steps)
         mean, size = np.append(mean, 0.0), len(mean) + 1
@@ -172,6 +192,7 @@ class Table(Family):
             levels[group.name] = jnp.asarray(logs, jnp.result_type(float))
         ends, scores = encoder.steps()
         numbers = {"mean": mean, "covariance": whole, "ends": ends, "scores": scores}
+        numbers["rates"] = encoder.rates()
         known = {name: jnp.asarray(a, jnp.result_type(float)) for name, a in numbers.items()}
         return {**params, "known": Fixed({**known, "levels": levels})}
 
@@ -214,6 +235,7 @@ class Table(Family):
             x: rows [n, F, 3].
             positions: orders [G, F]: where each field stands. The rows are dealt out to them.
         """
+        x = self.in_units(params["known"].value["rates"], x)
         rows, count = x.shape[0], positions.shape[0]
         missing = jnp.full((-rows % count, *x.shape[1:]), jnp.nan, x.dtype)
         x = jnp.concatenate([x, missing]).reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)

@@ -22,6 +22,7 @@ def walk(family: "Table", params: Params, key: Array, x: Array, alike: bool) -> 
     """
     known = params["known"].value
     places, valid = family.places
+    x = family.in_units(known["rates"], x)
     there = ~jnp.isnan(x[..., 0])
     filled = jnp.where(there[..., None], x, 0)
     inputs = jnp.where(there[..., None], family.inputs(params, filled), 0).sum(1)

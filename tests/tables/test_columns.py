@@ -1,5 +1,6 @@
 """Kinds of columns: inference, reading, encoding. All of it is numpy."""
 
+import dataclasses
 import datetime
 
 import numpy as np
@@ -197,3 +198,20 @@ def test_messages_of_schemas():
         fv.table(Schema.of(a=Constant(1)))
     with pytest.raises(TypeError, match="`x` must be a data frame, or a dict of arrays"):
         fv.infer_schema(np.zeros((3, 2)))
+
+
+def test_affine_units_there_and_back(encoder):
+    encoder, found = encoder
+    rows = encoder.encode(found)
+    family = fv.table(encoder.schema)
+    plain = dataclasses.replace(family, plain=True)
+    assert family.in_units(encoder.rates(), rows) is rows
+    assert plain.is_plain.tolist() == [True] + 8 * [False]  # all others have bounds or are no reals
+    units = plain.in_units(encoder.rates(), rows)
+    np.testing.assert_array_equal(units[:, 1:], rows[:, 1:])
+    back = encoder.decode(
+        encoder.scores(units[..., 0]) * plain.is_plain + rows[..., 0] * ~plain.is_plain
+    )
+    np.testing.assert_allclose(back["height"], found["height"], rtol=1e-9)
+    slope = np.polyfit(found["height"], units[:, 0, 0], 1)[0]
+    np.testing.assert_allclose(np.log(slope), units[:, 0, 1])

@@ -133,8 +133,8 @@ class TableDensity(Density):
         joint, part = [], []
         for family, params, log_weight in self._members():
             found = []
-            for block, count in _blocks(SCORED, rows):
-                each = _field_log_probs(family, params, jnp.asarray(block), position)
+            for block, count in blocks(SCORED, rows):
+                each = field_log_probs(family, params, jnp.asarray(block), position)
                 found.append(np.asarray(each, np.float64)[:count])
             scores = np.concatenate(found)
             joint.append(log_weight + scores.sum(1))
@@ -376,7 +376,8 @@ class TableDensity(Density):
 
 
 @compiled()
-def _field_log_probs(family: Table, params: PyTree, x: Array, position: Array) -> Array:
+def field_log_probs(family: Table, params: PyTree, x: Array, position: Array) -> Array:
+    """log p of each field [n, F] of encoded rows, compiled; see `Table.field_log_probs`."""
     return family.field_log_probs(params, x, position)
 
 
@@ -385,7 +386,7 @@ def _walk(family: Table, params: PyTree, key: Array, x: Array, alike: bool) -> A
     return family.walk(params, key, x, alike)
 
 
-def _blocks(size: int, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+def blocks(size: int, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks of so many rows or fewer, the last one filled up, so that few programs serve all."""
     while size >= 8 * max(len(rows), 64):
         size //= 8

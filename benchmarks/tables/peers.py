@@ -75,7 +75,7 @@ def _scores(
     seen, rows = encoder.encode(train), encoder.encode(found)
     scores, logs = [], np.zeros(len(rows))
     for number, field in enumerate(encoder.fields):
-        z, below, above = rows[:, number].T
+        z, below, above, _ = rows[:, number].T
         u = rng.uniform(size=len(z))
         if field.kind == "cell":
             low, high = stats.norm.cdf(z - below), stats.norm.cdf(z + above)

@@ -47,7 +47,7 @@ def mixture(
     if len(rows) > GROUP_ROWS:
         some = np.random.default_rng(0).choice(len(rows), GROUP_ROWS, replace=False)
         rows, weights = rows[some], None if weights is None else weights[some]
-    units = family.in_units(encoder.rates(), rows)
+    units = family.in_units(encoder.units(), rows)
     filled = np.where(np.isnan(units[..., 0]), 0.0, units[..., 0])
     parts = []
     for number, field in enumerate(family.fields):

@@ -1,13 +1,15 @@
 """Rows of a table as numbers that a network sees, and back: what is fitted to each column.
 
-A row is an array [F, 3] of F fields. Most columns are one field; one with atoms is two, of which
+A row is an array [F, 4] of F fields. Most columns are one field; one with atoms is two, of which
 the first says which atom it is, or none, and the second holds the number where it is none. The
-three numbers of a field are NaN where it is missing, and else
+numbers of a field are NaN where it is missing, and else
 
-    real      z, log |dz / dx|, y          z = Phi^-1(F(x)), a normal score; y = (x - shift) / scale
-    cell      z, z - z_low, z_high - z     the score of a number and the ends of its cell
-    category  code, 0, 0
-    angle     radians, log |da / dx|, 0
+    real      z, log |dz / dx|, 0, y       z = Phi^-1(F(x)), a normal score
+    cell      z, z - z_low, z_high - z, y  the score of a number and the ends of its cell
+    category  code, 0, 0, 0
+    angle     radians, log |da / dx|, 0, 0
+
+with y = (x - shift) / scale.
 
 All is computed in double precision, before JAX sees it.
 """
@@ -153,7 +155,7 @@ class Encoder:
         return np.where(lower < 0.5, special.ndtri(lower), -special.ndtri(upper))
 
     def encode(self, found: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Rows [n, F, 3] of the numbers of columns, as their kinds give them."""
+        """Rows [n, F, 4] of the numbers of columns, as their kinds give them."""
         rows = len(next(iter(found.values())))
         parts, numeric = [], 0
         for name, kind in zip(self.schema.names, self.schema.kinds, strict=True):
@@ -161,12 +163,14 @@ class Encoder:
             zero = np.where(np.isnan(values), np.nan, 0.0)
             match kind:
                 case Category():
-                    parts.append([values, zero, zero])
+                    parts.append([values, zero, zero, zero])
                 case Angle(period=period):
                     turn = 2 * math.pi / period
-                    parts.append([values * turn, zero + math.log(turn), zero])
+                    parts.append([values * turn, zero + math.log(turn), zero, zero])
                 case Integer():
-                    parts.append(self._cell(numeric, kind, values))
+                    own = self._map(numeric)
+                    y = (values - own["shift"]) / own["scale"]
+                    parts.append([*self._cell(numeric, kind, values), y])
                     numeric += 1
                 case Real(atoms=atoms):
                     plain = values
@@ -174,17 +178,17 @@ class Encoder:
                         which = np.where(np.isnan(values), np.nan, 0.0)
                         for code, atom in enumerate(atoms, 1):
                             which[values == atom] = code
-                        parts.append([which, zero, zero])
+                        parts.append([which, zero, zero, zero])
                         plain = np.where(np.isin(values, atoms), np.nan, values)
                     z, log_slope = _through(self._map(numeric), plain, inverse=False)
                     own = self._map(numeric)
                     y = (plain - own["shift"]) / own["scale"]
-                    parts.append([np.clip(z, -FAR, FAR), log_slope, y])
+                    parts.append([np.clip(z, -FAR, FAR), log_slope, plain * 0, y])
                     numeric += 1
                 case Constant():
                     pass
         stacked = [np.stack(part, 1) for part in parts]
-        return np.stack(stacked, 1) if parts else np.zeros((rows, 0, 3))
+        return np.stack(stacked, 1) if parts else np.zeros((rows, 0, 4))
 
     def _cell(self, number: int, kind: Integer, values: np.ndarray) -> list[np.ndarray]:
         half = kind.width / 2
@@ -248,24 +252,34 @@ class Encoder:
         return np.where(np.isnan(z), np.nan, np.clip(found, kind.lower, kind.upper))
 
     def scores(self, drawn: np.ndarray) -> np.ndarray:
-        """Fields [n, F] as `decode` takes them, of those that hold y where the support is real."""
+        """Fields [n, F] as `decode` takes them, of those that hold y where the kind is plain."""
         result, numeric = drawn.copy(), 0
         for place, field in enumerate(self.fields):
             kind = self.schema.kinds[field.column]
             if is_plain(kind):
                 own = self._map(numeric)
                 x = own["shift"] + own["scale"] * drawn[:, place]
-                result[:, place] = np.clip(_through(own, x, inverse=False)[0], -FAR, FAR)
+                if isinstance(kind, Integer):
+                    number = np.round((x - kind.offset) / kind.width)
+                    value = np.clip(kind.offset + number * kind.width, kind.lower, kind.upper)
+                    result[:, place] = self._cell(numeric, kind, value)[0]
+                else:
+                    z = _through(own, x, inverse=False)[0]
+                    result[:, place] = np.clip(z, -FAR, FAR)
             numeric += field.kind in ("real", "cell")
         return result
 
-    def rates(self) -> np.ndarray:
-        """log |dy / dx| of each field."""
-        result, numeric = np.zeros(len(self.fields)), 0
+    def units(self) -> np.ndarray:
+        """Of each field (log |dy / dx|, y at the offset of a rounded column, its width in y)."""
+        result, numeric = np.zeros((len(self.fields), 3)), 0
         for place, field in enumerate(self.fields):
-            if field.kind in ("real", "cell"):
-                result[place] = -np.log(self.maps["scale"][numeric])
-                numeric += 1
+            if field.kind not in ("real", "cell"):
+                continue
+            shift, scale = self.maps["shift"][numeric], self.maps["scale"][numeric]
+            kind = self.schema.kinds[field.column]
+            cell = (kind.offset - shift, kind.width) if isinstance(kind, Integer) else (0.0, 0.0)
+            result[place] = -np.log(scale), cell[0] / scale, cell[1] / scale
+            numeric += 1
         return result
 
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
@@ -385,5 +399,5 @@ def _scored(
 
 
 def is_plain(kind: Column) -> bool:
-    """Whether numbers of a kind may be anywhere on the real line."""
-    return isinstance(kind, Real) and kind == Real()
+    """Whether affine units suit a kind: all but reals with bounds or atoms."""
+    return isinstance(kind, Integer) or kind == Real()

@@ -17,7 +17,7 @@ from flowvi.masked import silu
 from flowvi.params import Array, Fixed
 from flowvi.tables import base, heads
 from flowvi.tables.columns import Schema
-from flowvi.tables.encoding import MAX_CELLS, Encoder, Field, fields_of, is_plain
+from flowvi.tables.encoding import FAR, MAX_CELLS, Encoder, Field, fields_of, is_plain
 from flowvi.tables.walk import walk
 
 #: Orders of the columns that one batch is trained in; half of them are the natural one.
@@ -41,7 +41,7 @@ class Group(NamedTuple):
 class Table(Family):
     """The joint distribution of the columns of a table; see `table`.
 
-    A row is an array [F, 3] of encoded fields, of which NaN are missing; see
+    A row is an array [F, 4] of encoded fields, of which NaN are missing; see
     `flowvi.tables.Encoder`. With j standing after the fields i in an order,
 
         pre_j = sum_{i before j, observed} E_i(x_i) + U_j base_j,   h_j = network(pre_j)
@@ -70,7 +70,7 @@ class Table(Family):
 
     @property
     def event_shape(self) -> Shape:
-        return (len(self.fields), 3)
+        return (len(self.fields), 4)
 
     @functools.cached_property
     def fields(self) -> tuple[Field, ...]:
@@ -83,12 +83,18 @@ class Table(Family):
         kinds = self.schema.kinds
         return np.array([self.plain and is_plain(kinds[field.column]) for field in self.fields])
 
-    def in_units(self, rates: Any, x: Any) -> Any:
-        """Encoded rows whose first two numbers are those of the units that fields stand in."""
+    def in_units(self, units: Any, x: Any) -> Any:
+        """Encoded rows whose first three numbers are those of the units that fields stand in."""
         if not self.is_plain.any():
             return x
         xp = np if isinstance(x, np.ndarray) else jnp
-        affine = xp.stack([x[..., 2], rates + 0 * x[..., 2], x[..., 2]], -1)
+        z, y, half = x[..., 0], x[..., 3], 0.5 * units[:, 2]
+        # The first and the last cell of a bounded column have no end.
+        below = xp.where(z - x[..., 1] < 1e-3 - FAR, 100.0, half)
+        above = xp.where(z + x[..., 2] > FAR - 1e-3, 100.0, half)
+        is_cell = np.array([field.kind == "cell" for field in self.fields])
+        first = xp.where(is_cell, below, units[:, 0]) + 0 * y
+        affine = xp.stack([y, first, above + 0 * y, y], -1)
         return xp.where(self.is_plain[:, None], affine, x)
 
     @functools.cached_property
@@ -145,7 +151,7 @@ class Table(Family):
                 for g in self.groups
                 if g.kind == "category"
             },
-            "rates": jnp.zeros(count),
+            "units": jnp.zeros((count, 3)),
             "ends": jnp.full((kinds.count("cell"), MAX_CELLS + 1), jnp.inf),
             "scores": jnp.full((kinds.count("cell"), MAX_CELLS + 2), jnp.inf),
         }
@@ -169,11 +175,11 @@ class Table(Family):
         weights: np.ndarray | None = None,
         steps: int = base.EM_STEPS,
     ) -> Params:
-        """Parameters whose base is that of rows [n, F, 3], each of which counts so often.
+        """Parameters whose base is that of rows [n, F, 4], each of which counts so often.
 
         `steps` are those of expectation maximisation where some have holes.
         """
-        x = self.in_units(encoder.rates(), x)
+        x = self.in_units(encoder.units(), x)
         shares = np.ones(len(x)) if weights is None else weights
         mean, covariance = base.moments(np.asarray(base.scores(self.fields, x, np)), weights, steps)
         mean, size = np.append(mean, 0.0), len(mean) + 1
@@ -192,7 +198,7 @@ class Table(Family):
             levels[group.name] = jnp.asarray(logs, jnp.result_type(float))
         ends, scores = encoder.steps()
         numbers = {"mean": mean, "covariance": whole, "ends": ends, "scores": scores}
-        numbers["rates"] = encoder.rates()
+        numbers["units"] = encoder.units()
         known = {name: jnp.asarray(a, jnp.result_type(float)) for name, a in numbers.items()}
         return {**params, "known": Fixed({**known, "levels": levels})}
 
@@ -232,16 +238,16 @@ class Table(Family):
 
         Args:
             params: parameters.
-            x: rows [n, F, 3].
+            x: rows [n, F, 4].
             positions: orders [G, F]: where each field stands. The rows are dealt out to them.
         """
-        x = self.in_units(params["known"].value["rates"], x)
+        x = self.in_units(params["known"].value["units"], x)
         rows, count = x.shape[0], positions.shape[0]
         missing = jnp.full((-rows % count, *x.shape[1:]), jnp.nan, x.dtype)
         x = jnp.concatenate([x, missing]).reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
         observed = ~jnp.isnan(x[..., 0])
         # Cells of no width would have gradients that are NaN, though nothing looks at them.
-        x = jnp.where(observed[..., None], x, np.array([0.0, 1.0, 1.0], np.float32))
+        x = jnp.where(observed[..., None], x, np.array([0.0, 1.0, 1.0, 0.0], np.float32))
         means, variances = self._base(params, x, observed, positions)
         part = functools.partial(self._in_order, params)
         found = jax.vmap(part)(x, observed, positions, means, variances)
@@ -356,7 +362,7 @@ class Table(Family):
         return jnp.einsum("nfh,fhp->nfp", features, own["w"]) + own["b"]
 
     def walk(self, params: Params, key: Array, x: Array, alike: bool) -> Array:
-        """Draws of what is missing in rows [n, F, 3] given the rest, as fields [n, F].
+        """Draws of what is missing in rows [n, F, 4] given the rest, as fields [n, F].
 
         What has no value, as a number beside an atom, stays NaN. `alike` says that in all rows the
         same fields are there.
@@ -392,7 +398,7 @@ class Rows(Distribution):
         x = jnp.full((n, *self.event_shape), jnp.nan)
         alike = all(field.parent < 0 for field in self._family.fields)
         values = self._family.walk(self._params, key, x, alike)
-        return jnp.stack([values, 0 * values, 0 * values], -1)
+        return jnp.stack([values, 0 * values, 0 * values, values], -1)
 
 
 def _even(count: int, size: int) -> Array:

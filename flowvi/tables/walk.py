@@ -9,20 +9,21 @@ import numpy as np
 from flowvi.families.family import Params
 from flowvi.params import Array, Fixed
 from flowvi.tables import base, heads
+from flowvi.tables.columns import Column, Integer
 
 if TYPE_CHECKING:
     from flowvi.tables.family import Group, Table
 
 
 def walk(family: "Table", params: Params, key: Array, x: Array, alike: bool) -> Array:
-    """Draws of what is missing in rows [n, F, 3] given the rest, as fields [n, F].
+    """Draws of what is missing in rows [n, F, 4] given the rest, as fields [n, F].
 
     What has no value, as a number beside an atom, stays NaN. `alike` says that in all rows the
     same fields are there.
     """
     known = params["known"].value
     places, valid = family.places
-    x = family.in_units(known["rates"], x)
+    x = family.in_units(known["units"], x)
     there = ~jnp.isnan(x[..., 0])
     filled = jnp.where(there[..., None], x, 0)
     inputs = jnp.where(there[..., None], family.inputs(params, filled), 0).sum(1)
@@ -95,8 +96,17 @@ def _one(params: Params, group: "Group", at: int) -> Params:
 
 def _input(family: "Table", params: Params, f: int, value: Array) -> Array:
     """E_f of values [n], of shape [n, H]."""
-    x = jnp.zeros((len(value), len(family.fields), 3), value.dtype).at[:, f, 0].set(value)
+    x = jnp.zeros((len(value), len(family.fields), 4), value.dtype).at[:, f, 0].set(value)
     return family.inputs(params, x)[:, f]
+
+
+def _rounded(y: Array, units: Array, kind: Column) -> Array:
+    """The number of a rounded column in affine units that is the closest."""
+    rounded = jnp.round((y - units[1]) / units[2])
+    if isinstance(kind, Integer):
+        ends = ((end - kind.offset) / kind.width for end in (kind.lower, kind.upper))
+        rounded = jnp.clip(rounded, *ends)
+    return units[1] + units[2] * rounded
 
 
 def _stepped(z: Array, ends: Array, scores: Array) -> Array:

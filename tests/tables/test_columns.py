@@ -80,7 +80,7 @@ def encoder():
 def test_rows_there_and_back(encoder):
     encoder, found = encoder
     rows = encoder.encode(found)
-    assert rows.shape == (N, 9, 3)  # income is two fields, one of height is none
+    assert rows.shape == (N, 9, 4)  # income is two fields, one of height is none
     back = encoder.decode(rows[..., 0])
     for name in found:
         np.testing.assert_allclose(back[name], found[name], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -98,7 +98,7 @@ def test_cells_are_next_to_each_other(encoder):
     encoder, found = encoder
     grid = np.arange(0, 120.0)
     rows = encoder.encode({n: np.resize(e, 120) for n, e in found.items()} | {"age": grid})
-    z, below, above = rows[:, 3].T
+    z, below, above, _ = rows[:, 3].T
     np.testing.assert_allclose((z + above)[:-1], (z - below)[1:], atol=1e-9)
     assert z[0] - below[0] < -10 and np.all(np.diff(z) > 0)
     mass = stats.norm.cdf(z + above) - stats.norm.cdf(z - below)
@@ -205,13 +205,18 @@ def test_affine_units_there_and_back(encoder):
     rows = encoder.encode(found)
     family = fv.table(encoder.schema)
     plain = dataclasses.replace(family, plain=True)
-    assert family.in_units(encoder.rates(), rows) is rows
-    assert plain.is_plain.tolist() == [True] + 8 * [False]  # all others have bounds or are no reals
-    units = plain.in_units(encoder.rates(), rows)
-    np.testing.assert_array_equal(units[:, 1:], rows[:, 1:])
-    back = encoder.decode(
-        encoder.scores(units[..., 0]) * plain.is_plain + rows[..., 0] * ~plain.is_plain
-    )
+    assert family.in_units(encoder.units(), rows) is rows
+    assert plain.is_plain.tolist() == [True, False, False, True, True] + 4 * [False]
+    units = plain.in_units(encoder.units(), rows)
+    np.testing.assert_array_equal(units[:, ~plain.is_plain], rows[:, ~plain.is_plain])
+    back = encoder.decode(encoder.scores(units[..., 0]))
+    np.testing.assert_array_equal(back["age"], found["age"])
+    np.testing.assert_array_equal(back["grade"], found["grade"])
+    y, below, above, _ = units[:, 3].T
+    first = found["age"] == 0
+    assert np.all(below[first] > 50) and np.ptp(below[~first]) < 1e-9
+    slope = np.polyfit(found["age"], y, 1)[0]
+    np.testing.assert_allclose(above, 0.5 * slope)
     np.testing.assert_allclose(back["height"], found["height"], rtol=1e-9)
     slope = np.polyfit(found["height"], units[:, 0, 0], 1)[0]
     np.testing.assert_allclose(np.log(slope), units[:, 0, 1])

@@ -26,11 +26,11 @@ FAMILY = fv.table(SCHEMA, width=8)
 
 def rows(count):
     """Encoded rows with holes, as an encoder would make them."""
-    result = np.zeros((count, 7, 3), np.float32)
+    result = np.zeros((count, 7, 4), np.float32)
     result[..., 0] = RNG.normal(size=(count, 7))
     result[:, 1, 0], result[:, 3, 0], result[:, 6, 0] = RNG.integers(0, (2, 2, 3), (count, 3)).T
     result[:, 2, 0] %= 2 * np.pi
-    result[:, 5, 1:] = RNG.uniform(0.01, 1, (count, 2))
+    result[:, 5, 1:3] = RNG.uniform(0.01, 1, (count, 2))
     result[result[:, 3, 0] == 1, 4] = np.nan
     result[RNG.uniform(size=(count, 7)) < 0.2] = np.nan
     result[np.isnan(result[:, 3, 0]), 4] = np.nan
@@ -98,7 +98,7 @@ def test_what_it_begins_from_is_a_normal_in_any_order_with_any_holes():
     z = RNG.normal(size=(count, size)) @ factor.T + 1
     schema = Schema.of({f"c{i}": Real() for i in range(size)})
     family = fv.table(schema, width=4)
-    x = np.zeros((count, size, 3), np.float32)
+    x = np.zeros((count, size, 4), np.float32)
     x[..., 0] = z
     mean, covariance = base.moments(z, None)
     params = family.alone(family.place(family.init(KEY), _Encoder(), x))
@@ -114,8 +114,8 @@ def test_what_it_begins_from_is_a_normal_in_any_order_with_any_holes():
 
 
 class _Encoder:
-    def rates(self):
-        return np.zeros(4)
+    def units(self):
+        return np.zeros((4, 3))
 
     def steps(self):
         return np.zeros((0, 257)), np.zeros((0, 258))
@@ -196,14 +196,14 @@ def test_gradients_are_finite(params):
 def test_draws_have_the_masses_that_it_gives(params):
     """Of the categories given a number, within the error of the draws."""
     count = 6000
-    x = jnp.full((count, 7, 3), jnp.nan).at[:, 0].set(jnp.array([0.7, 0.0, 0.0]))
+    x = jnp.full((count, 7, 4), jnp.nan).at[:, 0].set(jnp.array([0.7, 0.0, 0.0, 0.7]))
     drawn = np.asarray(jax.jit(FAMILY.walk, static_argnums=3)(params, KEY, x, False))
     assert np.all(drawn[:, 0] == np.float32(0.7))
     assert np.array_equal(np.isnan(drawn[:, 4]), drawn[:, 3] == 1)
     # The categories come first, given x: so x stands before them.
     order = [0, *(f for f in FAMILY.order if f)]
-    grid = np.full((12, 7, 3), np.nan, np.float32)
-    grid[:, 0] = 0.7, 0, 0
+    grid = np.full((12, 7, 4), np.nan, np.float32)
+    grid[:, 0] = 0.7, 0, 0, 0.7
     grid[:, [1, 3, 6], 0] = np.stack(np.unravel_index(np.arange(12), (2, 2, 3)), 1)
     mass = np.exp(np.asarray(parts(params, grid, np.argsort(order)[None]))[:, 1:].sum(1))
     assert abs(mass.sum() - 1) < 1e-5

@@ -1,6 +1,6 @@
 """flowvi: normalizing flows on JAX, for densities and for posteriors."""
 
-from flowvi import diagnostics, networks, objectives, testing
+from flowvi import diagnostics, networks, objectives, tables, testing
 from flowvi.amortized import (
     AmortizationWarning,
     AmortizedLikelihood,
@@ -12,7 +12,14 @@ from flowvi.amortized import (
 )
 from flowvi.bijectors import IAF, MAF, Chain, LULinear, Permutation
 from flowvi.calibration import CalibrationWarning, PosteriorCalibration, calibrate, local_c2st
-from flowvi.densities import Calibration, Density, DensityWarning, fit_density
+from flowvi.densities import (
+    Calibration,
+    Density,
+    DensityWarning,
+    TableDensity,
+    fit_density,
+    infer_schema,
+)
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
 from flowvi.families import (
@@ -48,6 +55,7 @@ from flowvi.files import load, save
 from flowvi.networks import MADE
 from flowvi.params import Fixed
 from flowvi.posteriors import Posterior, PosteriorWarning, Target, fit_posterior
+from flowvi.tables import table
 from flowvi.training import (
     FitResult,
     Fitted,
@@ -89,6 +97,7 @@ __all__ = [
     "PosteriorWarning",
     "Prior",
     "Progress",
+    "TableDensity",
     "Target",
     "TrainingDiverged",
     "TrainingOptions",
@@ -116,6 +125,7 @@ __all__ = [
     "gaussianized",
     "gumbel",
     "iaf",
+    "infer_schema",
     "joint",
     "labelled",
     "laplace",
@@ -133,6 +143,8 @@ __all__ = [
     "save",
     "standard_normal",
     "standardized",
+    "table",
+    "tables",
     "testing",
     "unconditional",
     "whitened",

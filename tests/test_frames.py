@@ -40,9 +40,9 @@ class Frame:
         return Column(self.table[name])
 
 
-def fit(x, **options):
+def fit(x, family=None, **options):
     options = {"key": KEY, "num_steps": 0, "progress": False, **options}
-    return fv.fit_density(x, **options)
+    return fv.fit_density(family, x, **options)
 
 
 def make(library):
@@ -81,7 +81,11 @@ def test_types_of_columns():
         "b": RNG.permutation(80),
         "c": ROWS[:80, 0],
     }
-    draws = fit(pandas.DataFrame(table)).sample(KEY, 5)
+    frame = pandas.DataFrame(table)
+    draws = fit(frame[["a", "c"]]).sample(KEY, 5)
+    assert [each.name for each in draws.dtypes] == ["float32", "float64"]
+    # To a family of real numbers whole ones are some of them.
+    draws = fit(frame, fv.mean_field(3), num_steps=10).sample(KEY, 5)
     assert [each.name for each in draws.dtypes] == ["float32", "float64", "float64"]
 
 
@@ -129,8 +133,12 @@ MESSAGES = {
 
 @pytest.mark.parametrize(("kind", "message"), [(k, m) for k, c in MESSAGES.items() for m in c])
 def test_message(kind, message):
+    x = MESSAGES[kind][message]
+    # Without a family, columns of other kinds go into a table.
+    family = fv.mean_field(len(x.columns))
+    support = {"age": "positive"} if "support" in message else None
     with pytest.raises(kind, match=message):
-        fit(MESSAGES[kind][message], support={"age": "positive"} if "support" in message else None)
+        fit(x, family, support=support)
 
 
 def test_messages_about_names(plain):
@@ -146,7 +154,7 @@ def test_messages_about_names(plain):
     with pytest.raises(TypeError, match="`support` may be a dict only where `x` is a data frame"):
         fit(ROWS, support={"income": "positive"})
     with pytest.warns(DensityWarning, match="Column 'tied' holds 3 different numbers"):
-        fit(changed(tied=np.arange(120) % 3))
+        fit(changed(tied=np.arange(120.0) % 3))
     twice = Frame(TABLE)
     twice.columns = ["age", "age"]
     with pytest.raises(ValueError, match="must have different names; got 'age' twice"):

@@ -102,7 +102,7 @@ class Density(Fitted):
         """
         rows, context = self._rows(x), self._context(context)
         rows = np.asarray(rows, np.float64)
-        checks.trailing_shape("x", rows, self.family.event_shape, repr(self.family))
+        checks.trailing_shape("x", rows, self._row_shape, repr(self.family))
         if num_draws is None:
             num_draws = MAX_DRAWS
             if context is not None:
@@ -111,6 +111,11 @@ class Density(Fitted):
         draws = self._draw(key, num_draws, context)[0]
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
         return calibration(rows, np.asarray(draws, np.float64), seed)
+
+    @property
+    def _row_shape(self) -> tuple[int, ...]:
+        """The shape of a row of the data."""
+        return self.family.event_shape
 
     def _rows(self, x: ArrayLike | Frame) -> ArrayLike:
         return frames.read("x", x, self.columns)[0]
@@ -211,7 +216,7 @@ class Density(Fitted):
                 raise ValueError(f"`{name}` must name columns of the density; got {got}.")
             value = np.array([value.get(each, elsewhere) for each in names])
         found = np.asarray(value, np.float64)
-        shape = self.family.event_shape
+        shape = self._row_shape
         rule = f"`{name}` must be a number or of shape {shape}"
         checks.require(found.shape in ((), shape), rule, f"shape {found.shape}", say=str)
         checks.require(not np.isnan(found).any(), f"`{name}` must not be NaN", value)

@@ -24,6 +24,9 @@ from flowvi.densities.density import Density
 from flowvi.densities.diagnosis import DensityWarning
 from flowvi.densities.frames import Frame
 from flowvi.densities.recipe import default_flow
+from flowvi.densities.table_density import TableDensity
+from flowvi.densities.table_fit import fit_table
+from flowvi.densities.table_frames import is_mixed
 from flowvi.densities.textbook import Rows
 from flowvi.densities.training import PATIENCE, Training, fresh
 from flowvi.families import (
@@ -39,6 +42,7 @@ from flowvi.families.flows import Layers
 from flowvi.families.placed import check_varies
 from flowvi.params import Origin, PyTree
 from flowvi.supports import Interval, SupportLike
+from flowvi.tables import Table
 from flowvi.training import TrainingOptions, check_names
 
 Array = jax.Array
@@ -82,6 +86,13 @@ def fit_density(
     is fitted to fewer than 100 rows, or than 15 for each column of x and context; of fewer than 20
     a normal is all that there is.
 
+    A frame whose columns are of other kinds, or have missing values, and a frame or dict of arrays
+    with an `fv.table(schema)`, is fitted as a table: a network for any column given any others, of
+    which half of the training is in the natural order of the columns and half in random ones,
+    beside what it begins from, a Gaussian copula, and mixtures of a few of these. The result is a
+    `TableDensity`, whose log densities are those of its real columns and angles times the masses of
+    all others. Without training rows enough to compare them, below 20, the copula is all there is.
+
     Any other family over the reals is fitted as it is, in the data's own units, as by
     `fv.standardized`: in their support, with mean and standard deviation of the training rows, and
     a floating context likewise. Data are standardised in double precision, before JAX sees them.
@@ -118,7 +129,8 @@ def fit_density(
             last, and gradients clipped to norm 10; averaging with decay 0.995.
 
     Returns:
-        A `Density`, whose losses are in nats a row, in the units of `x`.
+        A `Density`, whose losses are in nats a row, in the units of `x`; of a table a
+        `TableDensity`.
 
     Raises:
         TypeError: if data are not floating numbers, or an argument is of the wrong kind.
@@ -148,6 +160,18 @@ def fit_density(
         raise TypeError(f"`family` must be a family, such as `fv.maf(2)`; got {family!r}.")
     check_key(key)
     check_names(options)
+    if isinstance(family, Table) or (family is None and context is None and is_mixed(x)):
+        others = {"context": context, "support": support, "params": params, "combine": combine}
+        return _of_table(
+            family,
+            x,
+            others,
+            key=key,
+            weights=weights,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            options=dict(options),
+        )
     rule = "`combine` must be True, False or None"
     checks.require(isinstance(combine, bool | None), rule, combine, error=TypeError)
     x, columns = frames.read("x", x)
@@ -239,6 +263,19 @@ def fit_density(
         columns=columns,
         context_columns=context_columns,
     )
+
+
+def _of_table(
+    family: Table | None, x: Any, given: dict[str, object], **options: Any
+) -> TableDensity:
+    """The fit of a table, which takes no arguments of other densities."""
+    if unfit := [name for name, value in given.items() if value is not None]:
+        rule = f"`{unfit[0]}` must be None for a table"
+        fix = ""
+        if unfit[0] == "support":
+            fix = " Perhaps `fv.table(schema)` with `fv.tables.Real(lower=0)` for that column?"
+        raise ValueError(f"{rule}; got {checks.shown(given[unfit[0]])}.{fix}")
+    return fit_table(family, x, **options)
 
 
 def _is_plain_flow(family: Family) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -71,7 +71,25 @@ def read(
     """
     if not isinstance(x, Frame):
         return x, known
-    given = list(x.columns)
+    names = checked_names(name, x, None if known is None else known.names)
+    columns = [_numbers(name, each, x[each]) for each in names]
+    if not columns:
+        raise ValueError(f"`{name}` must have at least one column; got none.")
+    floats = [c if c.dtype.kind == "f" else c.astype(np.float64) for c in columns]
+    dtypes = tuple(each.dtype.name for each in floats)
+    return np.stack(floats, 1), known or Columns(tuple(names), dtypes, library_of(x))
+
+
+def checked_names(
+    name: str, x: Frame | Mapping[str, object], wanted: Sequence[str] | None = None
+) -> list[str]:
+    """The names of the columns of a frame, in the order in which they are wanted.
+
+    Raises:
+        TypeError: if a column has no name.
+        ValueError: if columns share a name, are missing or superfluous.
+    """
+    given = list(x) if isinstance(x, Mapping) else list(x.columns)
     if unnamed := [each for each in given if not isinstance(each, str)]:
         fix = f"Perhaps pass `{name}.to_numpy()`?"
         raise TypeError(
@@ -82,20 +100,15 @@ def read(
         raise ValueError(
             f"Columns of `{name}` must have different names; got {_listed(twice)} twice."
         )
-    if known is not None:
-        rule = f"`{name}` must have the columns {shown(list(known.names))}"
-        if missing := [each for each in known.names if each not in names]:
-            raise ValueError(f"{rule}; got a frame without {_listed(missing)}.")
-        if extra := [each for each in names if each not in known.names]:
-            fix = "Perhaps drop them?" if len(extra) > 1 else "Perhaps drop it?"
-            raise ValueError(f"{rule}; got {_listed(extra)} too. {fix}")
-        names = list(known.names)
-    columns = [_numbers(name, each, x[each]) for each in names]
-    if not columns:
-        raise ValueError(f"`{name}` must have at least one column; got none.")
-    floats = [c if c.dtype.kind == "f" else c.astype(np.float64) for c in columns]
-    dtypes = tuple(each.dtype.name for each in floats)
-    return np.stack(floats, 1), known or Columns(tuple(names), dtypes, library_of(x))
+    if wanted is None:
+        return names
+    rule = f"`{name}` must have the columns {shown(list(wanted))}"
+    if missing := [each for each in wanted if each not in names]:
+        raise ValueError(f"{rule}; got a frame without {_listed(missing)}.")
+    if extra := [each for each in names if each not in wanted]:
+        fix = "Perhaps drop them?" if len(extra) > 1 else "Perhaps drop it?"
+        raise ValueError(f"{rule}; got {_listed(extra)} too. {fix}")
+    return list(wanted)
 
 
 def library_of(frame: Frame) -> str:

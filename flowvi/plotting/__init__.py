@@ -5,6 +5,7 @@ Matplotlib is imported when one is drawn; where it is missing, an ImportError sa
 
 from flowvi.plotting.curves import curves
 from flowvi.plotting.samples import calibration, density, marginals, pairs
+from flowvi.plotting.tables import table
 from flowvi.plotting.uniform import null_test, uniformity
 from flowvi.plotting.vaes import latent_space, manifold, prior_samples, reconstructions
 
@@ -19,5 +20,6 @@ __all__ = [
     "pairs",
     "prior_samples",
     "reconstructions",
+    "table",
     "uniformity",
 ]

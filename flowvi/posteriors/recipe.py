@@ -46,11 +46,11 @@ def fit_posterior(
        have scales that do so exponentially. If so a map that does is drawn through them, anew
        while the evidence rises, and the flow is fitted before that map, for 2000 steps of 64 draws:
        a thin ridge, or a funnel, becomes a normal.
-    3. Without one, or if it is more than 0.01 nats from the log evidence, a flow that begins as the identity, before the start's
-       affine map, is fitted by path gradients of the ELBO until that stops improving. Up to 10
-       coordinates the draws come from a base 1.3 times as wide, so that tails are fitted with the
-       rest; beyond 200 the flow is a map of each marginal after the affine map. All but the flow's
-       networks keeps JAX's precision.
+    3. Without one, or if it is more than 0.01 nats from the log evidence, a flow that begins as the
+       identity, before the start's affine map, is fitted by path gradients of the ELBO until that
+       stops improving. Up to 10 coordinates the draws come from a base 1.3 times as wide, so that
+       tails are fitted with the rest; beyond 200 the flow is a map of each marginal after the
+       affine map. All but the flow's networks keeps JAX's precision.
     4. The better one of start and fit, by ELBO on the same draws, is taken. Where its k-hat is
        above 0.3, a base up to 4 % wider is tried, for at most 0.005 nats.
     5. Of up to 200,000 draws those of the largest weights begin runs of L-BFGS: they lie on the

@@ -76,6 +76,12 @@ FAMILIES = {
     "gumbel": fv.gumbel(2),
     "mixture": fv.mixture(2, 3),
     "joint": fv.joint(fv.gaussian(2), fv.bernoulli(2)),
+    "labelled": fv.labelled(
+        fv.joint(
+            fv.conditional(fv.categorical((), 3, one_hot=True), fv.networks.MLP(4, [], 3)),
+            fv.mean_field(2),
+        )
+    ),
     "relaxed": fv.relaxed(fv.categorical(2, 3, one_hot=True), 0.5),
     "annealed": fv.relaxed(fv.bernoulli(2), fv.Annealing(1.0, 0.1, 100)),
     "conditional": fv.conditional(fv.gaussian(2), fv.networks.MLP(3, [4], 4)),

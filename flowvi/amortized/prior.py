@@ -11,6 +11,7 @@ import numpy as np
 
 from flowvi._tfp import tfd
 from flowvi.checks import require, shown
+from flowvi.compiling import compiled
 from flowvi.families.family import check_key
 from flowvi.layouts import Layout, Parameters, Theta, as_layout
 from flowvi.params import Array, Shape
@@ -90,12 +91,13 @@ def _joined(each: Mapping[str, Prior]) -> Prior:
 
 
 def _sampler(made: Any, is_numpyro: bool) -> Callable[[Array, int], Array]:
-    def sample(key: Array, number: int) -> Array:
+    @compiled()
+    def draws(number: int, key: Array) -> Array:
         if is_numpyro:
             return made.sample(key, (number,))
         return made.sample(seed=key, sample_shape=(number,))
 
-    return jax.jit(sample, static_argnums=1)
+    return lambda key, number: draws(number, key)
 
 
 def _density(made: Any) -> Callable[[Theta], Array]:

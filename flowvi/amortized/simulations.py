@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from flowvi import checks
 from flowvi.amortized.prior import ONLY, Prior
 from flowvi.checks import require
+from flowvi.compiling import compiled
 from flowvi.families import as_array
 from flowvi.layouts import Layout, Theta
 from flowvi.params import Array, Shape, host_generator
@@ -170,7 +171,7 @@ def unconstrained(layout: Layout, theta: Theta) -> np.ndarray:
         return np.asarray(_inverse(layout, jnp.asarray(np.concatenate(parts, -1))))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled()
 def _inverse(layout: Layout, theta: Array) -> Array:
     bijector = layout.support.bijector(theta.dtype)
     return theta if bijector is None else bijector.inverse(theta)
@@ -203,7 +204,7 @@ def vector(layout: Layout, theta: Theta) -> Any:
     return ours.concatenate(parts, -1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@compiled()
 def _constrain(layout: Layout, u: Array) -> tuple[dict[str, Array], Array]:
     return layout.constrain_and_log_det(u)
 

@@ -111,7 +111,7 @@ def test_compiled_code_of_c(tmp_path, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.compilations(60)
+@pytest.mark.compilations(90)
 def test_a_posterior_of_compiled_code(tmp_path, x64):
     target = fv.Target.from_callback(compiled(tmp_path), 2)
     options = {"num_steps": 1_000, "num_samples": 64, "progress": False}

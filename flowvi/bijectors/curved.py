@@ -22,7 +22,7 @@ class Curved(distrax.Bijector):
         linear: L, of shape [D, D], zero where j does not stand before i.
         log_scale: s, of shape [D]; the whole logarithm is bounded by 30.
         log_slope: S, as L.
-        quadratic: Q, of shape [D, D, D], or None for none.
+        quadratic: Q, of shape [D, D, D], as L.
 
     Source: Parno, Marzouk, "Transport Map Accelerated Markov Chain Monte Carlo", 2018.
     """
@@ -34,7 +34,7 @@ class Curved(distrax.Bijector):
         linear: Array,
         log_scale: Array,
         log_slope: Array,
-        quadratic: Array | None = None,
+        quadratic: Array,
     ):
         super().__init__(event_ndims_in=1)
         self.order, self.loc, self.linear = order, loc, linear
@@ -46,8 +46,7 @@ class Curved(distrax.Bijector):
         def step(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
             y, log_det = carry
             shift = self.loc[i] + y @ self.linear[i]
-            if self.quadratic is not None:
-                shift = shift + jnp.sum((y @ self.quadratic[i]) * y, -1)
+            shift = shift + jnp.sum((y @ self.quadratic[i]) * y, -1)
             log_scale = _bounded(self.log_scale[i] + y @ self.log_slope[i])
             new = shift + jnp.exp(log_scale) * jnp.take(x, i, axis=-1)
             return (y.at[..., i].set(new), log_det + log_scale), None
@@ -58,8 +57,7 @@ class Curved(distrax.Bijector):
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         self._check_inverse_input_shape(y)
         shift = self.loc + y @ self.linear.T
-        if self.quadratic is not None:
-            shift = shift + jnp.einsum("...j,...k,ijk->...i", y, y, self.quadratic)
+        shift = shift + jnp.einsum("...j,...k,ijk->...i", y, y, self.quadratic)
         log_scale = _bounded(self.log_scale + y @ self.log_slope.T)
         return (y - shift) * jnp.exp(-log_scale), -jnp.sum(log_scale, -1)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import distrax
 import jax.numpy as jnp
@@ -10,10 +11,6 @@ import numpy as np
 from flowvi.bijectors.curved import Curved
 from flowvi.families.family import Params
 from flowvi.params import Array, Fixed
-
-#: Up to so many coordinates there are parabolas, and the best of all orders is looked for; beyond,
-#: lines and scales, along the order that is given and the reverse.
-MOST_QUADRATIC = 16
 
 #: Standard errors from which on a term is kept, rounds of leaving out, and of a scale's regression.
 CLEAR, NUM_SELECTIONS, NUM_SCORINGS = 4.0, 3, 12
@@ -44,9 +41,8 @@ class Curves:
             "linear": jnp.zeros((size, size)),
             "log_scale": jnp.zeros(size),
             "log_slope": jnp.zeros((size, size)),
+            "quadratic": jnp.zeros((size, size, size)),
         }
-        if size <= MOST_QUADRATIC:
-            curve["quadratic"] = jnp.zeros((size, size, size))
         return {"curve": Fixed(curve)}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
@@ -63,18 +59,16 @@ def curve_of(x: np.ndarray) -> tuple[Curve, float]:
 
     size = x.shape[1]
     natural = tuple(range(size))
-    orders = [natural, natural[::-1]]
     with threadpool_limits(1):  # many small products
-        if 2 < size <= MOST_QUADRATIC:
-            orders.append(_greedy(x))
-        fits = [_along(x, order) for order in dict.fromkeys(orders)]
+        orders = dict.fromkeys((natural, natural[::-1], _greedy(x)))
+        fits = [_along(x, order) for order in orders]
     curve, value, count = min(fits, key=lambda each: each[1])
     linear = 0.5 * np.linalg.slogdet(np.cov(x.T).reshape(size, size))[1]
     return curve, float(linear - value - 0.5 * count * np.log(len(x)) / len(x))
 
 
-def _features(x: np.ndarray, before: tuple[int, ...], quadratic: bool) -> np.ndarray:
-    pairs = itertools.combinations_with_replacement(before, 2) if quadratic else ()
+def _features(x: np.ndarray, before: tuple[int, ...]) -> np.ndarray:
+    pairs = itertools.combinations_with_replacement(before, 2)
     columns = [np.ones(len(x)), *(x[:, j] for j in before), *(x[:, j] * x[:, k] for j, k in pairs)]
     return np.stack(columns, 1)
 
@@ -89,18 +83,17 @@ def _inverse(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return roots @ (roots.T @ features.T), np.linalg.norm(roots, axis=1)
 
 
-def _selected(features: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Coefficients of y; a term that draws do not tell from noise is 0.
+def _clear_terms(
+    features: np.ndarray, solve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rounds: int
+) -> np.ndarray:
+    """Coefficients that `solve(columns)` finds, with their errors; 0 where noise may be all.
 
-    Far away from the draws such a term would be all.
+    Far away from the draws a term that they do not tell from noise would be all.
     """
     kept = np.ones(features.shape[1], bool)
-    for last in (False,) * NUM_SELECTIONS + (True,):
-        columns = features[:, kept] * weights[:, None]
-        inverse, errors = _inverse(columns)
-        found = inverse @ (y * weights)
-        residual = np.sum((y * weights - columns @ found) ** 2) / max(len(y) - kept.sum(), 1)
-        clear = np.abs(found) > CLEAR * errors * np.sqrt(residual)
+    for last in (False,) * rounds + (True,):
+        found, errors = solve(features[:, kept])
+        clear = np.abs(found) > CLEAR * errors
         clear[0] = True
         if last or clear.all():
             break
@@ -110,40 +103,46 @@ def _selected(features: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.nd
     return coefficients
 
 
+def _means(features: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Coefficients of y by weighted least squares."""
+
+    def solve(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inverse, errors = _inverse(columns)
+        found = inverse @ (y * weights)
+        residual = np.sum((y * weights - columns @ found) ** 2) / max(len(y) - len(found), 1)
+        return found, errors * np.sqrt(residual)
+
+    return _clear_terms(features * weights[:, None], solve, NUM_SELECTIONS)
+
+
 def _scales(features: np.ndarray, residual: np.ndarray, least: float) -> np.ndarray:
     """Coefficients of the log standard deviation of residuals, by Fisher's scoring."""
     squares = residual**2 + least**2
-    kept = np.ones(features.shape[1], bool)
-    for last in (False, True):
-        columns = features[:, kept]
+
+    def solve(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inverse, errors = _inverse(columns)
         found = np.zeros(columns.shape[1])
         found[0] = 0.5 * np.log(np.mean(squares))
         for _ in range(NUM_SCORINGS):
             excess = squares * np.exp(-2 * (columns @ found)) - 1
             found = found + inverse @ (0.5 * np.clip(excess, -1, 10))
-        clear = np.abs(found) > CLEAR * errors / np.sqrt(2)
-        clear[0] = True
-        if last or clear.all():
-            break
-        kept[np.flatnonzero(kept)[~clear]] = False
-    coefficients = np.zeros(len(kept))
-    coefficients[kept] = found
-    return coefficients
+        return found, errors / np.sqrt(2)
+
+    return _clear_terms(features, solve, 1)
 
 
 def _regressed(
     x: np.ndarray, i: int, before: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """(terms of the mean, of the log scale, mean log scale) of x_i given others."""
-    features = _features(x, before, x.shape[1] <= MOST_QUADRATIC)
+    features = _features(x, before)
     lines = features[:, : 1 + len(before)]
     y, least = x[:, i], np.sqrt(ROUNDING) * x[:, i].std()
-    mean = _selected(features, y, np.ones(len(y)))
+    mean = _means(features, y, np.ones(len(y)))
     scale = _scales(lines, y - features @ mean, least)
     if scale[1:].any():
         weights = np.exp(-(lines @ scale))
-        mean = _selected(features, y, weights / weights.mean())
+        mean = _means(features, y, weights / weights.mean())
         scale = _scales(lines, y - features @ mean, least)
     log_scale = lines @ scale
     z = (y - features @ mean) * np.exp(-log_scale)
@@ -173,12 +172,16 @@ def _along(x: np.ndarray, order: tuple[int, ...]) -> tuple[Curve, float, int]:
         value += own
         loc[i], log_scale[i] = mean[0], scale[0]
         linear[i, list(before)], log_slope[i, list(before)] = mean[1 : 1 + place], scale[1:]
-        if size <= MOST_QUADRATIC:
-            pairs = list(itertools.combinations_with_replacement(before, 2))
-            for (j, k), term in zip(pairs, mean[1 + place :], strict=True):
-                quadratic[i, j, k] = term
-    curve = {"loc": loc, "linear": linear, "log_scale": log_scale, "log_slope": log_slope}
-    if size <= MOST_QUADRATIC:
-        curve["quadratic"] = quadratic
+        pairs = itertools.combinations_with_replacement(before, 2)
+        for (j, k), term in zip(pairs, mean[1 + place :], strict=True):
+            quadratic[i, j, k] = term
+    curve = {
+        "order": np.array(order),
+        "loc": loc,
+        "linear": linear,
+        "log_scale": log_scale,
+        "log_slope": log_slope,
+        "quadratic": quadratic,
+    }
     count = int(np.count_nonzero(quadratic) + np.count_nonzero(log_slope))
-    return {**curve, "order": np.array(order)}, value, count
+    return curve, value, count

@@ -5,23 +5,17 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
-from flowvi import checks
 from flowvi.compiling import compiled
 from flowvi.families import (
     Family,
     Flow,
     Whitened,
-    full_rank,
-    iaf,
-    mean_field,
     standard_normal,
     whitened,
 )
@@ -32,54 +26,29 @@ from flowvi.objectives import ELBO
 from flowvi.params import Array, Fixed, PyTree, cast, host_generator
 from flowvi.posteriors import annealing, modes
 from flowvi.posteriors.annealing import Particles, anneal
-from flowvi.posteriors.diagnosis import (
-    Cost,
-    Diagnosis,
-    diagnose,
-    warnings_of_modes,
+from flowvi.posteriors.attempts import Attempt, widened
+from flowvi.posteriors.defaults import (
+    BUDGETS,
+    MODERATE,
+    default_family,
+    default_optimizer,
+    placed,
 )
+from flowvi.posteriors.diagnosis import Cost, Diagnosis, diagnose, warnings_of_modes
 from flowvi.posteriors.leaving import Departure, departure
 from flowvi.posteriors.normals import Dense
 from flowvi.posteriors.objectives import Tempered, WideELBO
 from flowvi.posteriors.posterior import NUM_DIAGNOSIS, draws
-from flowvi.posteriors.search import ANY_HESSIAN
 from flowvi.posteriors.start import Found, find, probe
 from flowvi.posteriors.target import Target, as_float
 from flowvi.training import FitResult, Plateau, StopReason, TrainingOptions, fit
-from flowvi.transformers import Transformer
-
-#: Up to the first size there are autoregressive layers; beyond, marginal maps, and directions of a
-#: low-rank start.
-MODERATE, RANK = 200, 20
-
-
-class Budget(NamedTuple):
-    """What a fit of up to so many coordinates does by default; for the width, see `WideELBO`."""
-
-    most_coordinates: float
-    num_steps: int
-    num_samples: int
-    learning_rate: float
-    careful_rate: float
-    width: float
-
-
-#: The careful rate is that of a user's family, whose networks may be of any kind, of a tempered
-#: fit, which loses modes and tails at higher ones, and of a fit with little to gain. Wide draws
-#: leave the bulk of the density where there are many coordinates.
-BUDGETS = (
-    Budget(10, 3_000, 128, 2e-2, 5e-3, 1.3),
-    Budget(50, 2_500, 96, 5e-2, 1e-2, 1.0),
-    Budget(MODERATE, 1_800, 128, 5e-2, 5e-3, 1.0),
-    Budget(np.inf, 2_000, 64, 5e-3, 5e-3, 1.0),
-)
 
 #: Draws of a step of a tempered fit: the weights of its modes are as exact as theirs are.
 TEMPERED_SAMPLES = 512
 
-#: The start of the default flow is easy if the log evidence is within so many nats of its ELBO.
-#: What is left to gain takes so few steps; a long fit would end while its step size is large still.
-EASY, EASY_STEPS, EASY_SAMPLES = 0.05, 1_000, 64
+#: What is left to gain of an easy start takes so few steps; a long fit would end while its step
+#: size is large still.
+EASY_STEPS, EASY_SAMPLES = 1_000, 64
 
 #: A flow is fitted again, with tails and to modes, above so many nats between evidence and ELBO. A
 #: mixture of normals is left as it is below the second, and beyond so many components.
@@ -129,59 +98,11 @@ NUM_PROBES = 500
 #: The rule that ends a fit early: so little left to gain that the noise has vanished with it.
 PLATEAU = Plateau(window=100, patience=3, tolerance=5e-4)
 
-#: A base is made wider where k-hat is above this, by one of these factors, for so many nats at most
-#: and only if k-hat falls by more than its noise.
-HEAVY, FACTORS, MOST_COST, KHAT_NOISE = 0.3, (1.003, 1.01, 1.02, 1.03, 1.04), 5e-3, 0.05
-
 #: Why a fit ended after which nothing more is fitted.
 STOPPED = (StopReason.CALLBACK, StopReason.INTERRUPTED)
 
 #: (family, log joint) -> a loss.
 Objective = Callable[..., Callable[..., PyTree]]
-
-
-def default_family(event_size: int, *, transformer: str | Transformer = "affine") -> Flow:
-    """The flow that is fitted by default, in the units of the start.
-
-    Four autoregressive layers that sample in one pass, and a triangular map after them; beyond 200
-    coordinates a shift and a scale of each, after which `fit_posterior` puts marginal maps.
-    """
-    size = checks.positive_int("event_size", event_size)
-    if size > MODERATE:
-        return mean_field(size)
-    hidden_sizes = (max(64, 2 * size),) * 2  # two units of each degree
-    layers = iaf(size, num_layers=4, hidden_sizes=hidden_sizes, transformer=transformer)
-    return Flow(layers, full_rank(size).transform)
-
-
-@functools.lru_cache(maxsize=64)
-def default_optimizer(num_steps: int, learning_rate: float) -> optax.GradientTransformation:
-    """Adam with clipped gradients and a cosine decay."""
-    schedule = optax.cosine_decay_schedule(learning_rate, num_steps, 0.01)
-    return optax.chain(optax.clip_by_global_norm(10.0), optax.adam(schedule))
-
-
-class Attempt(NamedTuple):
-    """A family at parameters, how they were found, and what their importance weights say."""
-
-    family: Family
-    params: PyTree
-    result: FitResult
-    diagnosis: Diagnosis
-
-    @property
-    def score(self) -> float:
-        return self.diagnosis.elbo.value if self.diagnosis.lost < 0.5 else -np.inf
-
-    @property
-    def gap(self) -> float:
-        """Nats between log evidence and ELBO."""
-        return self.diagnosis.log_evidence.value - self.diagnosis.elbo.value
-
-    @property
-    def is_easy(self) -> bool:
-        """Whether little is left to gain."""
-        return self.diagnosis.lost == 0 and self.gap < EASY
 
 
 @dataclasses.dataclass
@@ -209,7 +130,7 @@ class Stages:
     def __post_init__(self) -> None:
         size = self.target.event_size
         self.budget = next(each for each in BUDGETS if size <= each.most_coordinates)
-        self.family = _placed(size, self.given_family, self.tempering)
+        self.family = placed(size, self.given_family, self.tempering)
         self.is_default = self.given_family is None and self.objective is None
         self.is_default &= self.tempering is None
 
@@ -596,37 +517,6 @@ class Stages:
 def _near(u: np.ndarray) -> np.ndarray:
     """Which particles lead somewhere: a density without an integral leads them anywhere."""
     return np.isfinite(u).all(-1) & (np.abs(u) < FARTHEST).all(-1)
-
-
-def _placed(size: int, family: Family | None, tempering: float | None) -> Whitened:
-    """A family, the default one by default, in the units of a start."""
-    if isinstance(family, Whitened):
-        return family
-    marginal = "spline" if family is None and size > MODERATE else None
-    if family is None:
-        family = default_family(size, transformer="affine" if tempering is None else "spline")
-    return whitened(family, rank=None if size <= ANY_HESSIAN else RANK, marginal=marginal)
-
-
-def widened(family: Whitened, judged: Callable[[PyTree], Attempt], fitted: Attempt) -> Attempt:
-    """What was fitted, spread a little where the largest importance weights have a heavy tail."""
-    # The best fit by ELBO is as often too narrow as too wide in each of its tails, and weights grow
-    # without bound where it is too narrow. With a base 1 + e times as wide, at the price of about
-    # D e^2 nats, the largest weights move to the middle.
-    if fitted.diagnosis.lost > 0:
-        return fitted
-    tried, elbo = [fitted], fitted.diagnosis.elbo.value
-    for factor in FACTORS:
-        if tried[-1].diagnosis.khat <= HEAVY:
-            return tried[-1]
-        wide = judged(family.widen(fitted.params, factor))
-        elbo = max(elbo, wide.diagnosis.elbo.value)
-        if wide.diagnosis.lost > 0 or elbo - wide.diagnosis.elbo.value > MOST_COST:
-            break
-        tried.append(wide)
-    best = min(tried, key=lambda each: each.diagnosis.khat)
-    limit = max(HEAVY, fitted.diagnosis.khat - KHAT_NOISE)
-    return best if best.diagnosis.khat <= limit else fitted
 
 
 #: What runs once need not run fast: without optimisations it compiles in a third of the time.

@@ -1,0 +1,82 @@
+"""Sphinx's settings: `python -m sphinx -W --keep-going -j 2 docs docs/_build`.
+
+Pages are Markdown. What is in a `{code-cell}` runs while the site is built, and the reference is
+written from the package by `reference.py`, so that neither can say what the library does not do.
+"""
+
+import os
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import docstrings
+import reference
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
+
+import flowvi
+
+project = "flowvi"
+author = "The flowvi authors"
+project_copyright = author
+version = release = flowvi.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+# Until each page that a list names by a pattern is there.
+suppress_warnings = ["toc.empty_glob"]
+
+default_role = "py:obj"
+highlight_language = "none"  # formulas; sessions and Python code say what they are
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Warns", "params_style")]
+
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+nb_execution_mode = "cache"
+nb_execution_timeout = 180
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_merge_streams = True
+
+html_theme = "pydata_sphinx_theme"
+html_title = "flowvi"
+html_math_renderer = "mathml"
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "navbar_align": "left",
+    "navigation_with_keys": False,
+    "show_nav_level": 2,
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+
+
+def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
+    """Formulas as MathML, which browsers draw themselves: no script from elsewhere is needed."""
+    translator.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
+    translator.body.append(f'<div class="math">{formula}</div>\n')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("builder-inited", reference.write)
+    # Before napoleon, which stands at 500 and reads sections.
+    app.connect("autodoc-process-docstring", docstrings.to_rst, priority=400)

@@ -1,0 +1,105 @@
+"""The pages of the reference, written from what the package exports.
+
+A room of the library is a page: names that `flowvi` itself exports come first, under the name that
+users write, and then what else the room exports. A new name needs no line here.
+"""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import sys
+import textwrap
+from types import ModuleType
+
+import docstrings
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
+import flowvi
+
+FOLDER = pathlib.Path(__file__).parent / "reference"
+
+
+def rooms() -> dict[str, ModuleType]:
+    """The modules of flowvi that say what they export, by name, without the front door."""
+    found = {}
+    for info in pkgutil.walk_packages(flowvi.__path__, "flowvi."):
+        package = info.name.rpartition(".")[0]
+        # A file of a package exports by its package; other libraries each have a file of their own.
+        if package not in ("flowvi", "flowvi.interop") or info.name.startswith("flowvi._"):
+            continue
+        module = importlib.import_module(info.name)
+        if hasattr(module, "__all__"):
+            found[info.name] = module
+    return found
+
+
+def exported() -> dict[str, dict[str, object]]:
+    """By the room that it is made in, everything exported, under the shortest public name."""
+    pages: dict[str, dict[str, object]] = {name: {} for name in rooms()}
+    shown: set[int] = set()
+
+    def add(page: str, name: str, value: object) -> None:
+        if not inspect.ismodule(value) and id(value) not in shown:
+            shown.add(id(value))
+            pages.setdefault(page, {})[name] = value
+
+    for name in flowvi.__all__:
+        value = getattr(flowvi, name)
+        home = ".".join(getattr(value, "__module__", "flowvi").split(".")[:2])
+        add(home, f"flowvi.{name}", value)
+    for page, module in rooms().items():
+        for name in module.__all__:
+            add(page, f"{page}.{name}", getattr(module, name))
+    return {page: names for page, names in pages.items() if names}
+
+
+def comment(room: str, name: str) -> str:
+    """What is said of a value by `#:` before it, in whichever file of the room it is made."""
+    files = [room, *(m for m in sys.modules if m.startswith(f"{room}."))]
+    for file in files:
+        said = ModuleAnalyzer.for_module(file).find_attr_docs().get(("", name))
+        if said:
+            return "\n".join(docstrings.converted(said))
+    return ""
+
+
+def directive(name: str, value: object) -> str:
+    if inspect.isclass(value):
+        bases = "" if value.__bases__ == (object,) else "   :show-inheritance:\n"
+        return f".. autoclass:: {name}\n   :members:\n{bases}\n"
+    if inspect.isroutine(value):
+        return f".. autofunction:: {name}\n\n"
+    room, _, last = name.rpartition(".")
+    return f".. py:data:: {name}\n\n{textwrap.indent(comment(room, last), '   ')}\n\n"
+
+
+def page(room: str, names: dict[str, object]) -> str:
+    """One page, in reStructuredText."""
+    parts = [f"{room}\n{'=' * len(room)}\n\n.. automodule:: {room}\n   :no-members:\n\n"]
+    own = [name for name in names if name.count(".") == 1]
+    rest = [name for name in names if name.count(".") > 1]
+    for title, group in (("Exported by flowvi", own), (f"Exported by {room}", rest)):
+        if group:
+            parts.append(f"{title}\n{'-' * len(title)}\n\n")
+            parts += [directive(name, names[name]) for name in sorted(group, key=str.lower)]
+    return "".join(parts)
+
+
+def write(app: Sphinx) -> None:
+    """Write one page a room, and the list of them; pages that are the same stay as they are."""
+    FOLDER.mkdir(exist_ok=True)
+    pages = {room: page(room, names) for room, names in exported().items()}
+    entries = "\n".join(f"   {room}" for room in sorted(pages))
+    pages["index"] = (
+        "Reference\n=========\n\nEvery public name, by the room of the library that it is in.\n\n"
+        f".. toctree::\n   :maxdepth: 1\n\n{entries}\n"
+    )
+    for old in FOLDER.glob("*.rst"):
+        if old.stem not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        path = FOLDER / f"{name}.rst"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)

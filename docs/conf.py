@@ -1,4 +1,4 @@
-"""Sphinx's settings: `python -m sphinx -W --keep-going -j 2 docs docs/_build`.
+"""Sphinx's settings: `python -m sphinx -W --keep-going -j 2 docs docs/_build/html`.
 
 Pages are Markdown. What is in a `{code-cell}` runs while the site is built, and the reference is
 written from the package by `reference.py`, so that neither can say what the library does not do.
@@ -10,6 +10,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The cells run few steps: compiling them takes longer than running them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import docstrings
 import reference
@@ -44,6 +46,7 @@ napoleon_custom_sections = [("Warns", "params_style")]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build" / "cells")
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
@@ -70,12 +73,14 @@ def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """As `visit_math`, on lines of their own."""
     formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
     translator.body.append(f'<div class="math">{formula}</div>\n')
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
+    """Sphinx's entry point."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("builder-inited", reference.write)
     # Before napoleon, which stands at 500 and reads sections.

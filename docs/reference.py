@@ -5,11 +5,13 @@ users write, and then what else the room exports. A new name needs no line here.
 """
 
 import importlib
+import importlib.util
 import inspect
 import pathlib
 import pkgutil
 import sys
 import textwrap
+from collections.abc import Iterator
 from types import ModuleType
 
 import docstrings
@@ -17,21 +19,25 @@ from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
 import flowvi
+import flowvi.interop
 
 FOLDER = pathlib.Path(__file__).parent / "reference"
+
+
+def _modules() -> Iterator[pkgutil.ModuleInfo]:
+    """The rooms; and files of `interop`, of which each is for another library."""
+    for parent in (flowvi, flowvi.interop):
+        yield from pkgutil.iter_modules(parent.__path__, f"{parent.__name__}.")
 
 
 def rooms() -> dict[str, ModuleType]:
     """The modules of flowvi that say what they export, by name, without the front door."""
     found = {}
-    for info in pkgutil.walk_packages(flowvi.__path__, "flowvi."):
-        package = info.name.rpartition(".")[0]
-        # A file of a package exports by its package; other libraries each have a file of their own.
-        if package not in ("flowvi", "flowvi.interop") or info.name.startswith("flowvi._"):
-            continue
-        module = importlib.import_module(info.name)
-        if hasattr(module, "__all__"):
-            found[info.name] = module
+    for info in _modules():
+        # Files that export nothing may need libraries that are not there.
+        spec = importlib.util.find_spec(info.name)
+        if "\n__all__ = " in pathlib.Path(spec.origin).read_text():
+            found[info.name] = importlib.import_module(info.name)
     return found
 
 
@@ -66,6 +72,7 @@ def comment(room: str, name: str) -> str:
 
 
 def directive(name: str, value: object) -> str:
+    """What makes Sphinx write the entry of a name."""
     if inspect.isclass(value):
         bases = "" if value.__bases__ == (object,) else "   :show-inheritance:\n"
         return f".. autoclass:: {name}\n   :members:\n{bases}\n"

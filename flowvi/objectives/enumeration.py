@@ -37,6 +37,13 @@ class Enumeration(Variational):
 
     Source: for mixtures, Graves, "Stochastic Backpropagation through Mixture Density
     Distributions", 2016; Roeder, Wu, Duvenaud, "Sticking the Landing", 2017.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family = fv.unconditional(fv.bernoulli(2))
+        >>> loss = fv.objectives.Enumeration(family, lambda p, key, z, x: z.sum(-1))
+        >>> loss({"posterior": family.init(jax.random.key(0))}, jax.random.key(1), None).shape
+        ()
     """
 
     def __post_init__(self) -> None:

@@ -13,13 +13,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from types import ModuleType
-
-import docstrings
-from sphinx.application import Sphinx
-from sphinx.pycode import ModuleAnalyzer
+from typing import TYPE_CHECKING
 
 import flowvi
 import flowvi.interop
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 FOLDER = pathlib.Path(__file__).parent / "reference"
 
@@ -63,6 +63,10 @@ def exported() -> dict[str, dict[str, object]]:
 
 def comment(room: str, name: str) -> str:
     """What is said of a value by `#:` before it, in whichever file of the room it is made."""
+    # Tests ask what is exported where there is no Sphinx.
+    import docstrings
+    from sphinx.pycode import ModuleAnalyzer
+
     files = [room, *(m for m in sys.modules if m.startswith(f"{room}."))]
     for file in files:
         said = ModuleAnalyzer.for_module(file).find_attr_docs().get(("", name))
@@ -94,7 +98,7 @@ def page(room: str, names: dict[str, object]) -> str:
     return "".join(parts)
 
 
-def write(app: Sphinx) -> None:
+def write(app: "Sphinx") -> None:
     """Write one page a room, and the list of them; pages that are the same stay as they are."""
     FOLDER.mkdir(exist_ok=True)
     pages = {room: page(room, names) for room, names in exported().items()}

@@ -302,6 +302,9 @@ class IWELBO(PowerBound):
 
     in expectation at most log p(x), and not decreasing in K; K = 1 is the ELBO.
 
+    Attributes:
+        num_samples: K; the other fields are those of `Variational`.
+
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Tucker, Lawson,
     Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
 

@@ -31,6 +31,9 @@ class Enumeration(Variational):
     joint density for each row. Of a `Joint` the metrics are "rate" = KL(q(z) || p(z)) and
     "distortion" = -E_q log p(x | z).
 
+    Attributes:
+        num_samples: K, the draws of each choice; the other fields are those of `Variational`.
+
     Raises:
         ValueError: if there are more than 65,536 choices, or no end of them; or `skip_nonfinite` is
             asked for, since no choice may be left out.

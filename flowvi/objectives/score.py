@@ -114,7 +114,10 @@ class RunningMean(_Running):
 class RunningScale(_Running):
     """Divides by the standard deviation of past steps' signals, where that is above 1.
 
-    It changes the length of a step, not its mean direction; `decay` is as in `RunningMean`.
+    It changes the length of a step, not its mean direction.
+
+    Attributes:
+        decay: the weight of the past in a step, between 0 and 1.
 
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
 

@@ -54,6 +54,9 @@ def log_marginal(
     Raises:
         ValueError: if the prior is not discrete, or has more values.
 
+    Source: Bishop, "Pattern Recognition and Machine Learning", 2006, section 9.2: a latent variable
+    is summed out.
+
     Example:
         >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP

@@ -29,8 +29,6 @@ version = release = flowvi.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-# Until each page that a list names by a pattern is there.
-suppress_warnings = ["toc.empty_glob"]
 
 default_role = "py:obj"
 highlight_language = "none"  # formulas; sessions and Python code say what they are
@@ -79,9 +77,18 @@ def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> Non
     raise nodes.SkipNode
 
 
+def skip_foreign(
+    app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Leaves out what other libraries put into classes of ours, such as scikit-learn's requests."""
+    module = getattr(member, "__module__", None) or "flowvi"
+    return True if not module.startswith("flowvi") else None
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx's entry point."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("builder-inited", reference.write)
+    app.connect("autodoc-skip-member", skip_foreign)
     # Before napoleon, which stands at 500 and reads sections.
     app.connect("autodoc-process-docstring", docstrings.to_rst, priority=400)

@@ -83,7 +83,8 @@ def directive(name: str, value: object) -> str:
     if inspect.isroutine(value):
         return f".. autofunction:: {name}\n\n"
     room, _, last = name.rpartition(".")
-    return f".. py:data:: {name}\n\n{textwrap.indent(comment(room, last), '   ')}\n\n"
+    text = textwrap.indent(comment(room, last), "   ")
+    return f".. py:data:: {last}\n   :module: {room}\n\n{text}\n\n"
 
 
 def page(room: str, names: dict[str, object]) -> str:

@@ -55,6 +55,7 @@ html_title = "flowvi"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_copy_source = False
+html_sidebars = {name: [] for name in ("start", "concepts")}
 html_theme_options = {
     "navbar_align": "left",
     "navigation_with_keys": False,
@@ -73,7 +74,7 @@ def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
 def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     """As `visit_math`, on lines of their own."""
     formula = latex2mathml.tex2mathml(node.astext(), as_block=True)
-    translator.body.append(f'<div class="math">{formula}</div>\n')
+    translator.body.append(f'<div class="formula">{formula}</div>\n')
     raise nodes.SkipNode
 
 

@@ -4,6 +4,7 @@ Pages are Markdown. What is in a `{code-cell}` runs while the site is built, and
 written from the package by `reference.py`, so that neither can say what the library does not do.
 """
 
+import hashlib
 import os
 import pathlib
 import sys
@@ -21,6 +22,9 @@ from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
 import flowvi
+
+files = sorted(pathlib.Path(flowvi.__file__).parent.rglob("*.py"))
+sources = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 project = "flowvi"
 author = "The flowvi authors"
@@ -44,7 +48,8 @@ napoleon_custom_sections = [("Warns", "params_style")]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build" / "cells")
+# What cells printed is kept for as long as neither they nor the library change.
+nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build" / f"cells-{sources}")
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True

@@ -21,7 +21,9 @@ def load(name):
     return module
 
 
-ENTRIES = {name: each for page in load("reference").exported().values() for name, each in page.items()}
+ENTRIES = {
+    name: each for page in load("reference").exported().values() for name, each in page.items()
+}
 MODULES = {name for name in fv.__all__ if inspect.ismodule(getattr(fv, name))}
 #: What `flowvi.__all__` says, and the `__all__` of the modules in it.
 PUBLIC = {
@@ -58,7 +60,12 @@ WITHOUT = {
     | VALUES
     | set(SHOWN_BY) - {"Calibration", "PosteriorCalibration"}
     | {"Estimate", "FitResult", "Fixed", "TrainingOptions", "fit", "infer_schema", "load", "save"}
-    | {"networks.Network", "networks.PlainNetwork", "networks.as_network", "objectives.ControlVariate"}
+    | {
+        "networks.Network",
+        "networks.PlainNetwork",
+        "networks.as_network",
+        "objectives.ControlVariate",
+    }
     | {"tables.Category", "tables.Constant", "tables.Encoder", "tables.Real", "tables.Schema"}
     | {"testing.perturbed"},
     # These are made by other names, which say what goes in; or take no arguments.
@@ -116,7 +123,9 @@ def test_every_exported_name_has_an_entry():
     modules = [fv, *(getattr(fv, name) for name in MODULES)]
     names = [(module, name) for module in modules for name in module.__all__]
     values = [(f"{module.__name__}.{name}", getattr(module, name)) for module, name in names]
-    missing = [name for name, each in values if not inspect.ismodule(each) and id(each) not in listed]
+    missing = [
+        name for name, each in values if not inspect.ismodule(each) and id(each) not in listed
+    ]
     assert len(values) > 100
     assert not missing
 
@@ -129,7 +138,6 @@ def test_docstrings_are_whole(section):
         has |= {name: "Example" in sections(PUBLIC[maker]) for name, maker in SHOWN_BY.items()}
     missing = sorted(name for name, there in has.items() if not there)
     share = 1 - len(missing) / len(has)
-    print(f"{section}: {len(has) - len(missing)} of {len(has)}")
     assert not missing, f"{section} is there for {share:.0%}, not for {', '.join(missing)}"
 
 

@@ -1,4 +1,4 @@
-"""The built site: links lead somewhere, the search finds every name, a browser can click through it.
+"""The built site: links lead somewhere, search finds every name, a browser can click through it.
 
 `.ci/docs` builds the site and runs these tests; without a site they are skipped.
 """
@@ -58,9 +58,8 @@ def dead_links(pages):
                 continue
             target = path.parent / urllib.parse.unquote(url.path) if url.path else path
             target = pathlib.Path(os.path.normpath(target))
-            if not target.exists():
-                dead.append(f"{path}: {link}")
-            elif url.fragment and target in pages and url.fragment not in pages[target].anchors:
+            anchors = pages[target].anchors if target in pages else {url.fragment}
+            if not target.exists() or (url.fragment and url.fragment not in anchors):
                 dead.append(f"{path}: {link}")
     return dead
 

@@ -15,10 +15,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import docstrings
+import jax.typing
+import numpy as np
+import numpy.typing
 import reference
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 from sphinx.writers.html5 import HTML5Translator
 
 import flowvi
@@ -91,10 +95,28 @@ def skip_foreign(
     return True if not module.startswith("flowvi") else None
 
 
+#: Unions that have a name, as they are spelled out.
+UNIONS = [
+    stringify_annotation(union, "smart") for union in (jax.typing.ArrayLike, np.typing.ArrayLike)
+]
+
+
+def name_unions(
+    app: Sphinx, what: str, name: str, value: object, options: object, arguments: str, result: str
+) -> tuple[str, str] | None:
+    """Signatures that say `ArrayLike` where the code does."""
+    if arguments is None:
+        return None
+    for union in UNIONS:
+        arguments = arguments.replace(union, "ArrayLike")
+    return arguments, result
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx's entry point."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("builder-inited", reference.write)
+    app.connect("autodoc-process-signature", name_unions)
     app.connect("autodoc-skip-member", skip_foreign)
     # Before napoleon, which stands at 500 and reads sections.
     app.connect("autodoc-process-docstring", docstrings.to_rst, priority=400)

@@ -54,7 +54,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "cache"
 # What cells printed is kept for as long as neither they nor the library change.
 nb_execution_cache_path = str(pathlib.Path(__file__).parent / "_build" / f"cells-{sources}")
-nb_execution_timeout = 180
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True

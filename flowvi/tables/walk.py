@@ -65,12 +65,13 @@ def walk(family: "Table", params: Params, key: Array, x: Array, alike: bool) -> 
             logs = family.log_levels(
                 alone, group._replace(fields=(f,)), theta[:, None], means[:, None]
             )
-            drawn = heads.pick(noise[0], logs[:, 0]).astype(x.dtype)
+            drawn = heads.pick(noise[0], logs[:, 0])
         else:
             drawn = heads.draw_score(noise, theta, means[:, 0], jnp.sqrt(variance))
             if field.kind == "cell":
                 cell = cells.index(f)
                 drawn = _stepped(drawn, known["ends"][cell], known["scores"][cell])
+        drawn = drawn.astype(x.dtype)  # parameters may be of double precision
         visible = ~there[:, f]
         if field.parent >= 0:
             visible &= values[:, field.parent] == 0

@@ -18,6 +18,7 @@ import optax
 import flowvi as fv
 from flowvi.bijectors import Units
 from flowvi.masked import MaskedNetwork
+from flowvi.monotone import UMNN, Bernstein, DeepSigmoid, SumOfSquares
 from flowvi.networks import MLP
 from flowvi.params import combine, partition
 from flowvi.testing import perturbed
@@ -281,6 +282,10 @@ REGISTRY: dict[str, Case] = {
     "iaf_affine_1_no_hidden": layer("iaf", 1, ()),
     "maf_spline_1": layer("maf", 1, (4,), Spline(num_bins=4)),
     "maf_scaled_2": layer("maf", 2, (4,), ScaledSpline(num_bins=4)),
+    "maf_umnn_2": layer("maf", 2, (4,), UMNN(2, 12)),
+    "iaf_deep_sigmoid_2": layer("iaf", 2, (4,), DeepSigmoid(3)),
+    "maf_sum_of_squares_2": layer("maf", 2, (4,), SumOfSquares(2, 2)),
+    "maf_bernstein_2": layer("maf", 2, (4,), Bernstein(4)),
     "maf_affine_2_no_hidden": layer("maf", 2, ()),
     "iaf_affine_2": layer("iaf", 2, (8, 8)),
     "iaf_affine_5_narrow_deep": layer("iaf", 5, (3, 2, 3)),

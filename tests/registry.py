@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import flowvi as fv
-from flowvi.bijectors import Units
+from flowvi.bijectors import Units, orthogonal
 from flowvi.masked import MaskedNetwork
 from flowvi.monotone import UMNN, Bernstein, DeepSigmoid, SumOfSquares
 from flowvi.networks import MLP
@@ -202,6 +202,20 @@ def lu_linear(event_size: int) -> Case:
     return Case(init, lambda params: fv.LULinear(**params), event_size)
 
 
+def linear_maps(event_size: int) -> Case:
+    """Learned linear maps one after the other: a diagonal, reflections, QR and singular values."""
+    names = ("actnorm", "householder", "qr", "svd")
+
+    def init(key: Array) -> Params:
+        del key
+        return {name: orthogonal.init_linear(name, event_size) for name in names}
+
+    def build(params: Params) -> distrax.Bijector:
+        return distrax.Chain([orthogonal.linear(name, params[name]) for name in names])
+
+    return Case(init, build, event_size)
+
+
 def fixed_bijector(bijector: distrax.Bijector, event_size: int, **kwargs: Any) -> Case:
     return Case(lambda key: {}, lambda params: bijector, event_size, **kwargs)
 
@@ -308,6 +322,27 @@ REGISTRY: dict[str, Case] = {
     "iaf_family": family(fv.iaf(5, **{**SMALL, "num_layers": 5}), direct="forward"),
     "maf_family_lu": family(
         fv.maf(3, num_layers=3, hidden_sizes=[8, 8], transformer="affine", mixing="lu")
+    ),
+    # Of posteriors: the inverse is a root.
+    "planar_context": family(
+        fv.planar(3, num_layers=2, context_size=2), context_shape=(2, 2), direct="forward"
+    ),
+    "radial": family(fv.radial(3, num_layers=2), direct="forward"),
+    "sylvester_householder": family(fv.sylvester(4, num_layers=2, rank=3), direct="forward"),
+    "sylvester_triangular": family(
+        fv.sylvester(3, kind="triangular", num_layers=2), direct="forward"
+    ),
+    # The linear maps beside LU.
+    "linear_maps": linear_maps(3),
+    "maf_adjacency": family(
+        fv.maf(
+            4,
+            adjacency=[[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]],
+            hidden_sizes=[6],
+            transformer="affine",
+            context_size=2,
+        ),
+        context_shape=(2, 2),
     ),
     "maf_family_128": family(fv.maf(128, num_layers=2, hidden_sizes=[128], transformer="affine")),
     "maf_family_in_units": family(

@@ -19,6 +19,7 @@ from flowvi.families.observations import (
     logistic,
 )
 from flowvi.families.placed import Gaussianized, Standardized, gaussianized, standardized
+from flowvi.families.ridges import planar, radial, sylvester
 from flowvi.families.whitened import Whitened, whitened
 
 # fmt: off
@@ -27,6 +28,6 @@ __all__ = [
     "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key",
     "check_params", "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax",
     "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
-    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "standard_normal",
-    "standardized", "unconditional", "whitened",
+    "local", "logistic", "maf", "mean_field", "mixture", "planar", "radial", "relaxed",
+    "standard_normal", "standardized", "sylvester", "unconditional", "whitened",
 ]

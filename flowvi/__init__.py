@@ -26,6 +26,7 @@ from flowvi.families import (
     Annealing,
     Family,
     bernoulli,
+    bnaf,
     categorical,
     conditional,
     continuous_bernoulli,
@@ -51,6 +52,7 @@ from flowvi.families import (
     standard_normal,
     standardized,
     sylvester,
+    torus,
     unconditional,
     whitened,
 )
@@ -106,6 +108,7 @@ __all__ = [
     "TrainingOptions",
     "amortization_gap",
     "bernoulli",
+    "bnaf",
     "calibrate",
     "categorical",
     "conditional",
@@ -152,6 +155,7 @@ __all__ = [
     "table",
     "tables",
     "testing",
+    "torus",
     "unconditional",
     "whitened",
 ]

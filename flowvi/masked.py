@@ -98,7 +98,7 @@ class MaskedNetwork:
     context_size: int | None = None
     activation: str | Callable[[Array], Array] = "silu"
     order: tuple[int, ...] | None = None
-    adjacency: masks.Adjacency | None = None
+    adjacency: masks.Adjacency | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)
@@ -193,12 +193,12 @@ def weights(network: MaskedNetwork, params: Params) -> list[tuple[Array, Array]]
     """
     result = []
     for index, (layer, fan_in) in enumerate(zip(params["layers"], fan_ins(network), strict=True)):
-        seen = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)[None]
+        seen: Array | np.ndarray = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)[None]
         if network._sparse is not None:
             mask = network._sparse[1][index]
             repeats = layer["w"].shape[1] // mask.shape[1]  # P, of the outputs
-            mask = np.repeat(mask, repeats, axis=1)
-            seen, fan_in = jnp.asarray(mask), mask.sum(0)
+            seen = np.repeat(mask, repeats, axis=1)
+            fan_in = seen.sum(0)
         scale = jnp.asarray(1 / np.sqrt(np.maximum(fan_in, 1)), layer["w"].dtype)
         result.append((jnp.where(seen, layer["w"] * scale[None], 0), layer["b"]))
     return result

@@ -106,8 +106,8 @@ class UMNN(_OnInterval):
     def inside(self, theta: Array, z: Array) -> tuple[Array, Array]:
         count = self.num_units
         places = (np.arange(1 - count, count, 2) / count).tolist()
-        nodes, weights = np.polynomial.legendre.leggauss(self.num_nodes)
-        nodes, weights = (jnp.asarray(a, z.dtype) for a in ((nodes + 1) / 2, weights / 2))
+        rule = np.polynomial.legendre.leggauss(self.num_nodes)  # on [-1, 1]
+        nodes, weights = (jnp.asarray(a, z.dtype) for a in ((rule[0] + 1) / 2, rule[1] / 2))
         theta = theta[..., None, :]  # against the nodes
 
         def integral(z: Array) -> Array:

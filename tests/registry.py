@@ -62,6 +62,7 @@ class Case:
     order: tuple[int, ...] | None = None
     batch_shape: tuple[int, ...] = ()
     direct: str = "forward"
+    bound: float = np.inf
 
     @property
     def has_params(self) -> bool:
@@ -76,7 +77,7 @@ class Case:
         """Parameters under a condition, and events."""
         shape = (NUM_EVENTS, *self.batch_shape, self.event_size)
         # Heavy tails: some coordinates leave the interval of a spline.
-        z = np.random.default_rng(0).standard_t(4, shape)
+        z = np.clip(np.random.default_rng(0).standard_t(4, shape), -self.bound, self.bound)
         return cast(self.params(condition), dtype), jnp.asarray(z, dtype)
 
     @functools.cache  # noqa: B019 (cases live as long as the tests)
@@ -267,6 +268,7 @@ def family(
     direct: str = "inverse",
     in_units: bool = False,
     order: Any = None,
+    bound: float = np.inf,
 ) -> Case:
     """The full map of a family."""
 
@@ -286,6 +288,7 @@ def family(
         build,
         make.event_shape[0],
         order=order,
+        bound=bound,
         batch_shape=() if context_shape is None else context_shape[:-1],
         direct=direct,
     )
@@ -322,6 +325,10 @@ REGISTRY: dict[str, Case] = {
     "iaf_family": family(fv.iaf(5, **{**SMALL, "num_layers": 5}), direct="forward"),
     "maf_family_lu": family(
         fv.maf(3, num_layers=3, hidden_sizes=[8, 8], transformer="affine", mixing="lu")
+    ),
+    "torus": family(fv.torus(3, num_layers=2, hidden_sizes=[8], num_bins=3), bound=3.1),
+    "bnaf_context": family(
+        fv.bnaf(3, num_layers=2, hidden_sizes=[3, 4], context_size=2), context_shape=(2, 2)
     ),
     # Of posteriors: the inverse is a root.
     "planar_context": family(

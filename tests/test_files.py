@@ -64,6 +64,8 @@ FAMILIES = {
     "adjacency": fv.maf(2, **SMALL, adjacency=[[0, 1], [0, 0]]),
     "umnn": fv.maf(2, **SMALL, transformer="umnn"),
     "planar": fv.planar(3, context_size=2),
+    "torus": fv.torus(2, num_layers=1, hidden_sizes=[4]),
+    "bnaf": fv.bnaf(2, num_layers=1, hidden_sizes=[4]),
     "radial": fv.radial(3),
     "sylvester": fv.sylvester(3, rank=2),
     "base": fv.maf(2, **SMALL, base=fv.mixture(2, 3)),

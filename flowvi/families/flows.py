@@ -76,12 +76,16 @@ class CouplingLayer:
     name = "coupling"
     permutation = None
 
+    def features(self, stays: Array) -> Array:
+        """What the network sees of the coordinates that stay."""
+        return stays
+
     def init(self, key: Array) -> Params:
         return self.network.init(key)
 
     def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
         params, number = numbered
-        conditioner = lambda stays: self.network.apply(params, stays, context)  # noqa: E731
+        conditioner = lambda stays: self.network.apply(params, self.features(stays), context)  # noqa: E731
         odd = number % 2 == 1
         return Coupling(conditioner, self.transformer, event_size=self.event_size, odd=odd)
 
@@ -145,7 +149,7 @@ def _mixing(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, str
 
 def _known(
     adjacency: ArrayLike, size: int, num_layers: int | None, mixing: str | ArrayLike | None
-) -> tuple[masks.Adjacency, int, Order]:
+) -> tuple[masks.Adjacency, int, ArrayLike]:
     """The matrix, the number of layers and the mixing of a flow of known dependence."""
     fix = "Perhaps leave `mixing` out: it would let all coordinates depend on all."
     checks.require(mixing is None, "`mixing` must be None with `adjacency`", mixing, fix)
@@ -154,7 +158,7 @@ def _known(
     rule = "`num_layers` must be 1 for an `adjacency` that is not transitive"
     fix = "Of more layers, coordinates depend on those that others depend on."
     checks.require(count == 1 or masks.is_transitive(matrix), rule, count, fix)
-    return matrix, count, tuple(range(size))
+    return matrix, count, np.arange(size)
 
 
 def _flow(
@@ -179,8 +183,9 @@ def _flow(
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
     options: PyTree = {"context_size": context_size, "activation": activation}
+    known = None
     if adjacency is not None:
-        adjacency, num_layers, mixing = _known(adjacency, size, num_layers, mixing)
+        known, num_layers, mixing = _known(adjacency, size, num_layers, mixing)
     num_layers = 5 if num_layers is None else num_layers
     layer: Layer
     if density_first is None:
@@ -188,7 +193,7 @@ def _flow(
         dense = MLP(half, widths, (half, scalar.num_params), **options, zero_output=True)
         layer = CouplingLayer(size, dense, scalar)
     else:
-        masked = MaskedNetwork(size, widths, scalar.num_params, **options, adjacency=adjacency)
+        masked = MaskedNetwork(size, widths, scalar.num_params, **options, adjacency=known)
         mixed = _mixing("reverse" if mixing is None else mixing, size)
         layer = AutoregressiveLayer(masked, scalar, density_first, *mixed)
     return flow_of(layer, num_layers, base, context_size)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TypedDict, Unpack
 
@@ -149,7 +150,8 @@ def planar(event_size: int, **options: Unpack[RidgeOptions]) -> Flow:
         >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 5).shape
         (5, 3)
     """
-    return _flow(PlanarLayer, event_size, 16, options)
+    options.setdefault("num_layers", 16)
+    return _flow(PlanarLayer, event_size, **options)
 
 
 def radial(event_size: int, **options: Unpack[RidgeOptions]) -> Flow:
@@ -173,7 +175,8 @@ def radial(event_size: int, **options: Unpack[RidgeOptions]) -> Flow:
         >>> family.sample(family.init(jax.random.key(0)), jax.random.key(1), 5).shape
         (5, 3)
     """
-    return _flow(RadialLayer, event_size, 16, options)
+    options.setdefault("num_layers", 16)
+    return _flow(RadialLayer, event_size, **options)
 
 
 def sylvester(
@@ -215,22 +218,20 @@ def sylvester(
         checks.require(rank == size, f'`rank` must be {size} for "triangular"', rank)
     checks.require(rank <= size, f"`rank` must be at most {size}", rank)
     reflected = size if kind == "householder" else 0
-    make = lambda *sizes: SylvesterLayer(*sizes, rank, reflected)  # noqa: E731
-    return _flow(make, size, 4, options)
+    make = functools.partial(SylvesterLayer, rank=rank, num_reflections=reflected)
+    options.setdefault("num_layers", 4)
+    return _flow(make, size, **options)
 
 
 def _flow(
     make: Callable[[int, int | None], _Layer],
     event_size: int,
+    *,
     num_layers: int,
-    options: RidgeOptions,
+    context_size: int | None = None,
+    base: Family | None = None,
 ) -> Flow:
-    size, context_size = checks.positive_int("event_size", event_size), options.get("context_size")
+    size = checks.positive_int("event_size", event_size)
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
-    unknown = set(options) - set(RidgeOptions.__annotations__)
-    if unknown:
-        known = ", ".join(RidgeOptions.__annotations__)
-        raise TypeError(f"options must be {known}; got {', '.join(sorted(unknown))}.")
-    layer = make(size, context_size)
-    return flow_of(layer, options.get("num_layers", num_layers), options.get("base"), context_size)
+    return flow_of(make(size, context_size), num_layers, base, context_size)

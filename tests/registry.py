@@ -328,14 +328,14 @@ REGISTRY: dict[str, Case] = {
     ),
     "torus": family(fv.torus(3, num_layers=2, hidden_sizes=[8], num_bins=3), bound=3.1),
     "bnaf_context": family(
-        fv.bnaf(3, num_layers=2, hidden_sizes=[3, 4], context_size=2), context_shape=(2, 2)
+        fv.bnaf(3, num_layers=1, hidden_sizes=[3, 4], context_size=2), context_shape=(2, 2)
     ),
     # Of posteriors: the inverse is a root.
     "planar_context": family(
-        fv.planar(3, num_layers=2, context_size=2), context_shape=(2, 2), direct="forward"
+        fv.planar(3, num_layers=1, context_size=2), context_shape=(2, 2), direct="forward"
     ),
-    "radial": family(fv.radial(3, num_layers=2), direct="forward"),
-    "sylvester_householder": family(fv.sylvester(4, num_layers=2, rank=3), direct="forward"),
+    "radial": family(fv.radial(3, num_layers=1), direct="forward"),
+    "sylvester_householder": family(fv.sylvester(4, num_layers=1, rank=3), direct="forward"),
     "sylvester_triangular": family(
         fv.sylvester(3, kind="triangular", num_layers=2), direct="forward"
     ),

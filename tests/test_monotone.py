@@ -50,6 +50,18 @@ def test_the_identity_at_zero_and_an_inverse_for_every_parameter(name, x64):
 
 
 @each
+@pytest.mark.parametrize("make", [fv.maf, fv.iaf, fv.coupling])
+def test_every_flow_takes_them_by_name_and_by_object(name, make):
+    options = {"num_layers": 2, "hidden_sizes": [4]}
+    family = make(3, transformer=name, **options)
+    assert family == make(3, transformer=NEW[name], **options)
+    params = jax.eval_shape(family.init, jax.random.key(0))
+    run = lambda p, k: family.distribution(p).sample_and_log_prob(seed=k, sample_shape=5)  # noqa: E731
+    draws, log_prob = jax.eval_shape(run, params, jax.random.key(0))
+    assert draws.shape == (5, 3) and log_prob.shape == (5,)
+
+
+@each
 def test_nan_is_not_replaced_and_spoils_no_other(name):
     transformer = NEW[name]
     run = jax.jit(lambda theta, y: transformer(theta).inverse_and_log_det(y))

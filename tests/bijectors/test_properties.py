@@ -29,6 +29,13 @@ LARGE = {
     "maf_affine_33_narrow",
     "maf_spline_128_shuffled",
     "maf_family_128",
+    "maf_adjacency",
+    "maf_umnn_2",
+    "maf_bernstein_2",
+    "sylvester_householder",
+    "radial",
+    "bnaf_context",
+    "torus",
     "iaf_family",
     "maf_family_context",
 }

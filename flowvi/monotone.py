@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowvi import checks
-from flowvi.roots import Monotone
+from flowvi.roots import Increasing, Monotone
 
 Array = jax.Array
 
@@ -24,24 +24,11 @@ def bounded(raw: Array, bound: float) -> Array:
     return bound * jnp.tanh(raw / bound)
 
 
-class _Increasing(abc.ABC):
+class _Increasing(Increasing):
     """A transformer that is the function of its bijectors too."""
-
-    @property
-    @abc.abstractmethod
-    def num_params(self) -> int:
-        """P, the number of raw parameters of one coordinate."""
 
     def __call__(self, theta: Array) -> Monotone:
         return Monotone(self, theta)
-
-    @abc.abstractmethod
-    def evaluate(self, theta: Array, x: Array) -> tuple[Array, Array]:
-        """y = f(x; theta) and its slope."""
-
-    @abc.abstractmethod
-    def bracket(self, theta: Array, y: Array) -> tuple[Array, Array]:
-        """Two numbers between which f takes the value y."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,9 +55,6 @@ class Orthogonal(distrax.Bijector):
         self._matrix = jnp.asarray(matrix)
         super().__init__(event_ndims_in=1, is_constant_jacobian=True)
 
-    def __repr__(self) -> str:
-        return f"Orthogonal(event_size={self._matrix.shape[-1]})"
-
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         self._check_forward_input_shape(x)
         return _turned(self._matrix, x)
@@ -78,14 +75,6 @@ def _turned(matrix: Array, x: Array) -> tuple[Array, Array]:
 def _scaling(raw: Array) -> distrax.Bijector:
     log_scale = MAX_LOG_DIAGONAL * jnp.tanh(raw / MAX_LOG_DIAGONAL)
     return distrax.Block(distrax.ScalarAffine(jnp.zeros_like(raw), log_scale=log_scale), 1)
-
-
-def _lu(params: PyTree) -> list[distrax.Bijector]:
-    return [LULinear(params["matrix"])]
-
-
-def _actnorm(params: PyTree) -> list[distrax.Bijector]:
-    return [_scaling(params["scale"])]
 
 
 def _householder(params: PyTree) -> list[distrax.Bijector]:
@@ -109,8 +98,8 @@ Build = Callable[[PyTree], list[distrax.Bijector]]
 #: Learned linear maps by name: the axes of their parameters beside the bias, 1 for D and 2 for 2 D;
 #: and bijectors, the last one applied first. They start as the identity.
 LINEAR: dict[str, tuple[dict[str, tuple[int, ...]], Build]] = {
-    "lu": ({"matrix": (1, 1)}, _lu),
-    "actnorm": ({"scale": (1,)}, _actnorm),
+    "lu": ({"matrix": (1, 1)}, lambda params: [LULinear(params["matrix"])]),
+    "actnorm": ({"scale": (1,)}, lambda params: [_scaling(params["scale"])]),
     "householder": ({"vectors": (2, 1)}, _householder),
     "qr": ({"vectors": (2, 1), "matrix": (1, 1)}, _qr),
     "svd": ({"vectors": (2, 1), "scale": (1,), "right": (2, 1)}, _svd),

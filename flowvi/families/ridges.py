@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import distrax
 import jax
@@ -25,10 +25,7 @@ class _Layer(abc.ABC):
     event_size: int
     context_size: int | None
     permutation = None
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str: ...
+    name: ClassVar[str]
 
     @property
     @abc.abstractmethod

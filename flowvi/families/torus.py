@@ -16,6 +16,7 @@ from flowvi.families.flow import Flow
 from flowvi.families.flows import Activation, CouplingLayer, flow_of
 from flowvi.monotone import bounded
 from flowvi.networks import MLP
+from flowvi.params import PyTree
 from flowvi.splines import RationalQuadraticSpline
 from flowvi.supports import Interval
 
@@ -65,8 +66,8 @@ class CircularSpline:
     num_bins: int = 8
 
     def __post_init__(self) -> None:
-        if checks.positive_int("num_bins", self.num_bins) < 2:
-            raise ValueError(f"`num_bins` must be at least 2; got {self.num_bins!r}.")
+        count = checks.positive_int("num_bins", self.num_bins)
+        checks.require(count > 1, "`num_bins` must be at least 2", count)
 
     @property
     def num_params(self) -> int:
@@ -100,11 +101,6 @@ class UniformAngles(Family):
     event_shape: Shape
     context_shape: None = None
     reparameterized: bool = True
-
-    @functools.cached_property
-    def support(self) -> Interval:
-        """Strictly between -pi and pi."""
-        return Interval(self.event_shape, -math.pi, math.pi)
 
     def __repr__(self) -> str:
         return shown("uniform_angles", self.event_shape)
@@ -168,14 +164,8 @@ def torus(
     half, widths = (size + 1) // 2, checks.sizes("hidden_sizes", hidden_sizes)
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
-    network = MLP(
-        2 * half,
-        widths,
-        (half, scalar.num_params),
-        context_size=context_size,
-        activation=activation,
-        zero_output=True,
-    )
+    options: PyTree = {"context_size": context_size, "activation": activation}
+    network = MLP(2 * half, widths, (half, scalar.num_params), **options, zero_output=True)
     layer = CircularLayer(size, network, scalar)
     flow = flow_of(layer, num_layers, UniformAngles((size,)), context_size)
     return Torus(flow.base, flow.transform, context_size)

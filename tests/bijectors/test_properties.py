@@ -31,6 +31,8 @@ LARGE = {
     "maf_family_128",
     "maf_adjacency",
     "maf_umnn_2",
+    "iaf_deep_sigmoid_2",
+    "planar_context",
     "maf_bernstein_2",
     "sylvester_householder",
     "radial",

@@ -328,7 +328,7 @@ REGISTRY: dict[str, Case] = {
     ),
     "torus": family(fv.torus(3, num_layers=2, hidden_sizes=[8], num_bins=3), bound=3.1),
     "bnaf_context": family(
-        fv.bnaf(3, num_layers=1, hidden_sizes=[3, 4], context_size=2), context_shape=(2, 2)
+        fv.bnaf(3, num_layers=1, hidden_sizes=[3, 2], context_size=2), context_shape=(2, 2)
     ),
     # Of posteriors: the inverse is a root.
     "planar_context": family(

@@ -11,13 +11,33 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
+__all__ = [
+    "PSIS",
+    "Estimate",
+    "bridge",
+    "effective_sample_size",
+    "elbo",
+    "log_evidence",
+    "psis",
+]
+
 #: Log weights that differ by less are equal.
 EQUAL = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo estimate, and its standard error by the spread of the draws."""
+    """A Monte Carlo estimate, and its standard error by the spread of the draws.
+
+    Attributes:
+        value: the estimate.
+        standard_error: the standard deviation of the values, over the root of their number.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.Estimate(1.5, 0.1).value
+        1.5
+    """
 
     value: float
     standard_error: float
@@ -34,6 +54,14 @@ class PSIS:
         ess: the effective sample size of the smoothed weights, as a fraction of the draws.
         log_weights: smoothed and normalised log weights, of shape [num_samples], in the order of
             the draws.
+
+    Source: Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024.
+
+    Example:
+        >>> import flowvi as fv
+        >>> import numpy as np
+        >>> round(fv.diagnostics.psis(np.zeros(100)).ess, 4)
+        1.0
     """
 
     khat: float
@@ -70,6 +98,15 @@ def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
 def elbo(log_weights: ArrayLike) -> Estimate:
     """The mean of log weights log p(u) - log q(u): the evidence lower bound, in nats.
 
+    Args:
+        log_weights: of shape [num_samples].
+
+    Raises:
+        ValueError: if there are fewer than two, or one is NaN.
+
+    Source: Jordan, Ghahramani, Jaakkola, Saul, "An Introduction to Variational Methods for
+    Graphical Models", 1999.
+
     Example:
         >>> elbo([1.0, 3.0])
         Estimate(value=2.0, standard_error=1.0)
@@ -84,6 +121,19 @@ def log_evidence(log_weights: ArrayLike) -> Estimate:
     """The log of the mean weight: an estimate of log Z, in nats, as reliable as k-hat says.
 
     Its standard error is sd(w) / (sqrt(n) mean(w)).
+
+    Args:
+        log_weights: of shape [num_samples].
+
+    Raises:
+        ValueError: if there are fewer than two, or one is NaN.
+
+    Source: Owen, "Monte Carlo Theory, Methods and Examples", 2013, chapter 9.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.diagnostics.log_evidence([1.0, 1.0])
+        Estimate(value=1.0, standard_error=0.0)
     """
     top, weights = _scaled(log_weights)
     if not weights.any():
@@ -140,7 +190,21 @@ def _log_mean(values: np.ndarray) -> float:
 
 
 def effective_sample_size(log_weights: ArrayLike) -> float:
-    """(sum w)^2 / sum w^2, as a fraction of the draws."""
+    """(sum w)^2 / sum w^2, as a fraction of the draws.
+
+    Args:
+        log_weights: of shape [num_samples].
+
+    Raises:
+        ValueError: if there are fewer than two, or one is NaN.
+
+    Source: Kong, "A Note on Importance Sampling Using Standardized Weights", 1992.
+
+    Example:
+        >>> import flowvi as fv
+        >>> round(fv.diagnostics.effective_sample_size([0.0, 0.0, -1000.0, -1000.0]), 4)
+        0.5
+    """
     _, weights = _scaled(log_weights)
     return float(weights.sum() ** 2 / max((weights**2).sum(), 1.0) / weights.size)
 
@@ -150,6 +214,12 @@ def psis(log_weights: ArrayLike) -> PSIS:
 
     The M = min(n / 5, 3 sqrt(n)) largest weights are replaced by the quantiles of a generalised
     Pareto distribution fitted to them, whose shape is k-hat.
+
+    Args:
+        log_weights: of shape [num_samples].
+
+    Raises:
+        ValueError: if there are fewer than two, or one is NaN.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2024; the
     fit is that of Zhang, Stephens, "A New and Efficient Estimation Method for the Generalized

@@ -21,6 +21,8 @@ from flowvi.diagnostics import mean
 from flowvi.families import Family
 from flowvi.supports import SupportLike
 
+__all__ = ["ConditionalFlow", "FlowDensity"]
+
 Rows = np.ndarray | Frame
 RandomState = int | np.random.RandomState | None
 

@@ -120,6 +120,10 @@ def fit_likelihood(
         support: where x may lie, as in `fit_density`.
         **options: see `TrainingOptions`; the defaults are those of `fit_density`.
 
+    Raises:
+        ValueError: if observations are no vectors, or too few are finite.
+        TypeError: if an option is unknown.
+
     Source: Papamakarios, Sterratt, Murray, "Sequential Neural Likelihood", 2019.
 
     Example:

@@ -35,6 +35,11 @@ class Prior:
         log_prob: one draw -> its log density, a scalar; needed only where posteriors are weighted
             by a likelihood.
 
+    Raises:
+        TypeError: if `sample` or `log_prob` is no function.
+
+    Source: Cranmer, Brehmer, Louppe, "The Frontier of Simulation-Based Inference", 2020.
+
     Example:
         >>> import jax
         >>> import flowvi as fv

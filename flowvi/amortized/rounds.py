@@ -66,6 +66,25 @@ def fit_rounds(
 
     Source: Deistler, Goncalves, Macke, "Truncated Proposals for Scalable and Hassle-Free
     Simulation-Based Inference", 2022.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> import numpy as np
+        >>> simulator = lambda key, theta: theta + 0.3 * jax.random.normal(key, (1,))
+        >>> prior = fv.Prior(lambda key, n: jax.random.uniform(key, (n, 1)), support=(0, 1))
+        >>> fitted = fv.fit_rounds(
+        ...     prior,
+        ...     simulator,
+        ...     np.array([0.4]),
+        ...     key=jax.random.key(0),
+        ...     family=fv.maf(1, num_layers=1, hidden_sizes=[8], context_size=1),
+        ...     num_rounds=2,
+        ...     num_simulations=1000,
+        ...     num_steps=20,
+        ...     progress=False,
+        ... )
+        >>> fitted.observed
+        array([0.4])
     """
     check_key(key)
     num_rounds = checks.positive_int("num_rounds", num_rounds)

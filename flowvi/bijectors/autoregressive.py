@@ -35,6 +35,9 @@ class IAF(distrax.Bijector):
         transformer: a callable from theta of shape [..., P] to a scalar bijector, such as
             `flowvi.transformers.Affine()`, which is the default, or `Spline()`.
 
+    Raises:
+        TypeError: if `conditioner` or `transformer` is not callable.
+
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
     with Inverse Autoregressive Flow", 2016.
 

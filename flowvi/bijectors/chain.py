@@ -113,6 +113,8 @@ class Chain(distrax.Chain):
     Args:
         bijectors: a sequence of at least one bijector.
 
+    Source: Rezende, Mohamed, "Variational Inference with Normalizing Flows", 2015.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv

@@ -18,6 +18,11 @@ class Permutation(distrax.Bijector):
     Args:
         permutation: p, a sequence or an array that holds each of 0, ..., D - 1 once.
 
+    Raises:
+        ValueError: if 0, ..., D - 1 are not each there once.
+
+    Source: Dinh, Krueger, Bengio, "NICE: Non-linear Independent Components Estimation", 2015.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv
@@ -62,6 +67,9 @@ class LULinear(distrax.Chain):
     Args:
         matrix: R, of shape [..., D, D].
         bias: b, of shape [..., D]; zero by default.
+
+    Raises:
+        ValueError: if `matrix` is not square, or `bias` does not fit to it.
 
     Source: the LU form of Kingma, Dhariwal, "Glow: Generative Flow with Invertible 1x1
     Convolutions", 2018, and Oliva et al., "Transformation Autoregressive Networks", 2018.

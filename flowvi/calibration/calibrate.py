@@ -128,8 +128,13 @@ def calibrate(
         key: a random key.
         num_draws: draws of each posterior.
 
+    Raises:
+        ValueError: if rows of `x` and `theta` are not as many, or too few.
+
     Warns:
         CalibrationWarning: where q is overconfident, narrower than it may be.
+
+    Source: as in `PosteriorCalibration`.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np

@@ -83,8 +83,25 @@ def local_c2st(
         num_draws: draws of q at the observation.
         num_null: classifiers of shuffled labels.
 
+    Raises:
+        ValueError: if rows of `x` and `theta` are not as many.
+
     Source: Linhart, Gramfort, Rodrigues, "L-C2ST: Local Diagnostics for Posterior Approximations in
     Simulation-Based Inference", 2023.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> import numpy as np
+        >>> theta = jax.random.normal(jax.random.key(0), (1000, 1))
+        >>> x = theta + jax.random.normal(jax.random.key(1), (1000, 1))
+        >>> class Posterior:  # the true one, as an `AmortizedPosterior` would say it
+        ...     def sample(self, x, key, n):
+        ...         return x / 2 + np.sqrt(0.5) * jax.random.normal(key, (n, *x.shape))
+        >>> test = fv.local_c2st(
+        ...     Posterior(), theta, x, np.zeros(1), key=jax.random.key(2), num_null=2
+        ... )
+        >>> bool(test.statistic < 0.1)
+        True
     """
     check_key(key)
     num_null = checks.positive_int("num_null", num_null)

@@ -143,6 +143,9 @@ def fit_density(
             the score, training and held-out rows part ways, or the flow beside textbook estimates
             diverged.
 
+    Source: the choice among estimates is that of Wolpert, "Stacked Generalization", 1992; the flow
+    that of `fv.maf`.
+
     Example:
         >>> import jax
         >>> import flowvi as fv

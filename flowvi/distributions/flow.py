@@ -58,6 +58,12 @@ class FlowDistribution(distrax.Transformed):
         batch_shape: the batch shape of the result; the base's by default.
         dtype: the dtype of samples and log densities; the base's by default.
 
+    Raises:
+        TypeError: if the base's events are not of the rank that the bijector takes.
+
+    Source: Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan, "Normalizing Flows for
+    Probabilistic Modeling and Inference", 2021.
+
     Example:
         >>> import jax, flowvi as fv
         >>> family = fv.maf(2, num_layers=1, hidden_sizes=[8])

@@ -104,6 +104,18 @@ def mixture(
         components: "learned" where weights, locations and scales are parameters; or "predicted"
             where they are the context, a dict of "logits" of shape [K] and of the arguments of
             `gaussian` with a first axis K; or one array with one after the other.
+
+    Raises:
+        ValueError: if a number is not positive, or a name is unknown.
+
+    Source: Bishop, "Mixture Density Networks", 1994, for those that a network predicts.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> family = fv.mixture(2, 5)
+        >>> params = family.init(jax.random.key(0))
+        >>> family.log_prob(params, jnp.zeros((7, 2))).shape
+        (7,)
     """
     for name, value, other in (("scale", scale, "full"), ("components", components, "learned")):
         if value not in ("predicted", other):
@@ -119,7 +131,20 @@ class Annealing:
 
         T(step) = start (end / start)^min(step / num_steps, 1)
 
+    Attributes:
+        start: the temperature at the first step, positive.
+        end: that after `num_steps`, which stays.
+        num_steps: steps until then.
+
+    Raises:
+        ValueError: if one of them is not positive.
+
     Source: Jang, Gu, Poole, "Categorical Reparameterization with Gumbel-Softmax", 2017.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.Annealing(1.0, 0.5, num_steps=100)
+        Annealing(start=1.0, end=0.5, num_steps=100)
     """
 
     start: float
@@ -184,8 +209,18 @@ def relaxed(family: Logits, temperature: float | Annealing) -> Relaxed:
         temperature: T, a positive number; or a `fv.Annealing`, whose steps are counted in the
             parameters.
 
+    Raises:
+        TypeError: if the family is not one of these.
+        ValueError: if a temperature is not positive.
+
     Source: Maddison, Mnih, Teh, "The Concrete Distribution", 2017; Jang, Gu, Poole, "Categorical
     Reparameterization with Gumbel-Softmax", 2017.
+
+    Example:
+        >>> import flowvi as fv
+        >>> family = fv.relaxed(fv.bernoulli(3), 0.5)
+        >>> family.reparameterized, fv.bernoulli(3).reparameterized
+        (True, False)
     """
     if type(family) is not Logits or family.kind not in ("bernoulli", "one_hot"):
         rule = "`family` must be `fv.bernoulli(...)` or `fv.categorical(..., one_hot=True)`"

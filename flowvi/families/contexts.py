@@ -68,6 +68,13 @@ def conditional(
         context_shape: the shape of one input of the network, or its size; needed where the network
             does not know it.
 
+    Raises:
+        TypeError: if `network` is none that `flowvi.networks.as_network` takes.
+        ValueError: if its output is not of the shape of the family's context.
+
+    Source: Sohn, Lee, Yan, "Learning Structured Output Representation using Deep Conditional
+    Generative Models", 2015.
+
     Example:
         >>> import jax
         >>> import flowvi as fv
@@ -172,7 +179,17 @@ def local(family: Family, num_rows: int) -> Local:
         family: a family with a context, 0 at first: a standard normal, of a normal.
         num_rows: the number of rows.
 
+    Raises:
+        ValueError: if the family takes no context, or `num_rows` is not positive.
+
     Source: Hoffman, Blei, Wang, Paisley, "Stochastic Variational Inference", 2013.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> family = fv.local(fv.gaussian(2), num_rows=100)
+        >>> params = family.init(jax.random.key(0))
+        >>> family.distribution(params, jnp.array([3, 7])).batch_shape
+        (2,)
     """
     family = _with_context(family, ", which each row then has for itself")
     return Local(family, checks.positive_int("num_rows", num_rows))
@@ -212,6 +229,18 @@ def unconditional(family: Family, *, learned: bool = True) -> Unconditional:
     Args:
         family: a family with a context.
         learned: whether an optimizer moves the context; if not it stays as it starts.
+
+    Raises:
+        TypeError: if `learned` is not True or False.
+        ValueError: if the family takes no context.
+
+    Source: Chen et al., "Variational Lossy Autoencoder", 2017, for priors that are learned.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> prior = fv.unconditional(fv.bernoulli(8))
+        >>> prior.sample(prior.init(jax.random.key(0)), jax.random.key(1), (5,)).shape
+        (5, 8)
     """
     if not isinstance(learned, bool):
         raise TypeError(f"`learned` must be True or False; got {learned!r}.")

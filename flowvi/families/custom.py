@@ -112,6 +112,13 @@ def custom(
         reparameterized: whether draws carry gradients to all parameters and to the context.
         support: where events may lie, as in `standardized`.
 
+    Raises:
+        TypeError: if `log_prob` or `sampler` is no function.
+        ValueError: if one returns another shape, or a reparameterised family has no sampler.
+
+    Source: Murphy, "Probabilistic Machine Learning: Advanced Topics", 2023, chapter 2, for
+    densities by name; any one may stand here.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import flowvi as fv

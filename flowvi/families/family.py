@@ -38,6 +38,15 @@ class Family(abc.ABC):
         context_shape: that of one context; None if it takes none; () for a row index.
         reparameterized: whether samples carry gradients to every parameter.
         support: where events may lie.
+
+    Source: the name is that of statistics, as in Casella, Berger, "Statistical Inference", 2002.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> family = fv.maf(2)
+        >>> params = family.init(jax.random.key(0))
+        >>> family.distribution(params).log_prob(jnp.zeros((5, 2))).shape
+        (5,)
     """
 
     if TYPE_CHECKING:

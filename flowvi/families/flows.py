@@ -258,6 +258,10 @@ def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
         event_size: D, at least 1.
         **options: those of `FlowOptions`.
 
+    Raises:
+        ValueError: if a size is not positive, a name is unknown, or the base is over other
+            events.
+
     Source: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference
     with Inverse Autoregressive Flow", 2016.
 
@@ -280,6 +284,9 @@ def maf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
     Args:
         event_size: D, at least 1.
         **options: those of `FlowOptions`.
+
+    Raises:
+        ValueError: as in `iaf`.
 
     Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
     2017; with the spline, Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
@@ -304,8 +311,18 @@ def coupling(event_size: int, **options: Unpack[CouplingOptions]) -> Flow:
         event_size: D, at least 1.
         **options: those of `CouplingOptions`.
 
+    Raises:
+        ValueError: if a size is not positive, or a name is unknown.
+
     Source: Dinh, Sohl-Dickstein, Bengio, "Density Estimation using Real NVP", 2017; with the
     spline, Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> family = fv.coupling(3, num_layers=2)
+        >>> params = family.init(jax.random.key(0))
+        >>> family.log_prob(params, jnp.zeros((5, 3))).shape
+        (5,)
     """
     options.setdefault("num_layers", 10)
     return _flow(event_size, None, **options)

@@ -238,9 +238,19 @@ def joint(*families: Family) -> JointFamily:
         *families: at least two, over vectors. Each but the first takes no context, or one as long
             as the event before it, or as that and the joint family's own context together.
 
+    Raises:
+        ValueError: if there are fewer than two, one is not over vectors, or a context does not
+            fit.
+
     Source: Rezende, Mohamed, Wierstra, "Stochastic Backpropagation and Approximate Inference in
     Deep Generative Models", 2014; Sonderby, Raiko, Maaloe, Sonderby, Winther, "Ladder Variational
     Autoencoders", 2016.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> prior = fv.joint(fv.standard_normal(2), fv.maf(3, context_size=2))
+        >>> prior.sample(prior.init(jax.random.key(0)), jax.random.key(1), (4,)).shape
+        (4, 5)
     """
     for number, family in enumerate(families):
         if len(as_family(family, f"families[{number}]").event_shape) != 1:

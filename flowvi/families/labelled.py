@@ -103,6 +103,10 @@ def labelled(family: Family) -> Labelled:
         family: `fv.joint(classifier, ...)`, whose first family is over rows of the identity, as
             `fv.conditional(fv.categorical((), num_classes, one_hot=True), network)` is.
 
+    Raises:
+        TypeError: if `family` is no `fv.joint` with a context.
+        ValueError: if it does not begin with one class as a row of the identity.
+
     Example:
         >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP

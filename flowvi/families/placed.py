@@ -340,6 +340,18 @@ def gaussianized(
         family: a family over real vectors.
         support: as in `standardized`.
         num_bins: bins of each spline; None for no marginal maps, where the support is real.
+
+    Raises:
+        ValueError: if the family is not over vectors, or bins are missing for a bounded
+            support.
+
+    Source: Chen, Gopinath, "Gaussianization", 2000.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> family = fv.gaussianized(fv.standard_normal(2))
+        >>> family.log_prob(family.init(jax.random.key(0)), jnp.zeros((5, 2))).shape
+        (5,)
     """
     inner = standardized(family, support)
     if len(inner.event_shape) != 1:
@@ -436,6 +448,13 @@ def standardized(family: Family, support: SupportLike = None) -> Standardized:
         family: a family over all real numbers.
         support: where x may lie: None or "real"; "positive"; (low, high), of which either may be
             None or infinite; or a sequence of these, one for each column.
+
+    Raises:
+        ValueError: if the family has units of its own, or is bounded.
+        TypeError: if `support` describes none of numbers between bounds.
+
+    Source: Kucukelbir, Tran, Ranganath, Gelman, Blei, "Automatic Differentiation Variational
+    Inference", 2017, for the maps of bounded coordinates.
 
     Example:
         >>> import jax

@@ -119,6 +119,18 @@ def whitened(
         family: any family over vectors.
         rank: None for a full matrix A; or that of R in A = diagonal x (identity + R).
         marginal: "spline", "affine", a transformer, or None for none.
+
+    Raises:
+        ValueError: if the family is not over vectors, or `rank` is larger than they are.
+
+    Source: Hoffman et al., "NeuTra-lizing Bad Geometry in Hamiltonian Monte Carlo Using Neural
+    Transport", 2019, use such maps the other way.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> family = fv.whitened(fv.iaf(2))
+        >>> family.log_prob(family.init(jax.random.key(0)), jnp.zeros((5, 2))).shape
+        (5,)
     """
     if len(as_family(family).event_shape) != 1:
         got = f"event shape {family.event_shape} of {family!r}"

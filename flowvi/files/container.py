@@ -21,6 +21,7 @@ from flowvi.checks import require
 
 MAGIC = b"flowvi file 1\n"
 
+#: What names a file.
 Path = str | os.PathLike[str]
 #: What JSON can hold.
 Json = Any

@@ -72,6 +72,14 @@ def load(path: Path, *, like: object = None) -> PyTree:
     Raises:
         ValueError: if it is damaged, another program's, holds parameters that do not fit to their
             family or are NaN, or needs something that `like` does not have; the message names it.
+
+    Example:
+        >>> import flowvi as fv
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "family.flowvi"
+        >>> fv.save(path, fv.maf(2))
+        >>> fv.load(path) == fv.maf(2)
+        True
     """
     about, arrays = read(path)
     _check_like(path, _comparable(about, arrays), like)

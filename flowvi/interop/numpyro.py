@@ -28,6 +28,8 @@ from flowvi.layouts import Theta, as_layout
 from flowvi.params import Array, PyTree, Shape, combine, partition
 from flowvi.supports import Interval, as_support
 
+__all__ = ["AutoFlow", "FlowDistribution"]
+
 Site = dict[str, Any]
 Trace = dict[str, Site]
 

@@ -50,6 +50,10 @@ def as_network(
         input_shape: the shape of one input; needed where the network does not know it.
         train_flag: the name of an argument that is True in training, where it is none of the above.
 
+    Raises:
+        TypeError: if it is no network of these kinds.
+        ValueError: if it is not hashable, or its input shape is unknown and not given.
+
     Example:
         >>> import haiku as hk, jax
         >>> from flowvi.networks import as_network

@@ -85,6 +85,12 @@ class ConvEncoder(_Images, Network):
         output_size: the length of the output, or its shape.
         channels: of each convolution. It takes `hidden_sizes`, `kernel_size` and `activation` too.
 
+    Raises:
+        ValueError: if a size is not positive.
+
+    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-Based Learning Applied to Document
+    Recognition", 1998.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> encoder = ConvEncoder((9, 7, 3), 16, channels=(4, 8), hidden_sizes=(32,))
@@ -138,6 +144,17 @@ class ConvDecoder(_Images, Network):
             `fv.gaussian((8, 8, 3))` with predicted scale takes (8, 8, 6).
         channels: as those of the `ConvEncoder` on the way down. It takes `hidden_sizes`,
             `kernel_size` and `activation` too.
+
+    Raises:
+        ValueError: if a size is not positive.
+
+    Source: Dumoulin, Visin, "A Guide to Convolution Arithmetic for Deep Learning", 2016.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> decoder = fv.networks.ConvDecoder(4, (12, 12, 1))
+        >>> decoder.apply(decoder.init(jax.random.key(0)), jnp.ones((5, 4))).shape
+        (5, 12, 12, 1)
     """
 
     input_size: int | Shape

@@ -78,6 +78,12 @@ class MLP(Network):
         activation: a name such as "silu", or a function.
         zero_output: whether the output starts at zero, for maps that start as the identity.
 
+    Raises:
+        ValueError: if a size is not positive.
+
+    Source: Rumelhart, Hinton, Williams, "Learning Representations by Back-Propagating Errors",
+    1986.
+
     Example:
         >>> import jax
         >>> network = MLP((28, 28), (16,), 4)

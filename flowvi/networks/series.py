@@ -28,6 +28,12 @@ class SeriesEncoder(Network):
         hidden_sizes: widths of the dense layers.
         activation: a name such as "silu", or a function.
 
+    Raises:
+        ValueError: if a size is not positive, or the shape of an input is none of these.
+
+    Source: van den Oord et al., "WaveNet: A Generative Model for Raw Audio", 2016, for dilated
+    convolutions.
+
     Example:
         >>> import jax
         >>> network = SeriesEncoder((100, 2), 8)

@@ -32,6 +32,11 @@ class SetEncoder(Network):
         num_heads: heads of the attention; they divide the last of `hidden_sizes`.
         activation: a name such as "silu", or a function.
 
+    Raises:
+        ValueError: if a size is not positive, heads do not divide the last width, or the
+            pooling is
+            unknown.
+
     Source: Zaheer et al., "Deep Sets", 2017; Lee et al., "Set Transformer", 2019.
 
     Example:

@@ -60,6 +60,9 @@ class ELBO(Variational):
         warm_up: over so many steps, counted in params["control"], the weight rises from zero.
         free_bits: a rate in nats, as a mean over rows, below which there is no pressure on it.
 
+    Raises:
+        ValueError: if an option needs a `Joint`, or clashes with another one.
+
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014; Roeder, Wu, Duvenaud,
     "Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference",
     2017; the weight, Higgins et al., "beta-VAE", 2017; the warm-up, Bowman et al., "Generating
@@ -263,8 +266,18 @@ class Renyi(PowerBound):
     Attributes:
         alpha: the order, at least 0 and not 1.
 
+    Raises:
+        ValueError: if `alpha` is below 0, or 1.
+
     Source: Li, Turner, "Renyi Divergence Variational Inference", 2016; Tucker, Lawson, Gu,
     Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family = fv.full_rank(2)
+        >>> loss = fv.objectives.Renyi(family, lambda p, key, z, x: -(z**2).sum(-1), alpha=0.5)
+        >>> loss({"posterior": family.init(jax.random.key(0))}, jax.random.key(1), None).shape
+        ()
     """
 
     _: dataclasses.KW_ONLY
@@ -289,8 +302,18 @@ class IWELBO(PowerBound):
 
     in expectation at most log p(x), and not decreasing in K; K = 1 is the ELBO.
 
+    Attributes:
+        num_samples: K; the other fields are those of `Variational`.
+
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016; Tucker, Lawson,
     Gu, Maddison, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives", 2019.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family = fv.full_rank(2)
+        >>> loss = fv.objectives.IWELBO(family, lambda p, key, z, x: -(z**2).sum(-1), num_samples=8)
+        >>> loss({"posterior": family.init(jax.random.key(0))}, jax.random.key(1), None).shape
+        ()
     """
 
 
@@ -307,8 +330,18 @@ class CUBO(PowerBound):
     Attributes:
         order: n, above 1.
 
+    Raises:
+        ValueError: if `order` is not above 1.
+
     Source: Dieng, Tran, Ranganath, Paisley, Blei, "Variational Inference via chi Upper Bound
     Minimization", 2017.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> fv.objectives.CUBO(
+        ...     fv.full_rank(2), lambda params, key, z, batch: -(z**2).sum(-1), order=2
+        ... )({"posterior": fv.full_rank(2).init(jax.random.key(0))}, jax.random.key(1), None).shape
+        ()
     """
 
     _: dataclasses.KW_ONLY

@@ -31,12 +31,22 @@ class Enumeration(Variational):
     joint density for each row. Of a `Joint` the metrics are "rate" = KL(q(z) || p(z)) and
     "distortion" = -E_q log p(x | z).
 
+    Attributes:
+        num_samples: K, the draws of each choice; the other fields are those of `Variational`.
+
     Raises:
         ValueError: if there are more than 65,536 choices, or no end of them; or `skip_nonfinite` is
             asked for, since no choice may be left out.
 
     Source: for mixtures, Graves, "Stochastic Backpropagation through Mixture Density
     Distributions", 2016; Roeder, Wu, Duvenaud, "Sticking the Landing", 2017.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family = fv.unconditional(fv.bernoulli(2))
+        >>> loss = fv.objectives.Enumeration(family, lambda p, key, z, x: z.sum(-1))
+        >>> loss({"posterior": family.init(jax.random.key(0))}, jax.random.key(1), None).shape
+        ()
     """
 
     def __post_init__(self) -> None:

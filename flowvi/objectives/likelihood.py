@@ -32,6 +32,9 @@ class NegativeLogLikelihood:
         training: whether to take the family's training form, with dropout and new `Fixed` leaves.
             The evaluation form goes through the rows in chunks.
 
+    Source: Papamakarios, Pavlakou, Murray, "Masked Autoregressive Flow for Density Estimation",
+    2017.
+
     Example:
         >>> import jax, jax.numpy as jnp, flowvi as fv
         >>> loss_fn = fv.objectives.NegativeLogLikelihood(fv.standard_normal(2))
@@ -89,7 +92,19 @@ class ForwardKL(Variational):
         proposal: the family of r, with parameters params["proposal"], which get no gradient (wrap
             them in `Fixed`); None for q.
 
+    Raises:
+        TypeError: if `proposal` is no family.
+
     Source: Bornschein, Bengio, "Reweighted Wake-Sleep", 2015.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family = fv.full_rank(2)
+        >>> log_joint = lambda p, key, z, x: -(z**2).sum(-1)
+        >>> loss = fv.objectives.ForwardKL(family, log_joint, num_samples=8)
+        >>> params = {"posterior": family.init(jax.random.key(0))}
+        >>> jax.tree.leaves(loss(params, jax.random.key(1), None))[0].shape
+        ()
     """
 
     _: dataclasses.KW_ONLY

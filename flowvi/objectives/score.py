@@ -99,6 +99,11 @@ class RunningMean(_Running):
         decay: the weight of the past in a step, between 0 and 1.
 
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.objectives.RunningMean(decay=0.9)
+        RunningMean(decay=0.9)
     """
 
     def _use(self, signal: Array, past: Array) -> tuple[Array, Array]:
@@ -109,9 +114,17 @@ class RunningMean(_Running):
 class RunningScale(_Running):
     """Divides by the standard deviation of past steps' signals, where that is above 1.
 
-    It changes the length of a step, not its mean direction; `decay` is as in `RunningMean`.
+    It changes the length of a step, not its mean direction.
+
+    Attributes:
+        decay: the weight of the past in a step, between 0 and 1.
 
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.objectives.RunningScale(decay=0.9)
+        RunningScale(decay=0.9)
     """
 
     start: ClassVar[float] = 1.0
@@ -127,6 +140,11 @@ class LeaveOneOut(ControlVariate):
     It needs two draws of each row at least.
 
     Source: Kool, van Hoof, Welling, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.objectives.LeaveOneOut()
+        LeaveOneOut()
     """
 
     def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
@@ -143,6 +161,11 @@ class SelfCritic(ControlVariate):
 
     Source: Rennie, Marcheret, Mroueh, Ross, Goel, "Self-Critical Sequence Training for Image
     Captioning", 2017.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.objectives.SelfCritic()
+        SelfCritic()
     """
 
     def apply(self, state: PyTree, signal: Array, draws: Draws) -> Applied:
@@ -159,6 +182,12 @@ class LearnedBaseline:
             `flowvi.networks.MLP(context_size, (32,), 1)`.
 
     Source: Mnih, Gregor, "Neural Variational Inference and Learning in Belief Networks", 2014.
+
+    Example:
+        >>> import flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> fv.objectives.LearnedBaseline(MLP(64, (32,), 1))
+        LearnedBaseline(...)
     """
 
     network: Network
@@ -194,10 +223,23 @@ class ScoreFunction(Variational):
         path: whether points move. By default they do, unless the family is reparameterised
             throughout, for which no score would be left.
 
+    Raises:
+        TypeError: if one of `controls` is no control variate.
+
     Source: Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist
     Reinforcement Learning", 1992; Ranganath, Gerrish, Blei, "Black Box Variational Inference",
     2014; both parts together, Schulman, Heess, Weber, Abbeel, "Gradient Estimation Using Stochastic
     Computation Graphs", 2015.
+
+    Example:
+        >>> import jax, flowvi as fv
+        >>> family = fv.unconditional(fv.bernoulli(2))
+        >>> log_joint = lambda p, key, z, x: z.sum(-1)
+        >>> loss = fv.objectives.ScoreFunction(family, log_joint, num_samples=4)
+        >>> params = loss.init(jax.random.key(0))
+        >>> params["posterior"] = family.init(jax.random.key(1))
+        >>> jax.tree.leaves(loss(params, jax.random.key(2), None))[0].shape
+        ()
     """
 
     _: dataclasses.KW_ONLY
@@ -302,6 +344,11 @@ def gradient_moments(
         batch: the batch.
         num_draws: how often the gradient is drawn, at least 2.
         name: whose gradient: a key of `params`.
+
+    Raises:
+        ValueError: if `num_draws` is below 2.
+
+    Source: Roeder, Wu, Duvenaud, "Sticking the Landing", 2017, compare gradients so.
 
     Example:
         >>> import jax, flowvi as fv

@@ -76,6 +76,15 @@ class Joint:
         log_likelihood: (params, key, z, batch) -> log p(x | z), of shape [num_samples, *batch]; or
             a pair of that and {name: parameters}, where its training form hands back new ones.
         prior_context: batch -> context of the prior; None where it takes none.
+
+    Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> fv.objectives.Joint(fv.standard_normal(2), lambda p, key, z, x: -(z**2).sum(-1))(
+        ...     {}, jax.random.key(0), jnp.zeros((3, 2)), None
+        ... ).shape
+        (3,)
     """
 
     prior: Family
@@ -119,6 +128,17 @@ class Variational:
         row_weights: batch -> weights of the rows, of the batch shape; None for equal ones. The loss
             is the mean of weight times bound, so weights whose mean is 1 keep its scale.
         controls: control variates of the score function, for objectives that have one.
+
+    Raises:
+        TypeError: if `family` is none, or a function is none.
+        ValueError: if `num_samples` is not positive, or the objective takes no `controls`.
+
+    Source: Blei, Kucukelbir, McAuliffe, "Variational Inference: A Review for Statisticians", 2017.
+
+    Example:
+        >>> import flowvi as fv
+        >>> issubclass(fv.objectives.ELBO, fv.objectives.Variational)
+        True
     """
 
     family: Family

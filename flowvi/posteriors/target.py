@@ -40,6 +40,14 @@ class Target:
         twice_differentiable: whether the log density has second derivatives.
         expensive: whether a call of the log density costs far more than a step of a flow.
 
+    Raises:
+        TypeError: if a function is none.
+        ValueError: if the size is not positive, `layout` is of another one, or rows and their
+            likelihood are not given together.
+
+    Source: Carpenter et al., "Stan: A Probabilistic Programming Language", 2017, for densities over
+    the unconstrained vector.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import flowvi as fv

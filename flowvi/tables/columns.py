@@ -36,6 +36,14 @@ class Real:
         lower: numbers are above it.
         upper: numbers are below it.
         atoms: such as (0.0,) of an income that many have not. They may lie on the bounds.
+
+    Raises:
+        ValueError: if `lower` is not below `upper`.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.tables.Real(lower=0.0, atoms=(0.0,))
+        Real(lower=0.0, upper=inf, atoms=(0.0,))
     """
 
     lower: float = -math.inf
@@ -67,6 +75,16 @@ class Integer:
         offset: one of the numbers.
         lower: the least one there can be, or -inf.
         upper: the greatest one, or inf.
+
+    Raises:
+        ValueError: if the width is not positive, or `lower` is not below `upper`.
+
+    Source: Heitjan, Rubin, "Ignorability and Coarse Data", 1991, for the mass of a rounded number.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.tables.Integer(lower=0)
+        Integer(width=1.0, offset=0.0, lower=0, upper=inf)
     """
 
     width: float = 1.0
@@ -106,6 +124,14 @@ class Category:
     Attributes:
         levels: all there are.
         ordered: whether their order means something.
+
+    Raises:
+        ValueError: if there are not two different levels or more.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.tables.Category(("f", "m"))
+        Category(levels=('f', 'm'), ordered=False)
     """
 
     levels: tuple[Level, ...]
@@ -141,6 +167,16 @@ class Angle:
 
     Attributes:
         period: that after which all is the same: 2 pi, 360, 24, 365.25.
+
+    Raises:
+        ValueError: if the period is not positive and finite.
+
+    Source: Mardia, Jupp, "Directional Statistics", 2000.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.tables.Angle(360.0)
+        Angle(period=360.0)
     """
 
     period: float = 2 * math.pi
@@ -158,7 +194,16 @@ class Angle:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """One value that all rows have, and no other."""
+    """One value that all rows have, and no other.
+
+    Attributes:
+        value: the value that all rows have.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.tables.Constant(3.0)
+        Constant(value=3.0)
+    """
 
     value: Level
 
@@ -186,6 +231,10 @@ class Schema:
     Attributes:
         names: their names.
         kinds: what each is.
+
+    Raises:
+        ValueError: if there is not one name for each kind.
+        TypeError: if a kind is none of these.
 
     Example:
         >>> from flowvi.tables import Category, Integer, Schema

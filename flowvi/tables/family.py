@@ -56,6 +56,12 @@ class Table(Family):
     begins from is a normal.
 
     Source: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", 2014.
+
+    Example:
+        >>> import flowvi as fv
+        >>> from flowvi.tables import Real, Schema
+        >>> isinstance(fv.table(Schema.of(height=Real(), weight=Real())), fv.tables.Table)
+        True
     """
 
     schema: Schema
@@ -423,6 +429,9 @@ def table(schema: Schema, *, width: int = 64, num_layers: int = 2) -> Table:
     Raises:
         TypeError: if `schema` is none, or sizes are no integers.
         ValueError: if no column varies.
+
+    Source: Uria, Murray, Larochelle, "A Deep and Tractable Density Estimator", 2014, for one
+    network of any order.
 
     Example:
         >>> import flowvi as fv

@@ -235,4 +235,5 @@ EVALUATIONS: dict[Property, tuple[str, ...]] = {
     eager: ("sensitivity",),
 }
 
+#: By name, what `check_bijector` checks.
 PROPERTIES: dict[str, Property] = {check.__name__: check for check in EVALUATIONS}

@@ -37,6 +37,11 @@ class TrainingOptions(TypedDict, total=False):
             arguments; what ends training early may differ.
         progress: whether to show progress on standard error.
         callback: called with a `Progress` a few times a second; training ends when it returns True.
+
+    Example:
+        >>> import flowvi as fv
+        >>> fv.TrainingOptions(num_steps=100, progress=False)
+        {'num_steps': 100, 'progress': False}
     """
 
     num_steps: int

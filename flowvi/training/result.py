@@ -51,6 +51,20 @@ class FitResult:
         seconds: wall time, compilation included.
         last_params: the parameters after the last step; None in a result from a file.
         opt_state: the optimizer's state after the last step; None in a result from a file.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> import optax
+        >>> result = fv.fit(
+        ...     lambda params, key, batch: params**2,
+        ...     jnp.ones(()),
+        ...     optax.sgd(0.1),
+        ...     key=jax.random.key(0),
+        ...     num_steps=10,
+        ...     progress=False,
+        ... )
+        >>> result.num_steps, str(result.stop_reason.value)
+        (10, 'max_steps')
     """
 
     params: PyTree

@@ -37,6 +37,11 @@ class Plateau:
         patience: windows on each side of the comparison.
         tolerance: a gain in units of the loss, or None.
 
+    Raises:
+        ValueError: if a number is not positive.
+
+    Source: Prechelt, "Early Stopping - But When?", 1998.
+
     Example:
         >>> import flowvi as fv
         >>> fv.Plateau(window=200, patience=3)

@@ -50,16 +50,17 @@ The derivatives
     of every order, in either mode and any nesting, come out of the same two walks.
 
 The cost, for n rows and hidden layers of H units
+
     arithmetic   n (D H + (L - 1) H^2 + H D P) multiplications for the walk of a dense network and
                  about half of that for a grouped one; D passes cost D times the first number
     gradient     one walk up, one walk down, one product per weight matrix
     stored       the state, n (L H + D P + D) numbers, once: what a forward pass keeps for its
                  gradient. D passes keep D times as much.
 
-    The log-determinant is a function of o and x, and is left to ordinary differentiation. Of two
-    hidden layers of 8 D units, with 256 rows, an inverse costs 1.2 to 1.8 passes of a plain dense
-    layer of that size for D from 8 to 128, its gradient 1.2 to 1.6 gradients; D passes cost 3.6
-    passes at D = 8, 18 at 32 and 86 at 128 (`benchmarks/results/speed.md`).
+The log-determinant is a function of o and x, and is left to ordinary differentiation. Of two hidden
+layers of 8 D units, with 256 rows, an inverse costs 1.2 to 1.8 passes of a plain dense layer of
+that size for D from 8 to 128, its gradient 1.2 to 1.6 gradients; D passes cost 3.6 passes at D = 8,
+18 at 32 and 86 at 128 (`benchmarks/results/speed.md`).
 
 Source: forward substitution in blocks, as in Golub, Van Loan, "Matrix Computations", 2013, section
 3.1; the derivative is the implicit function theorem, as in Krantz, Parks, "The Implicit Function

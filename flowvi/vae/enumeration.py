@@ -51,6 +51,12 @@ def log_marginal(
     Returns:
         An array of shape [*batch], in nats.
 
+    Raises:
+        ValueError: if the prior is not discrete, or has more values.
+
+    Source: Bishop, "Pattern Recognition and Machine Learning", 2006, section 9.2: a latent variable
+    is summed out.
+
     Example:
         >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP
@@ -80,6 +86,29 @@ def exact_posterior(
         log p(z | x) = log p(z) + log p(x | z) - log p(x)
 
     Arguments are those of `log_marginal`, whose example shows both.
+
+    Args:
+        vae: a model whose prior is discrete, of at most 65,536 values.
+        params: its parameters.
+        x: of shape [*batch, *event_shape].
+        context: of shape [*batch, *context_shape], where the model takes one.
+
+    Raises:
+        ValueError: if the prior is not discrete, or has more values.
+
+    Source: Bayes, "An Essay Towards Solving a Problem in the Doctrine of Chances", 1763.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.unconditional(fv.bernoulli(3)),
+        ...     likelihood=fv.conditional(fv.bernoulli(8), MLP(3, (16,), 8)),
+        ...     posterior=fv.conditional(fv.bernoulli(3), MLP(8, (16,), 3)),
+        ... )
+        >>> posterior = fv.exact_posterior(vae, vae.init(jax.random.key(0)), jnp.ones((5, 8)))
+        >>> bool(jnp.allclose(jnp.exp(posterior.log_prob).sum(0), 1.0))
+        True
     """
     own, rows, batch_shape = _checked(vae, params, x, context)
     z, log_joint = _table(vae, own, rows)

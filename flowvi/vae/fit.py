@@ -155,6 +155,12 @@ def fit_vae(
     Returns:
         A `FittedVAE`: the methods of `vae` at the parameters that were learned, and the history.
 
+    Raises:
+        TypeError: if the model, the objective or an option is none.
+        ValueError: if rows are not events of the model, or a number is not positive.
+
+    Source: Kingma, Welling, "Auto-Encoding Variational Bayes", 2014.
+
     Example:
         >>> import jax, flowvi as fv
         >>> from flowvi.networks import MLP

@@ -68,7 +68,24 @@ def fit_rows(
         A `FittedVAE` of the same prior and likelihood, and a posterior by `fv.local` in which x[i]
         is row i.
 
+    Raises:
+        TypeError: if an option is unknown.
+        ValueError: if a number is not positive, or rows are not events of the model.
+
     Source: Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.standard_normal(2),
+        ...     likelihood=fv.conditional(fv.bernoulli(8), MLP(2, (16,), 8)),
+        ...     posterior=fv.local(fv.gaussian(2), 20),
+        ... )
+        >>> params, x = vae.init(jax.random.key(0)), jnp.ones((5, 8))
+        >>> rows = fv.fit_rows(vae, params, x, key=jax.random.key(1), num_steps=10, progress=False)
+        >>> rows.stop_reason.value
+        'max_steps'
     """
     check_vae(vae)
     check_key(key)
@@ -232,7 +249,26 @@ def amortization_gap(
         objective: as in `fit_rows`, as are `**options`.
         **options: see there.
 
+    Raises:
+        TypeError: if the posterior is not `fv.conditional`, or an option is unknown.
+        ValueError: if a number is not positive, or rows are not events of the model.
+
     Source: Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flowvi as fv
+        >>> from flowvi.networks import MLP
+        >>> vae = fv.VAE(
+        ...     prior=fv.standard_normal(2),
+        ...     likelihood=fv.conditional(fv.bernoulli(8), MLP(2, (16,), 8)),
+        ...     posterior=fv.conditional(fv.gaussian(2), MLP(8, (16,), 4)),
+        ... )
+        >>> params, x = vae.init(jax.random.key(0)), jnp.ones((5, 8))
+        >>> gap = fv.amortization_gap(
+        ...     vae, params, x, key=jax.random.key(1), num_steps=10, progress=False
+        ... )
+        >>> gap.amortization.shape
+        (5,)
     """
     check_vae(vae)
     rule, old = "`vae` must have an encoder, a posterior by `fv.conditional`", vae.posterior

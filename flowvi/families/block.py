@@ -88,6 +88,9 @@ def bnaf(
         context_size: the length of the context vector, or None.
         base: the family of the noise, as of `fv.maf`.
 
+    Raises:
+        ValueError: if a size is not positive, or there is no hidden layer.
+
     Source: De Cao, Aziz, Titov, "Block Neural Autoregressive Flow", 2019.
 
     Example:

@@ -197,6 +197,9 @@ def sylvester(
         rank: M, at most D, its default; "triangular" takes D only.
         **options: those of `RidgeOptions`.
 
+    Raises:
+        ValueError: if `kind` is neither, or `rank` is above D or not D where it must be.
+
     Source: van den Berg, Hasenclever, Tomczak, Welling, "Sylvester Normalizing Flows for
     Variational Inference", 2018.
 

@@ -149,6 +149,9 @@ def torus(
         context_size: the length of the context vector, or None.
         activation: a name such as "silu", or a function.
 
+    Raises:
+        ValueError: if a size is not positive, or `num_bins` is 1.
+
     Source: Rezende, Papamakarios, Racaniere, Albergo, Kanwar, Shanahan, Cranmer, "Normalizing Flows
     on Tori and Spheres", 2020.
 

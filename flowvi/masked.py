@@ -86,7 +86,10 @@ class MaskedNetwork:
         context_size: the length of the context vector, or None.
         activation: a name out of `ACTIVATIONS`, or a function.
         order: the input order: order[0] is the coordinate that depends on none. None is the order
-            0, ..., D - 1.
+            0, ..., D - 1, or one that `adjacency` allows.
+        adjacency: where it is known on which coordinates each may depend, a matrix [D, D] of zeros
+            and ones: theta[..., i, :] depends on x[..., j] only where its entry [i, j] is 1. It is
+            acyclic, and hidden layers have at least as many units as it has different rows.
     """
 
     event_size: int
@@ -95,6 +98,7 @@ class MaskedNetwork:
     context_size: int | None = None
     activation: str | Callable[[Array], Array] = "silu"
     order: tuple[int, ...] | None = None
+    adjacency: masks.Adjacency | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         set_ = functools.partial(object.__setattr__, self)
@@ -105,10 +109,37 @@ class MaskedNetwork:
         if self.order is not None:
             set_("order", checks.permutation("order", self.order, self.event_size))
         activation_function(self.activation)
+        if self.adjacency is not None:
+            adjacency = masks.as_adjacency(self.adjacency, self.event_size)
+            set_("adjacency", adjacency)
+            found = masks.topological_order(adjacency)
+            if self.order is None and found != tuple(range(self.event_size)):
+                set_("order", found)
+            order = np.asarray(self._order)
+            is_before = not np.triu(np.asarray(adjacency)[np.ix_(order, order)]).any()
+            rule = "`order` must have each coordinate after those it depends on by `adjacency`"
+            checks.require(is_before, rule, self.order, say=checks.shown)
+            _ = self._sparse
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return tuple(range(self.event_size)) if self.order is None else self.order
+
+    @property
+    def _sparse(self) -> tuple[tuple[masks.Degrees, ...], tuple[np.ndarray, ...]] | None:
+        """Degrees and masks of a known dependence."""
+        if self.adjacency is None:
+            return None
+        has_context = self.context_size is not None
+        return masks.sparse_layers(
+            self.adjacency, self._order, self.hidden_sizes, context=has_context
+        )
 
     @property
     def degrees(self) -> tuple[masks.Degrees, ...]:
         """Degrees of the inputs, of every hidden layer and of the outputs."""
+        if self._sparse is not None:
+            return self._sparse[0]
         return masks.layer_degrees(
             self.event_size, self.hidden_sizes, context=self.context_size is not None
         )
@@ -161,9 +192,14 @@ def weights(network: MaskedNetwork, params: Params) -> list[tuple[Array, Array]]
     outputs of the last layer are laid out as [D, P].
     """
     result = []
-    for layer, fan_in in zip(params["layers"], fan_ins(network), strict=True):
+    for index, (layer, fan_in) in enumerate(zip(params["layers"], fan_ins(network), strict=True)):
+        seen: Array | np.ndarray = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)[None]
+        if network._sparse is not None:
+            mask = network._sparse[1][index]
+            repeats = layer["w"].shape[1] // mask.shape[1]  # P, of the outputs
+            seen = np.repeat(mask, repeats, axis=1)
+            fan_in = seen.sum(0)
         scale = jnp.asarray(1 / np.sqrt(np.maximum(fan_in, 1)), layer["w"].dtype)
-        seen = np.arange(len(layer["w"]))[:, None] < jnp.asarray(fan_in)[None]
         result.append((jnp.where(seen, layer["w"] * scale[None], 0), layer["b"]))
     return result
 

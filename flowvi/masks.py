@@ -15,11 +15,16 @@ input. It is of use only where there is a context, and there it is needed, or th
 depend on the context no more than linearly.
 """
 
+import functools
 import itertools
 
 import numpy as np
 
+from flowvi import checks
+
 Degrees = tuple[int, ...]
+#: Row i says on which coordinates the parameters of coordinate i may depend.
+Adjacency = tuple[tuple[bool, ...], ...]
 
 
 def hidden_degrees(event_size: int, size: int, *, context: bool) -> Degrees:
@@ -61,3 +66,64 @@ def blocks(degrees: tuple[Degrees, ...], num_blocks: int) -> list[list[tuple[int
     ends = list(itertools.pairwise(cuts.tolist()))
     hidden = [np.searchsorted(each, cuts).tolist() for each in degrees[1:-1]]
     return [ends, *(list(itertools.pairwise(each)) for each in hidden), ends]
+
+
+def as_adjacency(value: object, size: int) -> Adjacency:
+    """`value`, a matrix [D, D] of zeros and ones, as tuples."""
+    matrix = np.asarray(value)
+    rule = f"`adjacency` must be a matrix of shape {(size, size)} of zeros and ones"
+    checks.require(matrix.shape == (size, size), rule, f"shape {matrix.shape}", say=str)
+    is_binary = matrix.dtype == bool or np.isin(matrix, (0, 1)).all()
+    checks.require(is_binary, rule, value, say=checks.shown)
+    return tuple(tuple(bool(each) for each in row) for row in matrix)
+
+
+def topological_order(adjacency: Adjacency) -> Degrees:
+    """An order in which each coordinate comes after those that it depends on, else as numbered."""
+    order: list[int] = []
+    rest = list(range(len(adjacency)))
+    while rest:
+        free = [i for i in rest if not any(adjacency[i][j] for j in rest)]
+        rule = "`adjacency` must be acyclic, with zeros on its diagonal"
+        checks.require(free, rule, f"a cycle among coordinates {rest}", say=str)
+        order.append(free[0])
+        rest.remove(free[0])
+    return tuple(order)
+
+
+def is_transitive(adjacency: Adjacency) -> bool:
+    """Whether each coordinate depends on all that those depend on which it depends on."""
+    matrix = np.asarray(adjacency, int)
+    return not ((matrix @ matrix > 0) & (matrix == 0)).any()
+
+
+@functools.lru_cache(maxsize=256)
+def sparse_layers(
+    adjacency: Adjacency, order: Degrees, hidden_sizes: tuple[int, ...], *, context: bool
+) -> tuple[tuple[Degrees, ...], tuple[np.ndarray, ...]]:
+    """Degrees as of `layer_degrees`, and the mask of every layer, for a known dependence.
+
+    A hidden unit has the set of one coordinate's inputs, and sees units whose sets lie in its own:
+    so the parameters of a coordinate depend on its own inputs, all of them, and on nothing else.
+    All is in the order of the coordinates, where the degree of a set is that of its last member.
+
+    Source: Wehenkel, Louppe, "Graphical Normalizing Flows", 2021; Chen, Shi, Gao, Baptista,
+    Krishnan, "Structured Neural Networks for Density Estimation and Causal Inference", 2023, whose
+    factorisation of the matrix this is.
+    """
+    size = len(order)
+    outputs = np.asarray(adjacency, bool)[np.ix_(order, order)]
+    rows = np.unique(outputs, axis=0)
+    rows = rows if context or not rows.any() else rows[rows.any(1)]
+    degree = (rows * np.arange(1, size + 1)).max(1)
+    rows, degree = rows[np.argsort(degree, kind="stable")], np.sort(degree)
+    sets, degrees = [np.eye(size, dtype=bool)], [tuple(range(1, size + 1))]
+    for width in hidden_sizes:
+        rule = "`hidden_sizes` must be at least the number of different rows of `adjacency`"
+        checks.require(width >= len(rows), f"{rule}, {len(rows)}", width)
+        which = np.arange(width) * len(rows) // width
+        sets.append(rows[which])
+        degrees.append(tuple(degree[which].tolist()))
+    within = lambda below, above: ~(below[:, None] & ~above[None]).any(-1)  # noqa: E731
+    found = tuple(within(a, b) for a, b in itertools.pairwise([*sets, outputs]))
+    return (*degrees, degrees[0]), found

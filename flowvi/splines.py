@@ -30,14 +30,13 @@ class RationalQuadraticSpline(distrax.Bijector):
 
         y = y_0 + h (s z^2 + d_0 z (1 - z)) / (s + (d_0 + d_1 - 2 s) z (1 - z))
 
-    The slopes at both ends of the interval are 1.
-
     Args:
         widths: K arrays of raw widths, that broadcast against x; a softmax makes them bins.
         heights: K arrays of raw heights, in the same way.
         slopes: K - 1 arrays of raw slopes at the inner knots; a softplus makes them positive, and
             zero is a slope of 1. No raw number may be large: exponentials are taken as they are.
         interval: I.
+        ends: the raw slope at both ends of the interval, whose slope is 1 by default.
 
     Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
     """
@@ -48,8 +47,10 @@ class RationalQuadraticSpline(distrax.Bijector):
         heights: Sequence[Array],
         slopes: Sequence[Array],
         interval: float,
+        ends: Array | None = None,
     ):
         super().__init__(event_ndims_in=0)
+        self._ends = ends
         self._widths, self._heights, self._slopes = list(widths), list(heights), list(slopes)
         self._interval = interval
 
@@ -78,6 +79,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         return (
             isinstance(other, RationalQuadraticSpline)
             and self._interval == other._interval
+            and self._ends is other._ends
             and all(map(operator.is_, self._parameters(), other._parameters()))
         )
 
@@ -95,7 +97,7 @@ class RationalQuadraticSpline(distrax.Bijector):
         other = self._heights if side is self._widths else self._widths
         size, other_size = self._sizes(side), self._sizes(other)
         start = other_start = jnp.asarray(-self._interval, value.dtype)
-        ends = jnp.zeros((), value.dtype)
+        ends = jnp.zeros((), value.dtype) if self._ends is None else self._ends
         slopes = [ends, *self._slopes, ends]
         found = [start, size(0), other_start, other_size(0), slopes[0], slopes[1]]
         for k in range(1, len(side)):

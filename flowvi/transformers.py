@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
+from flowvi.monotone import UMNN, Bernstein, DeepSigmoid, SumOfSquares, bounded
 from flowvi.splines import RationalQuadraticSpline
 from flowvi.tails import PowerTails
 
@@ -31,11 +32,6 @@ class Transformer(Protocol):
 
     def __call__(self, theta: Array) -> distrax.Bijector:
         """The scalar bijector at raw parameters theta of shape [..., P]."""
-
-
-def _bounded(raw: Array, bound: float) -> Array:
-    """A smooth, odd, increasing map of the reals into (-bound, bound) with slope 1 at 0."""
-    return bound * jnp.tanh(raw / bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Affine:
         return 2
 
     def __call__(self, theta: Array) -> distrax.Bijector:
-        log_scale = _bounded(theta[..., 1], self.max_log_scale)
+        log_scale = bounded(theta[..., 1], self.max_log_scale)
         return distrax.ScalarAffine(shift=theta[..., 0], log_scale=log_scale)
 
 
@@ -103,7 +99,7 @@ class Spline:
 
     def __call__(self, theta: Array) -> distrax.Bijector:
         # Unlike that of single indices, the gradient of a split is one concatenation.
-        parts = jax.lax.split(_bounded(theta, self.max_raw), [1] * self.num_params, axis=-1)
+        parts = jax.lax.split(bounded(theta, self.max_raw), [1] * self.num_params, axis=-1)
         raw = [jnp.squeeze(part, -1) for part in parts]
         widths, heights = raw[: self.num_bins], raw[self.num_bins : 2 * self.num_bins]
         return RationalQuadraticSpline(widths, heights, raw[2 * self.num_bins :], self.interval)
@@ -143,7 +139,7 @@ class TailedSpline:
     def __call__(self, theta: Array) -> distrax.Bijector:
         body = Spline(self.num_bins, self.interval)(theta[..., :-4])
         low, high, low_shape, high_shape = (theta[..., k] for k in (-4, -3, -2, -1))
-        powers = _bounded(low, 2.0), _bounded(high, 2.0)
+        powers = bounded(low, 2.0), bounded(high, 2.0)
         shapes = self._shape(low_shape), self._shape(high_shape)
         tails = PowerTails(self.interval, powers, shapes)
         return distrax.Chain([tails, body])
@@ -191,6 +187,10 @@ TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
     "spline": Spline,
     "tailed": TailedSpline,
     "scaled": ScaledSpline,
+    "umnn": UMNN,
+    "deep_sigmoid": DeepSigmoid,
+    "sum_of_squares": SumOfSquares,
+    "bernstein": Bernstein,
 }
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 import flowvi as fv
-from flowvi.bijectors import Units
+from flowvi.bijectors import Units, orthogonal
 from flowvi.masked import MaskedNetwork
+from flowvi.monotone import UMNN, Bernstein, DeepSigmoid, SumOfSquares
 from flowvi.networks import MLP
 from flowvi.params import combine, partition
 from flowvi.testing import perturbed
@@ -61,6 +62,7 @@ class Case:
     order: tuple[int, ...] | None = None
     batch_shape: tuple[int, ...] = ()
     direct: str = "forward"
+    bound: float = np.inf
 
     @property
     def has_params(self) -> bool:
@@ -75,7 +77,7 @@ class Case:
         """Parameters under a condition, and events."""
         shape = (NUM_EVENTS, *self.batch_shape, self.event_size)
         # Heavy tails: some coordinates leave the interval of a spline.
-        z = np.random.default_rng(0).standard_t(4, shape)
+        z = np.clip(np.random.default_rng(0).standard_t(4, shape), -self.bound, self.bound)
         return cast(self.params(condition), dtype), jnp.asarray(z, dtype)
 
     @functools.cache  # noqa: B019 (cases live as long as the tests)
@@ -201,6 +203,20 @@ def lu_linear(event_size: int) -> Case:
     return Case(init, lambda params: fv.LULinear(**params), event_size)
 
 
+def linear_maps(event_size: int) -> Case:
+    """Learned linear maps one after the other: a diagonal, reflections, QR and singular values."""
+    names = ("actnorm", "householder", "qr", "svd")
+
+    def init(key: Array) -> Params:
+        del key
+        return {name: orthogonal.init_linear(name, event_size) for name in names}
+
+    def build(params: Params) -> distrax.Bijector:
+        return distrax.Chain([orthogonal.linear(name, params[name]) for name in names])
+
+    return Case(init, build, event_size)
+
+
 def fixed_bijector(bijector: distrax.Bijector, event_size: int, **kwargs: Any) -> Case:
     return Case(lambda key: {}, lambda params: bijector, event_size, **kwargs)
 
@@ -252,6 +268,7 @@ def family(
     direct: str = "inverse",
     in_units: bool = False,
     order: Any = None,
+    bound: float = np.inf,
 ) -> Case:
     """The full map of a family."""
 
@@ -271,6 +288,7 @@ def family(
         build,
         make.event_shape[0],
         order=order,
+        bound=bound,
         batch_shape=() if context_shape is None else context_shape[:-1],
         direct=direct,
     )
@@ -281,6 +299,10 @@ REGISTRY: dict[str, Case] = {
     "iaf_affine_1_no_hidden": layer("iaf", 1, ()),
     "maf_spline_1": layer("maf", 1, (4,), Spline(num_bins=4)),
     "maf_scaled_2": layer("maf", 2, (4,), ScaledSpline(num_bins=4)),
+    "maf_umnn_2": layer("maf", 2, (4,), UMNN(2, 12)),
+    "iaf_deep_sigmoid_2": layer("iaf", 2, (4,), DeepSigmoid(3)),
+    "maf_sum_of_squares_2": layer("maf", 2, (4,), SumOfSquares(2, 2)),
+    "maf_bernstein_2": layer("maf", 2, (4,), Bernstein(4)),
     "maf_affine_2_no_hidden": layer("maf", 2, ()),
     "iaf_affine_2": layer("iaf", 2, (8, 8)),
     "iaf_affine_5_narrow_deep": layer("iaf", 5, (3, 2, 3)),
@@ -303,6 +325,31 @@ REGISTRY: dict[str, Case] = {
     "iaf_family": family(fv.iaf(5, **{**SMALL, "num_layers": 5}), direct="forward"),
     "maf_family_lu": family(
         fv.maf(3, num_layers=3, hidden_sizes=[8, 8], transformer="affine", mixing="lu")
+    ),
+    "torus": family(fv.torus(3, num_layers=2, hidden_sizes=[8], num_bins=3), bound=3.1),
+    "bnaf_context": family(
+        fv.bnaf(3, num_layers=1, hidden_sizes=[3, 2], context_size=2), context_shape=(2, 2)
+    ),
+    # Of posteriors: the inverse is a root.
+    "planar_context": family(
+        fv.planar(3, num_layers=1, context_size=2), context_shape=(2, 2), direct="forward"
+    ),
+    "radial": family(fv.radial(3, num_layers=1), direct="forward"),
+    "sylvester_householder": family(fv.sylvester(4, num_layers=1, rank=3), direct="forward"),
+    "sylvester_triangular": family(
+        fv.sylvester(3, kind="triangular", num_layers=2), direct="forward"
+    ),
+    # The linear maps beside LU.
+    "linear_maps": linear_maps(3),
+    "maf_adjacency": family(
+        fv.maf(
+            4,
+            adjacency=[[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]],
+            hidden_sizes=[6],
+            transformer="affine",
+            context_size=2,
+        ),
+        context_shape=(2, 2),
     ),
     "maf_family_128": family(fv.maf(128, num_layers=2, hidden_sizes=[128], transformer="affine")),
     "maf_family_in_units": family(

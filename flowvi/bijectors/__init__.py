@@ -6,6 +6,8 @@ from flowvi.bijectors.constrained import KINDS, Blocks, Constrained
 from flowvi.bijectors.coupling import Coupling
 from flowvi.bijectors.linear import Dense, LowRank, LULinear, Permutation
 from flowvi.bijectors.marginal import Marginal
+from flowvi.bijectors.orthogonal import Orthogonal
+from flowvi.bijectors.planar import Planar, Radial, Sylvester
 from flowvi.bijectors.units import Units
 
 __all__ = [
@@ -20,7 +22,11 @@ __all__ = [
     "LULinear",
     "LowRank",
     "Marginal",
+    "Orthogonal",
     "Permutation",
+    "Planar",
+    "Radial",
     "Stack",
+    "Sylvester",
     "Units",
 ]

@@ -1,5 +1,6 @@
 """Families: distributions waiting for parameters and a context."""
 
+from flowvi.families.block import bnaf
 from flowvi.families.choices import Annealing, mixture, relaxed
 from flowvi.families.contexts import Conditional, Local, conditional, local, unconditional
 from flowvi.families.custom import custom
@@ -19,14 +20,16 @@ from flowvi.families.observations import (
     logistic,
 )
 from flowvi.families.placed import Gaussianized, Standardized, gaussianized, standardized
+from flowvi.families.ridges import planar, radial, sylvester
+from flowvi.families.torus import torus
 from flowvi.families.whitened import Whitened, whitened
 
 # fmt: off
 __all__ = [
     "Annealing", "Conditional", "Family", "Flow", "Gaussianized", "Labelled", "Local",
-    "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key",
-    "check_params", "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax",
-    "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
-    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "standard_normal",
-    "standardized", "unconditional", "whitened",
+    "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "bnaf", "categorical",
+    "check_key", "check_params", "conditional", "continuous_bernoulli", "coupling", "custom",
+    "from_distrax", "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled",
+    "laplace", "local", "logistic", "maf", "mean_field", "mixture", "planar", "radial", "relaxed",
+    "standard_normal", "standardized", "sylvester", "torus", "unconditional", "whitened",
 ]

@@ -6,7 +6,7 @@ A layer is a hashable callable ((parameters, number of the layer), context) -> b
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypedDict, Unpack
+from typing import Protocol, TypedDict, Unpack
 
 import distrax
 import jax
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from flowvi import checks
-from flowvi.bijectors import IAF, MAF, Coupling, LULinear, Permutation, Stack
+from flowvi import checks, masks
+from flowvi.bijectors import IAF, MAF, Coupling, Permutation, Stack
+from flowvi.bijectors.orthogonal import LINEAR, init_linear, linear
 from flowvi.families.contexts import conditional
 from flowvi.families.family import Array, Family, Params, as_family
 from flowvi.families.flow import Flow, standard_normal
@@ -37,7 +38,7 @@ class AutoregressiveLayer:
     transformer: Transformer
     density_first: bool
     permutation: Order | None
-    linear: bool
+    linear: str | None
 
     @property
     def event_size(self) -> int:
@@ -49,9 +50,8 @@ class AutoregressiveLayer:
 
     def init(self, key: Array) -> Params:
         params = {"network": self.network.init(key)}
-        if self.linear:
-            size = self.event_size
-            params["linear"] = {"matrix": jnp.zeros((size, size)), "bias": jnp.zeros(size)}
+        if self.linear is not None:
+            params["linear"] = init_linear(self.linear, self.event_size)
         return params
 
     def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
@@ -59,8 +59,8 @@ class AutoregressiveLayer:
         autoregressive = MAF if self.density_first else IAF
         bound = self.network.bind(params["network"], context)
         bijectors: list[distrax.Bijector] = [autoregressive(bound, self.transformer)]
-        if self.linear:
-            bijectors.insert(0, LULinear(**params["linear"]))
+        if self.linear is not None:
+            bijectors.insert(0, linear(self.linear, params["linear"]))
         if self.permutation is not None:
             bijectors.insert(0, Permutation(self.permutation))
         return bijectors[0] if len(bijectors) == 1 else distrax.Chain(bijectors)
@@ -76,21 +76,38 @@ class CouplingLayer:
     name = "coupling"
     permutation = None
 
+    def features(self, stays: Array) -> Array:
+        """What the network sees of the coordinates that stay."""
+        return stays
+
     def init(self, key: Array) -> Params:
         return self.network.init(key)
 
     def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector:
         params, number = numbered
-        conditioner = lambda stays: self.network.apply(params, stays, context)  # noqa: E731
+        conditioner = lambda stays: self.network.apply(params, self.features(stays), context)  # noqa: E731
         odd = number % 2 == 1
         return Coupling(conditioner, self.transformer, event_size=self.event_size, odd=odd)
+
+
+class Layer(Protocol):
+    """One layer of a flow: hashable; numbers of layers count from 0 at the data."""
+
+    @property
+    def event_size(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def permutation(self) -> Order | None: ...
+    def init(self, key: Array) -> Params: ...
+    def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """L layers of one description, stacked; at fresh parameters the whole is the identity."""
 
-    layer: AutoregressiveLayer | CouplingLayer
+    layer: Layer
     num_layers: int
 
     @property
@@ -116,30 +133,46 @@ class Layers:
         return distrax.Chain([*undone, stack]) if undone else stack
 
 
-def _mixing(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, bool]:
-    """The permutation, and whether there is a linear map, of "reverse", "lu" or a permutation."""
+def _mixing(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, str | None]:
+    """The permutation, and the name of a linear map, of "reverse", such a name or a permutation."""
     identity = tuple(range(event_size))
     if not isinstance(mixing, str):
         permutation = checks.permutation("mixing", mixing, event_size)
-    elif mixing in ("reverse", "lu"):
-        permutation = identity[::-1]
-    else:
-        raise ValueError(f'`mixing` must be "reverse", "lu" or a permutation; got {mixing!r}.')
-    is_lu = isinstance(mixing, str) and mixing == "lu" and event_size > 1
-    return None if permutation == identity else permutation, is_lu
+        return None if permutation == identity else permutation, None
+    known = ", ".join(f'"{name}"' for name in ("reverse", *LINEAR))
+    rule = f"`mixing` must be {known} or a permutation"
+    checks.require(mixing in ("reverse", *LINEAR), rule, mixing)
+    if event_size == 1:
+        return None, None
+    return identity[::-1], None if mixing == "reverse" else mixing
+
+
+def _known(
+    adjacency: ArrayLike, size: int, num_layers: int | None, mixing: str | ArrayLike | None
+) -> tuple[masks.Adjacency, int, ArrayLike]:
+    """The matrix, the number of layers and the mixing of a flow of known dependence."""
+    fix = "Perhaps leave `mixing` out: it would let all coordinates depend on all."
+    checks.require(mixing is None, "`mixing` must be None with `adjacency`", mixing, fix)
+    matrix = masks.as_adjacency(adjacency, size)
+    count = 1 if num_layers is None else num_layers
+    rule = "`num_layers` must be 1 for an `adjacency` that is not transitive"
+    fix = "Of more layers, coordinates depend on those that others depend on."
+    checks.require(count == 1 or masks.is_transitive(matrix), rule, count, fix)
+    return matrix, count, np.arange(size)
 
 
 def _flow(
     event_size: int,
     density_first: bool | None,
     *,
-    num_layers: int = 5,
+    num_layers: int | None = None,
     hidden_sizes: Sequence[int] | None = None,
     transformer: str | Transformer = "spline",
     context_size: int | None = None,
     base: Family | None = None,
     activation: Activation = "silu",
-    mixing: str | ArrayLike = "reverse",
+    mixing: str | ArrayLike | None = None,
+    adjacency: ArrayLike | None = None,
 ) -> Flow:
     """A flow of autoregressive layers, or of coupling layers where `density_first` is None."""
     size, scalar = checks.positive_int("event_size", event_size), as_transformer(transformer)
@@ -150,16 +183,26 @@ def _flow(
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
     options: PyTree = {"context_size": context_size, "activation": activation}
-    layer: AutoregressiveLayer | CouplingLayer
+    known = None
+    if adjacency is not None:
+        known, num_layers, mixing = _known(adjacency, size, num_layers, mixing)
+    num_layers = 5 if num_layers is None else num_layers
+    layer: Layer
     if density_first is None:
         half = (size + 1) // 2
         dense = MLP(half, widths, (half, scalar.num_params), **options, zero_output=True)
         layer = CouplingLayer(size, dense, scalar)
     else:
-        masked = MaskedNetwork(size, widths, scalar.num_params, **options)
-        layer = AutoregressiveLayer(masked, scalar, density_first, *_mixing(mixing, size))
+        masked = MaskedNetwork(size, widths, scalar.num_params, **options, adjacency=known)
+        mixed = _mixing("reverse" if mixing is None else mixing, size)
+        layer = AutoregressiveLayer(masked, scalar, density_first, *mixed)
+    return flow_of(layer, num_layers, base, context_size)
+
+
+def flow_of(layer: Layer, num_layers: int, base: Family | None, context_size: int | None) -> Flow:
+    """The flow of layers of one description; the base takes the context too if it takes any."""
     layers = Layers(layer, checks.positive_int("num_layers", num_layers))
-    base = standard_normal(size) if base is None else as_family(base, "base")
+    base = standard_normal(layer.event_size) if base is None else as_family(base, "base")
     if context_size is not None and base.context_shape not in (None, (context_size,)):
         base = conditional(base, MLP(context_size, (), base.context_shape))
     return Flow(base, layers, context_size)
@@ -169,10 +212,11 @@ class CouplingOptions(TypedDict, total=False):
     """Options of `coupling`, `iaf` and `maf`.
 
     Attributes:
-        num_layers: the number of layers: 5 by default, 10 of a coupling flow.
+        num_layers: the number of layers: 5 by default, 10 of a coupling flow, 1 with `adjacency`.
         hidden_sizes: widths of the hidden layers of each conditioner; two of max(64, 2 D), at most
             512, by default.
-        transformer: "spline", "affine", or a transformer.
+        transformer: "spline", "affine", another name out of `flowvi.transformers.TRANSFORMERS`
+            such as "umnn", or a transformer.
         context_size: the length of the context vector, or None.
         base: the family of the noise, a standard normal by default. It may take the context too,
             or another one that a linear layer makes of it: `fv.gaussian(D)` is a normal whose
@@ -189,13 +233,20 @@ class CouplingOptions(TypedDict, total=False):
 
 
 class FlowOptions(CouplingOptions, total=False):
-    """Those of `CouplingOptions`, and `mixing`, for `iaf` and `maf`.
+    """Those of `CouplingOptions`, `mixing` and `adjacency`, for `iaf` and `maf`.
 
-    Mixing stands between layers: "reverse" turns the order of the coordinates round; "lu" does so
-    after a learned LU-linear map; or it is a permutation.
+    Mixing stands between layers: "reverse", the default, turns the order of the coordinates round;
+    "lu", "actnorm", "householder", "qr" and "svd" do so after a learned linear map, see
+    `flowvi.bijectors.orthogonal.linear`; or it is a permutation.
+
+    An adjacency is a matrix [D, D] of zeros and ones, acyclic: x_i depends on x_j directly only
+    where its entry [i, j] is 1. So p(x) is the product of p(x_i | x_j of those) for `maf`; of `iaf`
+    the map from noise to x has this pattern. There is one layer then, or more where the matrix is
+    transitive, and no mixing (Wehenkel, Louppe, "Graphical Normalizing Flows", 2021).
     """
 
-    mixing: str | ArrayLike
+    mixing: str | ArrayLike | None
+    adjacency: ArrayLike | None
 
 
 def iaf(event_size: int, **options: Unpack[FlowOptions]) -> Flow:
@@ -274,4 +325,4 @@ def coupling(event_size: int, **options: Unpack[CouplingOptions]) -> Flow:
         (5,)
     """
     options.setdefault("num_layers", 10)
-    return _flow(event_size, None, mixing="reverse", **options)
+    return _flow(event_size, None, **options)

@@ -32,8 +32,8 @@ CONFIGURATIONS = [
     (
         lambda: fv.maf(2, transformer="cubic"),
         ValueError,
-        "`transformer` must be one of 'affine', 'spline', 'tailed', 'scaled', or a transformer; "
-        "got 'cubic'",
+        "`transformer` must be one of 'affine', 'spline', 'tailed', 'scaled', 'umnn', "
+        "'deep_sigmoid', 'sum_of_squares', 'bernstein', or a transformer; got 'cubic'",
     ),
     (lambda: fv.maf(2, transformer=3), TypeError, "`transformer` must be one of 'affine'"),
     (lambda: fv.maf(2, mixing="shake"), ValueError, '`mixing` must be "reverse", "lu"'),

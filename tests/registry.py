@@ -321,6 +321,12 @@ REGISTRY: dict[str, Case] = {
     ),
     "coupling_affine": family(fv.coupling(4, num_layers=3, hidden_sizes=[8], transformer="affine")),
     "coupling_spline": family(fv.coupling(5, num_layers=3, hidden_sizes=[8])),
+    "residual": family(fv.residual(2, num_layers=2, hidden_sizes=[8])),
+    "residual_33_context": family(
+        fv.residual(33, num_layers=1, hidden_sizes=[8], context_size=2, density_first=False),
+        context_shape=(2, 2),
+        direct="forward",
+    ),
     "mean_field": family(fv.mean_field(5), order=(0, 1, 2, 3, 4)),
     "full_rank": family(fv.full_rank(5), order=(0, 1, 2, 3, 4)),
     "gaussian_full_context": family(

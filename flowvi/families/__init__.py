@@ -19,6 +19,7 @@ from flowvi.families.observations import (
     logistic,
 )
 from flowvi.families.placed import Gaussianized, Standardized, gaussianized, standardized
+from flowvi.families.residual import residual
 from flowvi.families.whitened import Whitened, whitened
 
 # fmt: off
@@ -27,6 +28,7 @@ __all__ = [
     "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key",
     "check_params", "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax",
     "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
-    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "standard_normal",
+    "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "residual",
+    "standard_normal",
     "standardized", "unconditional", "whitened",
 ]

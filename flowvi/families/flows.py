@@ -6,7 +6,7 @@ A layer is a hashable callable ((parameters, number of the layer), context) -> b
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypedDict, Unpack
+from typing import Protocol, TypedDict, Unpack
 
 import distrax
 import jax
@@ -18,7 +18,7 @@ from flowvi import checks
 from flowvi.bijectors import IAF, MAF, Coupling, LULinear, Permutation, Stack
 from flowvi.families.contexts import conditional
 from flowvi.families.family import Array, Family, Params, as_family
-from flowvi.families.flow import Flow, standard_normal
+from flowvi.families.flow import Flow, Transform, standard_normal
 from flowvi.masked import MaskedNetwork
 from flowvi.networks import MLP
 from flowvi.params import PyTree
@@ -27,6 +27,23 @@ from flowvi.transformers import Transformer, as_transformer
 Activation = str | Callable[[Array], Array]
 Order = tuple[int, ...]
 Numbered = tuple[Params, Array]
+
+
+class Layer(Protocol):
+    """One layer of a flow: hashable, the identity at fresh parameters, undone by `permutation`.
+
+    One whose training form is random has the attribute `is_random`, and finds a key there among
+    its parameters.
+    """
+
+    @property
+    def event_size(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def permutation(self) -> Order | None: ...
+    def init(self, key: Array) -> Params: ...
+    def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +107,7 @@ class CouplingLayer:
 class Layers:
     """L layers of one description, stacked; at fresh parameters the whole is the identity."""
 
-    layer: AutoregressiveLayer | CouplingLayer
+    layer: Layer
     num_layers: int
 
     @property
@@ -103,6 +120,12 @@ class Layers:
 
     def init(self, key: Array) -> Params:
         return jax.vmap(self.layer.init)(jax.random.split(key, self.num_layers))
+
+    def randomized(self, params: Params, key: Array) -> Params:
+        """Parameters of the training form, where that is random."""
+        if not getattr(self.layer, "is_random", False):
+            return params
+        return {**params, "key": jax.random.split(key, self.num_layers)}
 
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
         numbered = (params, jnp.arange(self.num_layers))
@@ -150,7 +173,7 @@ def _flow(
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
     options: PyTree = {"context_size": context_size, "activation": activation}
-    layer: AutoregressiveLayer | CouplingLayer
+    layer: Layer
     if density_first is None:
         half = (size + 1) // 2
         dense = MLP(half, widths, (half, scalar.num_params), **options, zero_output=True)
@@ -158,11 +181,21 @@ def _flow(
     else:
         masked = MaskedNetwork(size, widths, scalar.num_params, **options)
         layer = AutoregressiveLayer(masked, scalar, density_first, *_mixing(mixing, size))
+    return flow_of(layer, num_layers, context_size, base)
+
+
+def flow_of(layer: Layer, num_layers: int, context_size: int | None, base: Family | None) -> Flow:
+    """The flow of some layers, from a base that may need another context than theirs."""
     layers = Layers(layer, checks.positive_int("num_layers", num_layers))
-    base = standard_normal(size) if base is None else as_family(base, "base")
+    return flow_from(base, layers, context_size)
+
+
+def flow_from(base: Family | None, transform: Transform, context_size: int | None) -> Flow:
+    """The flow of a map, from a base that may need another context than the map's."""
+    base = standard_normal(transform.event_size) if base is None else as_family(base, "base")
     if context_size is not None and base.context_shape not in (None, (context_size,)):
         base = conditional(base, MLP(context_size, (), base.context_shape))
-    return Flow(base, layers, context_size)
+    return Flow(base, transform, context_size)
 
 
 class CouplingOptions(TypedDict, total=False):

@@ -31,6 +31,7 @@ LARGE = {
     "maf_family_128",
     "iaf_family",
     "maf_family_context",
+    "residual_33_context",
 }
 
 

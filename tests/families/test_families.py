@@ -27,6 +27,7 @@ FAMILIES = {
     "coupling": lambda d, **kw: fv.coupling(d, **SMALL, **kw),
     "coupling_affine": lambda d, **kw: fv.coupling(d, **AFFINE, **kw),
     "flow_on_flow": lambda d, **kw: fv.iaf(d, **AFFINE, base=fv.maf(d, **AFFINE, **kw), **kw),
+    "residual": lambda d, **kw: fv.residual(d, num_layers=2, hidden_sizes=[8], **kw),
     "flow_on_normal": lambda d, **kw: fv.maf(d, **AFFINE, base=fv.full_rank(d), **kw),
 }
 NORMALS = {
@@ -129,7 +130,7 @@ NOT_REPARAMETERIZED = [*DISCRETE[:-1], "mixture", "learned_mixture", "flow_on_mi
 DEAR = ["maf_affine", "coupling_affine", "flow_on_normal", "iaf_1", "coupling_1", "whitened"]
 DEAR += ["unconditional_flow", "local_flow", "flow_on_mixture", "joint_posterior", "maf_context"]
 DEAR += ["gaussian_fixed", "gaussian_learned", "gaussian_image", "laplace", "logistic", "gumbel"]
-DEAR += ["iaf_affine_context"]
+DEAR += ["iaf_affine_context", "residual"]
 
 
 def quick(names):

@@ -49,6 +49,7 @@ from flowvi.families import (
     residual,
     standard_normal,
     standardized,
+    transformer_flow,
     unconditional,
     whitened,
 )
@@ -148,6 +149,7 @@ __all__ = [
     "table",
     "tables",
     "testing",
+    "transformer_flow",
     "unconditional",
     "whitened",
 ]

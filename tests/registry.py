@@ -22,7 +22,7 @@ from flowvi.networks import MLP
 from flowvi.params import combine, partition
 from flowvi.testing import perturbed
 from flowvi.transformers import Affine, ScaledSpline, Spline
-from tests.small import SMALL, SPLINE
+from tests.small import SMALL, SPLINE, TOKENS
 
 CONDITIONS = ("start", "perturbed", "trained")
 NUM_EVENTS = 6
@@ -324,6 +324,18 @@ REGISTRY: dict[str, Case] = {
     "residual": family(fv.residual(2, num_layers=2, hidden_sizes=[8])),
     "residual_33_context": family(
         fv.residual(33, num_layers=1, hidden_sizes=[8], context_size=2, density_first=False),
+        context_shape=(2, 2),
+        direct="forward",
+    ),
+    "transformer_flow": family(fv.transformer_flow(3, **TOKENS, transformer="affine")),
+    "transformer_flow_context": family(
+        fv.transformer_flow(
+            3,
+            **{**TOKENS, "num_blocks": 1},
+            transformer=SPLINE,
+            context_size=2,
+            density_first=False,
+        ),
         context_shape=(2, 2),
         direct="forward",
     ),

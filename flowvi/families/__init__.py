@@ -1,5 +1,6 @@
 """Families: distributions waiting for parameters and a context."""
 
+from flowvi.families.attention import transformer_flow
 from flowvi.families.choices import Annealing, mixture, relaxed
 from flowvi.families.contexts import Conditional, Local, conditional, local, unconditional
 from flowvi.families.custom import custom
@@ -30,5 +31,5 @@ __all__ = [
     "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
     "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "residual",
     "standard_normal",
-    "standardized", "unconditional", "whitened",
+    "standardized", "transformer_flow", "unconditional", "whitened",
 ]

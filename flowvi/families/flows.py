@@ -139,7 +139,7 @@ class Layers:
         return distrax.Chain([*undone, stack]) if undone else stack
 
 
-def _mixing(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, bool]:
+def mixing_of(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, bool]:
     """The permutation, and whether there is a linear map, of "reverse", "lu" or a permutation."""
     identity = tuple(range(event_size))
     if not isinstance(mixing, str):
@@ -180,7 +180,7 @@ def _flow(
         layer = CouplingLayer(size, dense, scalar)
     else:
         masked = MaskedNetwork(size, widths, scalar.num_params, **options)
-        layer = AutoregressiveLayer(masked, scalar, density_first, *_mixing(mixing, size))
+        layer = AutoregressiveLayer(masked, scalar, density_first, *mixing_of(mixing, size))
     return flow_of(layer, num_layers, context_size, base)
 
 

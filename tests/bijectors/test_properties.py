@@ -32,6 +32,7 @@ LARGE = {
     "iaf_family",
     "maf_family_context",
     "residual_33_context",
+    "transformer_flow_context",
 }
 
 

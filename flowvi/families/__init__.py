@@ -3,6 +3,7 @@
 from flowvi.families.attention import transformer_flow
 from flowvi.families.choices import Annealing, mixture, relaxed
 from flowvi.families.contexts import Conditional, Local, conditional, local, unconditional
+from flowvi.families.continuous import continuous
 from flowvi.families.custom import custom
 from flowvi.families.family import Family, Wrapper, as_array, check_key, check_params
 from flowvi.families.flow import Flow, full_rank, mean_field, standard_normal
@@ -27,9 +28,9 @@ from flowvi.families.whitened import Whitened, whitened
 __all__ = [
     "Annealing", "Conditional", "Family", "Flow", "Gaussianized", "Labelled", "Local",
     "Standardized", "Whitened", "Wrapper", "as_array", "bernoulli", "categorical", "check_key",
-    "check_params", "conditional", "continuous_bernoulli", "coupling", "custom", "from_distrax",
+    "check_params", "conditional", "continuous", "continuous_bernoulli",
+    "coupling", "custom", "from_distrax",
     "full_rank", "gaussian", "gaussianized", "gumbel", "iaf", "joint", "labelled", "laplace",
     "local", "logistic", "maf", "mean_field", "mixture", "relaxed", "residual",
-    "standard_normal",
-    "standardized", "transformer_flow", "unconditional", "whitened",
+    "standard_normal", "standardized", "transformer_flow", "unconditional", "whitened",
 ]

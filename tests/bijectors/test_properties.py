@@ -31,7 +31,7 @@ LARGE = {
     "maf_family_128",
     "iaf_family",
     "maf_family_context",
-    "residual_33_context",
+    "continuous",
     "transformer_flow_context",
 }
 
@@ -40,6 +40,8 @@ def check(name, condition, dtype, properties):
     with jax.enable_x64(dtype == "float64"):
         sample = REGISTRY[name].make(condition, dtype)
         options = {"order": sample.order, "batch_shape": sample.batch_shape}
+        if dtype == "float64":
+            options["tolerance"] = REGISTRY[name].tolerance
         try:
             check_bijector(sample.bijector, sample.x, properties=properties, **options)
         except AssertionError as error:
@@ -77,10 +79,16 @@ def test_without_compilation(name):
     check(name, conditions(name)[-1].replace("trained", "perturbed"), "float64", ["eager"])
 
 
+#: Rows one by one are solutions one by one, which take long: another test has them.
+SOLVED = {"continuous"}
+
+
 @pytest.mark.slow
+@pytest.mark.compilations(60)
 @pytest.mark.parametrize("name", REGISTRY)
 def test_trained_and_in_both_precisions(name):
     # One program for each precision, whatever the parameters. Rows are the same in both.
     for dtype, left_out in (("float64", {"eager"}), ("float32", {"eager", "batch"})):
+        left_out = left_out | ({"batch"} if name in SOLVED else set())
         for condition in conditions(name):
             check(name, condition, dtype, set(PROPERTIES) - left_out)

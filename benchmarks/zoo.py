@@ -40,7 +40,7 @@ PAGE, START, END = "docs/which_flow.md", "<!-- results -->", "<!-- end of result
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """How a flow of D coordinates is made for densities, and for posteriors; None for not at all."""
+    """How a flow of D coordinates is made for densities and for posteriors; None: not at all."""
 
     density: Callable[[int], fv.Family] | None
     posterior: Callable[[int], fv.Family] | None

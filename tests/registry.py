@@ -23,7 +23,8 @@ from flowvi.networks import MLP
 from flowvi.params import combine, partition
 from flowvi.testing import perturbed
 from flowvi.transformers import Affine, ScaledSpline, Spline
-from tests.small import SMALL, SPLINE
+from tests import tolerances
+from tests.small import SMALL, SPLINE, TOKENS
 
 CONDITIONS = ("start", "perturbed", "trained")
 NUM_EVENTS = 6
@@ -63,6 +64,8 @@ class Case:
     batch_shape: tuple[int, ...] = ()
     direct: str = "forward"
     bound: float = np.inf
+    #: In double precision, where the map is computed by steps.
+    tolerance: float | None = None
 
     @property
     def has_params(self) -> bool:
@@ -368,6 +371,23 @@ REGISTRY: dict[str, Case] = {
     ),
     "coupling_affine": family(fv.coupling(4, num_layers=3, hidden_sizes=[8], transformer="affine")),
     "coupling_spline": family(fv.coupling(5, num_layers=3, hidden_sizes=[8])),
+    "residual": family(fv.residual(2, num_layers=2, hidden_sizes=[8])),
+    "continuous": dataclasses.replace(
+        family(fv.continuous(2, hidden_sizes=[8], context_size=2), context_shape=(2, 2)),
+        tolerance=tolerances.STEPS,
+    ),
+    "transformer_flow": family(fv.transformer_flow(3, **TOKENS, transformer="affine")),
+    "transformer_flow_context": family(
+        fv.transformer_flow(
+            3,
+            **{**TOKENS, "num_blocks": 1},
+            transformer=SPLINE,
+            context_size=2,
+            density_first=False,
+        ),
+        context_shape=(2, 2),
+        direct="forward",
+    ),
     "mean_field": family(fv.mean_field(5), order=(0, 1, 2, 3, 4)),
     "full_rank": family(fv.full_rank(5), order=(0, 1, 2, 3, 4)),
     "gaussian_full_context": family(

@@ -8,3 +8,6 @@ SPLINE = Spline(num_bins=3)
 
 SMALL = {"num_layers": 2, "hidden_sizes": [8], "transformer": SPLINE}
 AFFINE = {**SMALL, "transformer": "affine"}
+
+#: Of `fv.transformer_flow`.
+TOKENS = {"num_layers": 1, "width": 4, "num_heads": 2, "num_blocks": 2}

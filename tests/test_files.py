@@ -90,6 +90,9 @@ FAMILIES = {
             fv.mean_field(2),
         )
     ),
+    "residual": fv.residual(2, num_layers=1, hidden_sizes=[4], log_det="roulette"),
+    "transformer_flow": fv.transformer_flow(2, width=4, num_heads=2),
+    "continuous": fv.continuous(2, hidden_sizes=[4], trained_by="likelihood"),
     "relaxed": fv.relaxed(fv.categorical(2, 3, one_hot=True), 0.5),
     "annealed": fv.relaxed(fv.bernoulli(2), fv.Annealing(1.0, 0.1, 100)),
     "conditional": fv.conditional(fv.gaussian(2), fv.networks.MLP(3, [4], 4)),

@@ -26,8 +26,9 @@ class IAF(distrax.Bijector):
 
     `forward` is one pass of the conditioner. `inverse` costs about as much where the conditioner's
     weights can be seen (see `flowvi.triangular`): where it is a `flowvi.MADE`, or what `MADE.bind`
-    and the families give, with a transformer that knows its `num_params` and is hashable. For any
-    other callable it costs D passes.
+    and the families give, or takes a coordinate at a time (`flowvi.triangular.Tokens`), with a
+    transformer that knows its `num_params` and is hashable. For any other callable it costs D
+    passes.
 
     Args:
         conditioner: a callable from x of shape [..., D] to theta of shape [..., D, P] that is
@@ -74,6 +75,10 @@ class IAF(distrax.Bijector):
         self._check_inverse_input_shape(y)
         y = jnp.asarray(y)
         known = self._masked("y", y)
+        if isinstance(self.conditioner, triangular.Tokens) and isinstance(
+            self.transformer, Transformer
+        ):
+            return triangular.inverse_by_tokens(self.conditioner, self.transformer, y)
         if known is None:
             return invert_by_passes(self._scalar_bijector, y)
         return triangular.inverse_and_log_det(*known, y)

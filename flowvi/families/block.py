@@ -106,4 +106,4 @@ def bnaf(
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
     layer = BlockLayer(size, sizes, density_first, context_size)
-    return flow_of(layer, num_layers, base, context_size)
+    return flow_of(layer, num_layers, context_size, base)

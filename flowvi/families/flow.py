@@ -13,13 +13,18 @@ from flowvi import checks
 from flowvi.bijectors import Units
 from flowvi.checks import require
 from flowvi.distributions import FlowDistribution
-from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, shown
+from flowvi.families.family import Array, Composed, Context, Family, Params, Shape, Trained, shown
 from flowvi.families.parametric import positive
+from flowvi.params import is_key
 from flowvi.supports import Interval, Support
 
 
 class Transform(Protocol):
-    """The map of a flow from base to data: hashable, the identity at fresh parameters."""
+    """The map of a flow from base to data: hashable, the identity at fresh parameters.
+
+    One whose training form is random has a method `randomized`, from parameters and a key to those
+    of that form.
+    """
 
     @property
     def event_size(self) -> int: ...
@@ -82,8 +87,18 @@ class Flow(Composed):
     def push(self, params: Params, inner: Distribution, context: Context) -> FlowDistribution:
         batch_shape = self.check_context(context)
         bijector = self.transform.bijector(params["transform"], context)
-        dtype = jnp.result_type(*jax.tree.leaves(params["transform"]))
+        leaves = [leaf for leaf in jax.tree.leaves(params["transform"]) if not is_key(leaf)]
+        dtype = jnp.result_type(*leaves)
         return FlowDistribution(inner, bijector, batch_shape=batch_shape, dtype=dtype)
+
+    def train_distribution(self, params: Params, key: Array, context: Context = None) -> Trained:
+        randomized = getattr(self.transform, "randomized", None)
+        if randomized is None:
+            return super().train_distribution(params, key, context)
+        inner_key, own_key = jax.random.split(key)
+        trained, new = super().train_distribution(params, inner_key, context)
+        own = {"transform": randomized(params["transform"], own_key)}
+        return self.push(own, trained.distribution, context), new
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

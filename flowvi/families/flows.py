@@ -19,7 +19,7 @@ from flowvi.bijectors import IAF, MAF, Coupling, Permutation, Stack
 from flowvi.bijectors.orthogonal import LINEAR, init_linear, linear
 from flowvi.families.contexts import conditional
 from flowvi.families.family import Array, Family, Params, as_family
-from flowvi.families.flow import Flow, standard_normal
+from flowvi.families.flow import Flow, Transform, standard_normal
 from flowvi.masked import MaskedNetwork
 from flowvi.networks import MLP
 from flowvi.params import PyTree
@@ -28,6 +28,23 @@ from flowvi.transformers import Transformer, as_transformer
 Activation = str | Callable[[Array], Array]
 Order = tuple[int, ...]
 Numbered = tuple[Params, Array]
+
+
+class Layer(Protocol):
+    """One layer of a flow: hashable, the identity at fresh parameters, undone by `permutation`.
+
+    One whose training form is random has the attribute `is_random`, and finds a key there among
+    its parameters.
+    """
+
+    @property
+    def event_size(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def permutation(self) -> Order | None: ...
+    def init(self, key: Array) -> Params: ...
+    def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +107,6 @@ class CouplingLayer:
         return Coupling(conditioner, self.transformer, event_size=self.event_size, odd=odd)
 
 
-class Layer(Protocol):
-    """One layer of a flow: hashable; numbers of layers count from 0 at the data."""
-
-    @property
-    def event_size(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def permutation(self) -> Order | None: ...
-    def init(self, key: Array) -> Params: ...
-    def __call__(self, numbered: Numbered, context: Array | None) -> distrax.Bijector: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """L layers of one description, stacked; at fresh parameters the whole is the identity."""
@@ -121,6 +125,12 @@ class Layers:
     def init(self, key: Array) -> Params:
         return jax.vmap(self.layer.init)(jax.random.split(key, self.num_layers))
 
+    def randomized(self, params: Params, key: Array) -> Params:
+        """Parameters of the training form, where that is random."""
+        if not getattr(self.layer, "is_random", False):
+            return params
+        return {**params, "key": jax.random.split(key, self.num_layers)}
+
     def bijector(self, params: Params, context: Array | None) -> distrax.Bijector:
         numbered = (params, jnp.arange(self.num_layers))
         stack = Stack(self.layer, numbered, num_layers=self.num_layers, shared=context)
@@ -133,7 +143,7 @@ class Layers:
         return distrax.Chain([*undone, stack]) if undone else stack
 
 
-def _mixing(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, str | None]:
+def mixing_of(mixing: str | ArrayLike, event_size: int) -> tuple[Order | None, str | None]:
     """The permutation, and the name of a linear map, of "reverse", such a name or a permutation."""
     identity = tuple(range(event_size))
     if not isinstance(mixing, str):
@@ -194,18 +204,23 @@ def _flow(
         layer = CouplingLayer(size, dense, scalar)
     else:
         masked = MaskedNetwork(size, widths, scalar.num_params, **options, adjacency=known)
-        mixed = _mixing("reverse" if mixing is None else mixing, size)
+        mixed = mixing_of("reverse" if mixing is None else mixing, size)
         layer = AutoregressiveLayer(masked, scalar, density_first, *mixed)
-    return flow_of(layer, num_layers, base, context_size)
+    return flow_of(layer, num_layers, context_size, base)
 
 
-def flow_of(layer: Layer, num_layers: int, base: Family | None, context_size: int | None) -> Flow:
-    """The flow of layers of one description; the base takes the context too if it takes any."""
+def flow_of(layer: Layer, num_layers: int, context_size: int | None, base: Family | None) -> Flow:
+    """The flow of some layers, from a base that may need another context than theirs."""
     layers = Layers(layer, checks.positive_int("num_layers", num_layers))
-    base = standard_normal(layer.event_size) if base is None else as_family(base, "base")
+    return flow_from(base, layers, context_size)
+
+
+def flow_from(base: Family | None, transform: Transform, context_size: int | None) -> Flow:
+    """The flow of a map, from a base that may need another context than the map's."""
+    base = standard_normal(transform.event_size) if base is None else as_family(base, "base")
     if context_size is not None and base.context_shape not in (None, (context_size,)):
         base = conditional(base, MLP(context_size, (), base.context_shape))
-    return Flow(base, layers, context_size)
+    return Flow(base, transform, context_size)
 
 
 class CouplingOptions(TypedDict, total=False):

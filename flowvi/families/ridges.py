@@ -234,4 +234,4 @@ def _flow(
     size = checks.positive_int("event_size", event_size)
     if context_size is not None:
         context_size = checks.positive_int("context_size", context_size)
-    return flow_of(make(size, context_size), num_layers, base, context_size)
+    return flow_of(make(size, context_size), num_layers, context_size, base)

@@ -170,5 +170,5 @@ def torus(
     options: PyTree = {"context_size": context_size, "activation": activation}
     network = MLP(2 * half, widths, (half, scalar.num_params), **options, zero_output=True)
     layer = CircularLayer(size, network, scalar)
-    flow = flow_of(layer, num_layers, UniformAngles((size,)), context_size)
+    flow = flow_of(layer, num_layers, context_size, UniformAngles((size,)))
     return Torus(flow.base, flow.transform, context_size)

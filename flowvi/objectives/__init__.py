@@ -3,6 +3,7 @@
 from flowvi.objectives.bounds import CUBO, ELBO, IWELBO, Renyi
 from flowvi.objectives.enumeration import Enumeration
 from flowvi.objectives.likelihood import ForwardKL, NegativeLogLikelihood
+from flowvi.objectives.matching import FlowMatching, training_loss
 from flowvi.objectives.score import (
     ControlVariate,
     GradientMoments,
@@ -22,6 +23,7 @@ __all__ = [
     "IWELBO",
     "ControlVariate",
     "Enumeration",
+    "FlowMatching",
     "ForwardKL",
     "GradientMoments",
     "Joint",
@@ -35,4 +37,5 @@ __all__ = [
     "SelfCritic",
     "Variational",
     "gradient_moments",
+    "training_loss",
 ]

@@ -74,5 +74,6 @@ walk for masked networks, with its adjoint and derivatives of every order.
 """
 
 from flowvi.triangular.solve import forward_with_score, inverse_and_log_det
+from flowvi.triangular.tokens import Tokens, inverse_by_tokens
 
-__all__ = ["forward_with_score", "inverse_and_log_det"]
+__all__ = ["Tokens", "forward_with_score", "inverse_and_log_det", "inverse_by_tokens"]

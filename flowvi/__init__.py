@@ -22,6 +22,7 @@ from flowvi.densities import (
 )
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
+from flowvi.ensembles import Ensemble, ensemble
 from flowvi.families import (
     Annealing,
     Family,
@@ -83,6 +84,7 @@ __all__ = [
     "Chain",
     "Density",
     "DensityWarning",
+    "Ensemble",
     "Estimate",
     "Family",
     "FitResult",
@@ -110,6 +112,7 @@ __all__ = [
     "coupling",
     "custom",
     "diagnostics",
+    "ensemble",
     "exact_posterior",
     "fit",
     "fit_amortized",

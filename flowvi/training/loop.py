@@ -20,9 +20,10 @@ from flowvi.params import Origin, PyTree, named_leaves, numbers, partition
 from flowvi.training import arguments, program, sources
 from flowvi.training.record import Record
 from flowvi.training.result import FitResult, StopReason
-from flowvi.training.run import Run, train
+from flowvi.training.run import Run
 from flowvi.training.step import LossFn, check_loss, check_params
 from flowvi.training.stopping import Hopeless, Plateau
+from flowvi.training.together import done
 
 Array = jax.Array
 
@@ -216,7 +217,7 @@ def fit(
         source.begin(run.keys[1], run.record.step)
         stack.callback(source.close)
         stack.enter_context(run.carried_by_exceptions())
-        train([run])
+        done(run)
         if run.error is not None:
             raise run.error
         reason = cast(StopReason, run.reason)

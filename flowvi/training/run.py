@@ -80,12 +80,13 @@ class Run:
         """Whether there are steps to do."""
         return self.reason is None and self.error is None
 
-    def look_ahead(self) -> None:
+    def look_ahead(self) -> sources.Chunk | None:
         """Gets the chunk of the next step; without one the run is over."""
         if self.is_open and (chunk := self.source.at(self.record.step)) is not None:
             self.chunk = chunk
         elif self.is_open:
             self.reason = StopReason.DATA
+        return self.chunk
 
     def end(self, chosen: int) -> int:
         """The step up to which to go next, which is not behind the one that is chosen."""

@@ -133,7 +133,7 @@ def main():
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
     found = on_four() if len(sys.argv) == 1 else one_of_many(*sys.argv[1:])
-    print(json.dumps(found))
+    sys.stdout.write(f"{json.dumps(found)}\n")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_rows_in_chunks_are_rows_at_once():
 def test_what_processes_do_not_share_is_named(monkeypatch):
     other = {"the key": "1", "num_rows": "60"}
     monkeypatch.setattr(devices, "of_all", lambda own: [own, other])
-    with pytest.raises(ValueError, match="all processes must `fit` the same.*process 1.*num_rows"):
+    with pytest.raises(ValueError, match=r"all processes must `fit` the same.*process 1.*num_rows"):
         loop._check_alike({"the key": "1", "num_rows": "50"})
 
 
@@ -101,5 +101,5 @@ def test_a_process_that_is_lost_ends_the_others(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
         lose()
     monkeypatch.setattr(devices, "are_many", lambda: True)
-    with pytest.raises(RuntimeError, match="Another process of this fit has ended.*resume=True"):
+    with pytest.raises(RuntimeError, match=r"Another process of this fit has ended.*resume=True"):
         lose()

@@ -113,10 +113,18 @@ def split(tree: PyTree) -> PyTree:
 
     def of(leaf: Array) -> Array:
         count = leaf.shape[0]
-        filled = jnp.pad(leaf, [(0, -count % size), *[(0, 0)] * (leaf.ndim - 1)])
+        filled = _filled(leaf, size)
         return jax.lax.with_sharding_constraint(filled, PartitionSpec(AXIS))[:count]
 
     return jax.tree.map(lambda leaf: of(leaf) if jnp.ndim(leaf) else leaf, tree)
+
+
+def _filled(leaf: Array, size: int) -> Array:
+    """An array whose last row is there again until `size` divides the number of rows."""
+    missing = -leaf.shape[0] % size
+    if not missing:
+        return leaf
+    return jnp.concatenate([leaf, jnp.broadcast_to(leaf[-1:], (missing, *leaf.shape[1:]))])
 
 
 def placed(tree: PyTree) -> PyTree:
@@ -144,9 +152,7 @@ def in_chunks(function: Callable[[PyTree], PyTree], rows: PyTree, size: int) -> 
     if count <= size:
         return function(split(rows))
     # As many rows in each chunk, or all would be compiled once more for the rest.
-    missing = -count % size
-    fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])  # noqa: E731
-    chunks = jax.tree.map(lambda x: fill(x).reshape(-1, size, *x.shape[1:]), rows)
+    chunks = jax.tree.map(lambda x: _filled(x, size).reshape(-1, size, *x.shape[1:]), rows)
     found = jax.lax.map(lambda chunk: function(split(chunk)), chunks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
 

@@ -26,6 +26,9 @@ Array = jax.Array
 #: Steps in a chunk at most, where the data set no limit.
 CAPACITY = 4096
 
+#: Those of several runs at once, whose histories a step copies as a whole.
+TOGETHER = 128
+
 #: Steps at most that are done again where one of them is bad.
 SEGMENT = 64
 
@@ -102,11 +105,13 @@ def build(program: Program) -> Compiled:
 def build_together(program: Program) -> Compiled:
     """The same of several runs at once: what `run` and `judge` are given has an axis of runs.
 
-    A run that is at its end does no steps, whatever those beside it do.
+    A run that is at its end does no steps, whatever those beside it do. A call of `run` does
+    `TOGETHER` steps at most.
     """
     alone = build(program)
     program = dataclasses.replace(program, loss_fn=alone.loss_fn, validate=alone.validate)
-    run, judge = (jax.vmap(functools.partial(each, program)) for each in (_run, _judge))
+    run = jax.vmap(functools.partial(_run, program, most=TOGETHER))
+    judge = jax.vmap(functools.partial(_judge, program))
     return alone._replace(run=jax.jit(run, donate_argnums=0), judge=jax.jit(judge))
 
 
@@ -133,6 +138,7 @@ def _run(
     first: Array,
     end: Array,
     max_bad: Array,
+    most: int | None = None,
 ) -> tuple[State, Metrics]:
     begin = state.step
 
@@ -192,7 +198,7 @@ def _run(
 
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, key, batch_at(begin)))
     batches = rows if rows is not None else jax.tree.leaves(data)[0] if program.batched else None
-    capacity = CAPACITY if batches is None else batches.shape[0]
+    capacity = most or (CAPACITY if batches is None else batches.shape[0])
     numbers = {"loss": loss, **metrics}
     history = {name: jnp.zeros(capacity, each.dtype) for name, each in numbers.items()}
     limit = jnp.minimum(begin + SEGMENT, end)

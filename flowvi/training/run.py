@@ -209,9 +209,10 @@ class Group:
             self._data = self._together([chunk.data for chunk in chunks if chunk])
             self._rows = self._together([chunk.rows for chunk in chunks if chunk])
         before = [run.record.step for run in self.runs]
-        numbers = [
-            (run.chunk.first if run.chunk else 0, run.end(chosen), run.max_bad) for run in self.runs
-        ]
+        most = program.CAPACITY if self._alone else program.TOGETHER
+        ends = [min(run.end(chosen), run.record.step + most) for run in self.runs]
+        firsts = [run.chunk.first if run.chunk else 0 for run in self.runs]
+        numbers = list(zip(firsts, ends, [run.max_bad for run in self.runs], strict=True))
         columns = np.asarray(numbers[0] if self._alone else np.transpose(numbers), np.int32)
         self.state, history = self._run(
             self.state, self._step_key, self._data, self._rows, *columns

@@ -97,6 +97,32 @@ def on_four():
         all_fits["local"](mesh=2, callback=lambda seen: seen.step >= 100, **options)
         resumed = all_fits["local"](mesh=4, resume=True, **options)
     found["resumed"] = distance(alone["local"], resumed)
+    return found | evaluations(alone["local"])
+
+
+def evaluations(model):
+    """How far evaluations inside of a mesh are from those outside."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import flowvi as fv
+    from flowvi.posteriors.posterior import draws
+
+    key, x = jax.random.key(2), np.random.default_rng(0).integers(0, 2, (50, 6)).astype(float)
+    target, family = fv.Target(lambda u: -0.5 * jnp.sum(u**2), 2), fv.mean_field(2)
+    params = family.init(key)
+    functions = {
+        "evaluate": lambda: model.evaluate(key, x, 3),
+        "weights": lambda: draws(family, target, params, key, 1000),
+    }
+    found = {}
+    for name, function in functions.items():
+        one = function()
+        with jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+            over = function()
+        gaps = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), one, over)
+        found[name] = float(max(jax.tree.leaves(gaps)))
     return found
 
 

@@ -1,5 +1,6 @@
 """Settings of the whole suite: precision, compilation and its budget."""
 
+import gc
 import os
 
 import jax
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import settings
 
 if jax.__version_info__ < (0, 11):
-    # Most of the time of the suite goes into compilation; this halves it for small programs.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+    # Most of the time of the suite goes into compilation; these halve it for small programs.
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+
+# Tracing makes many objects and few cycles.
+gc.set_threshold(100_000, 50, 100)
 
 # An example takes as long as its compilation, and a run of CI should be the same twice.
 settings.register_profile("flowvi", deadline=None, derandomize=True)

@@ -21,9 +21,9 @@ AFFINE, SPLINE = Affine(), Spline(num_bins=3)
 CASES = {
     "one coordinate, only a context": (1, (), AFFINE, 2, None, 1),
     "no hidden layer": (5, (), AFFINE, None, (4, 2, 0, 1, 3), 2),
-    "narrow layers": (9, (3, 2), AFFINE, 2, None, 3),
+    "narrow layers": (6, (3, 2), AFFINE, 2, None, 3),
     "no unit in a group": (9, (2,), AFFINE, None, None, 9),
-    "wide, narrow, wide": (6, (20, 2, 20), SPLINE, 3, (5, 4, 3, 2, 1, 0), 2),
+    "wide, narrow, wide": (4, (20, 2, 20), SPLINE, 3, (3, 2, 1, 0), 2),
     "uneven groups": (7, (9, 16), AFFINE, None, (3, 1, 4, 0, 5, 2, 6), 3),
 }
 

@@ -23,8 +23,11 @@ from flowvi.posteriors.target import Target, as_float
 #: Numbers of components that are tried, and how many without a new best end the search.
 SIZES, MOST_WORSE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48), 3
 
-#: Rounds of importance sampling from the mixture, draws of each, and the part of wider ones.
-ROUNDS, DRAWS, WIDE_PART, WIDE = 4, 4000, 0.2, 2.0
+#: Rounds of importance sampling from the mixture at most, draws of each and for each component, and
+#: the part of wider ones. The rounds end where the mixture is so many nats from right, or where one
+#: gains less.
+ROUNDS, DRAWS, EACH_DRAWS, WIDE_PART, WIDE = 10, 4000, 2000, 0.2, 2.0
+RIGHT, LEAST_GAIN = 0.003, 0.001
 
 #: A normal is new where its draws have so many nats less by all others; it is passed over if its
 #: ELBO is so many nats behind the best. Draws that say so, and the weight it gets at first.
@@ -73,14 +76,18 @@ class Mixture:
         return u
 
     @np.errstate(over="ignore")
-    def log_prob(self, u: np.ndarray, width: float = 1.0) -> np.ndarray:
-        """Log densities at u of shape [n, D]."""
+    def parts(self, u: np.ndarray, width: float = 1.0) -> np.ndarray:
+        """Log weights plus log densities of the components, [K, n], at u of shape [n, D]."""
         size, each = u.shape[1], []
         for normal, weight in zip(self.normals, self.log_weights, strict=True):
             z = (u - normal.loc) @ normal.inverse.T / width
             constant = normal.log_det + size * (np.log(width) + 0.5 * np.log(2 * np.pi))
             each.append(weight - constant - 0.5 * (z**2).sum(-1))
-        return np.logaddexp.reduce(each, axis=0)
+        return np.stack(each)
+
+    def log_prob(self, u: np.ndarray, width: float = 1.0) -> np.ndarray:
+        """Log densities at u of shape [n, D]."""
+        return np.logaddexp.reduce(self.parts(u, width), axis=0)
 
 
 def log_shares(mixture: dict[str, Array], u: Array) -> Array:
@@ -141,32 +148,33 @@ def mixture_of(
         mixture = _with(_chosen(particles.u, white, rng), seen, rng)
         best, evaluations = mixture, 0
         for round_ in range(ROUNDS):
-            wide = int(WIDE_PART * DRAWS)
-            u = np.concatenate([mixture.draw(rng, DRAWS - wide), mixture.draw(rng, wide, WIDE)])
+            count = max(DRAWS, EACH_DRAWS * len(mixture.normals))
+            wide = int(WIDE_PART * count)
+            u = np.concatenate([mixture.draw(rng, count - wide), mixture.draw(rng, wide, WIDE)])
             parts = [mixture.log_prob(u), mixture.log_prob(u, WIDE)]
             log_base = np.logaddexp(parts[0] + np.log1p(-WIDE_PART), parts[1] + np.log(WIDE_PART))
             log_p = np.asarray(target(as_float(u)), np.float64)
             log_p = np.where(np.isfinite(log_p), log_p, -np.inf)
-            evaluations += DRAWS
+            evaluations += count
             log_weights = log_p - log_base
-            own = log_p[: DRAWS - wide] - parts[0][: DRAWS - wide]
+            own = log_p[: count - wide] - parts[0][: count - wide]
             elbo = own[np.isfinite(own)].mean() if np.isfinite(own).mean() > 0.98 else -np.inf
-            log_evidence = np.logaddexp.reduce(log_weights) - np.log(DRAWS)
+            log_evidence = np.logaddexp.reduce(log_weights) - np.log(count)
             mixture = dataclasses.replace(mixture, elbo=float(elbo), log_evidence=log_evidence)
+            gain = mixture.elbo - best.elbo
             best = max(best, mixture, key=lambda each: each.elbo)
-            if round_ == ROUNDS - 1 or not np.isfinite(log_evidence):
+            if not np.isfinite(log_evidence) or log_evidence - elbo < RIGHT:
+                break
+            if round_ >= 2 and gain < LEAST_GAIN:
                 break
             weights = np.exp(log_weights - log_weights.max())
             if round_ == 0:
                 # Draws that are kept at most once: of repeated ones a component would be a point.
-                kept = u[rng.random(DRAWS) < weights / np.quantile(weights, 0.95)]
-                if len(kept) > DRAWS / 8:
+                kept = u[rng.random(count) < weights / np.quantile(weights, 0.95)]
+                if len(kept) > count / 8:
                     mixture = _with(_chosen(kept, white, rng), seen, rng)
                     continue
-            index = rng.choice(DRAWS, size=DRAWS, p=weights / weights.sum())
-            if len(np.unique(index)) < 10 * (u.shape[1] + 1):
-                break
-            mixture, _ = _fit(u[index], white, len(mixture.normals), rng, mixture)
+            mixture = _updated(mixture, u, weights)
     return dataclasses.replace(best, num_evaluations=evaluations)
 
 
@@ -182,6 +190,27 @@ def _with(mixture: Mixture, seen: list[Dense], rng: np.random.Generator) -> Mixt
     return mixture
 
 
+def _updated(mixture: Mixture, u: np.ndarray, weights: np.ndarray) -> Mixture:
+    """One step of expectation and maximisation, from weighted draws.
+
+    A component that too few draws speak of stays as it is.
+    """
+    shares = mixture.parts(u)
+    shares = np.exp(shares - np.logaddexp.reduce(shares, axis=0)) * (weights / weights.sum())
+    normals = []
+    for normal, share in zip(mixture.normals, shares, strict=True):
+        if share.sum() ** 2 > 5 * (u.shape[1] + 1) * (share**2).sum():
+            z = (u - normal.loc) @ normal.inverse.T  # near white: nothing is lost by squares
+            share = share / share.sum()
+            loc = share @ z
+            covariance = (share[:, None] * (z - loc)).T @ (z - loc) + 1e-9 * np.eye(len(loc))
+            matrix = normal.matrix @ np.linalg.cholesky(covariance)
+            normal = Dense(normal.loc + normal.matrix @ loc, matrix, np.linalg.inv(matrix))
+        normals.append(normal)
+    mass = np.maximum(shares.sum(1), 1e-6)
+    return Mixture(tuple(normals), np.log(mass / mass.sum()))
+
+
 def normal_of(u: np.ndarray) -> Dense:
     """The normal of the mean and the covariance of draws."""
     factor = np.linalg.cholesky(marginals.covariance(u))
@@ -190,12 +219,12 @@ def normal_of(u: np.ndarray) -> Dense:
 
 def _chosen(u: np.ndarray, white: Dense, rng: np.random.Generator) -> Mixture:
     """The mixture of the best BIC."""
-    best, best_bic = _fit(u, white, SIZES[0], rng, None)
+    best, best_bic = _fit(u, white, SIZES[0], rng)
     worse = 0
     for size in SIZES[1:]:
         if size * u.shape[1] > len(u) / 4 or worse == MOST_WORSE:
             break
-        mixture, bic = _fit(u, white, size, rng, None)
+        mixture, bic = _fit(u, white, size, rng)
         worse = 0 if bic < best_bic else worse + 1
         if bic < best_bic:
             best, best_bic = mixture, bic
@@ -207,7 +236,6 @@ def _fit(
     white: Dense,
     size: int,
     rng: np.random.Generator,
-    start: Mixture | None,
 ) -> tuple[Mixture, float]:
     """The mixture of some size by scikit-learn, in coordinates in which u is white; its BIC."""
     from sklearn.exceptions import ConvergenceWarning
@@ -215,16 +243,14 @@ def _fit(
 
     loc, scale, inverse = white.loc, white.matrix, white.inverse
     w = (u - loc) @ inverse.T
-    options = {"max_iter": 100, "init_params": "k-means++", "n_init": 3}
-    if start is not None:
-        whites = [each.inverse @ scale for each in start.normals]
-        options = {
-            "max_iter": 5,
-            "weights_init": np.exp(start.log_weights) / np.exp(start.log_weights).sum(),
-            "means_init": np.stack([inverse @ (n.loc - loc) for n in start.normals]),
-            "precisions_init": np.stack([each.T @ each for each in whites]),
-        }
-    model = GaussianMixture(size, reg_covar=1e-9, random_state=int(rng.integers(2**31)), **options)
+    model = GaussianMixture(
+        size,
+        reg_covar=1e-9,
+        random_state=int(rng.integers(2**31)),
+        max_iter=100,
+        init_params="k-means++",
+        n_init=3,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(w)

@@ -50,9 +50,10 @@ TEMPERED_SAMPLES = 512
 #: size is large still.
 EASY_STEPS, EASY_SAMPLES = 1_000, 64
 
-#: A flow is fitted again, with tails and to modes, above so many nats between evidence and ELBO. A
-#: mixture of normals is left as it is below the second, and beyond so many components.
-MOST_GAP, RIGHT, MOST_FLOWS = 0.05, 0.005, 12
+#: A flow is fitted again, with tails and to modes, above so many nats between evidence and ELBO,
+#: and begins with a careful rate below the second. Of a mixture those components become flows that
+#: bring so many nats, at most so many, and if together they bring twice the second.
+MOST_GAP, RIGHT, WORTH, MOST_FLOWS = 0.05, 0.005, 0.001, 12
 
 #: Up to so many coordinates a curve is looked for. It has to be worth so many nats; and it is drawn
 #: anew while the evidence that is found with it rises by so many, and so often at most.
@@ -376,40 +377,53 @@ class Stages:
         return particles, mixture
 
     def fit_parts(self, mixture: modes.Mixture) -> Attempt | None:
-        """A mixture of flows, one for each component; of normals alone where those are many."""
+        """A mixture of normals, and of flows where a component's own is worth it."""
         target, size, count = self.target, self.target.event_size, len(mixture.normals)
-        is_right = mixture.log_evidence - mixture.elbo < RIGHT
-        flows = not is_right and count <= MOST_FLOWS
-        inner = default_family(size) if flows else standard_normal(size)
-        member = whitened(inner)
         part = modes.Part(target)
         arrays = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(float)), mixture.arrays)
-        loss_fn = ELBO(member, part, num_samples=EASY_SAMPLES, path=True, skip_nonfinite=True)
-        fresh = member.init(self.init_key)
-        copies: list[PyTree] = []
-        evidences: list[float] = []
+        owns = [
+            {"part": Fixed({"mixture": arrays, "index": jnp.asarray(index)})}
+            for index in range(count)
+        ]
+
+        def begun(member: Whitened) -> list[PyTree]:
+            fresh = member.init(self.init_key)
+            return [member.place(fresh, normal.whitening()) for normal in mixture.normals]
+
+        member = whitened(standard_normal(size))
+        copies = begun(member)
+        found = [
+            self._diagnose_part(member, part, params, own)
+            for params, own in zip(copies, owns, strict=True)
+        ]
+        # The divergence of a mixture is at most the mean of its parts'.
+        worth = np.exp(mixture.log_weights) * [
+            each.log_evidence.value - each.elbo.value for each in found
+        ]
+        worth = np.where(np.isfinite(worth), worth, np.inf)
+        chosen = [index for index in np.argsort(-worth)[:MOST_FLOWS] if worth[index] > WORTH]
+        if worth[chosen].sum() < 2 * RIGHT:
+            chosen = []
         result = None
-        for index, normal in enumerate(mixture.normals):
-            own = {"part": Fixed({"mixture": arrays, "index": jnp.asarray(index)})}
-            begun = member.place(fresh, normal.whitening())
-            chosen = begun
-            evidence = float(mixture.log_weights[index] + mixture.log_evidence)
-            if flows and (result is None or result.stop_reason not in STOPPED):
-                before = self._diagnose_part(member, part, begun, own)
-                steps = self.options.get("num_steps") or EASY_STEPS
-                start = {"posterior": begun, **own}
-                rate, name = self.budget.careful_rate, f"part_{index}"
-                result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, name)
-                after = self._diagnose_part(member, part, result.params["posterior"], own)
-                if after.elbo.value > before.elbo.value:
-                    chosen, before = result.params["posterior"], after
-                evidence = before.log_evidence.value
-            copies.append(bare(chosen))
-            evidences.append(evidence)
-        log_weights = np.array(evidences) - np.logaddexp.reduce(evidences)
+        if chosen:
+            member = whitened(default_family(size))
+            copies = begun(member)
+            loss_fn = ELBO(member, part, num_samples=EASY_SAMPLES, path=True, skip_nonfinite=True)
+        for index in chosen:
+            steps = self.options.get("num_steps") or EASY_STEPS
+            start = {"posterior": copies[index], **owns[index]}
+            rate, name = self.budget.careful_rate, f"part_{index}"
+            result = self._fit(loss_fn, start, steps, rate, EASY_SAMPLES, name)
+            after = self._diagnose_part(member, part, result.params["posterior"], owns[index])
+            if after.elbo.value > found[index].elbo.value:
+                copies[index], found[index] = result.params["posterior"], after
+            if result.stop_reason in STOPPED:
+                break
+        evidences = np.array([each.log_evidence.value for each in found])
+        log_weights = evidences - np.logaddexp.reduce(evidences)
         family = Copies(member, count)
         params = family.init(self.init_key)
-        params["copies"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
+        params["copies"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(bare, copies))
         params["log_weights"] = Fixed(jnp.asarray(log_weights, jnp.result_type(float)))
         if result is None:
             result = FitResult.untrained(params)

@@ -121,17 +121,18 @@ def child(count, *args, wait=True):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale", "--child", *map(str, args)]
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    # A file: processes that end together must not wait for somebody to read what one has said.
+    output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+    process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.DEVNULL)
+    process.said = output
     return answer(process) if wait else process
 
 
 def answer(process):
-    output, _ = process.communicate()
-    if process.returncode:
+    if process.wait():
         raise RuntimeError(f"A process ended with code {process.returncode}.")
-    return json.loads(output.splitlines()[-1])
+    process.said.seek(0)
+    return json.loads(process.said.read().splitlines()[-1])
 
 
 def compared(found, alone):
@@ -192,8 +193,8 @@ def kills(count):
             victim, other = pair[index % 2], pair[1 - index % 2]
             victim.send_signal(signal.SIGKILL)
             begun = time.perf_counter()
-            victim.communicate()
-            other.communicate()
+            victim.wait()
+            other.wait()
             seconds, code = time.perf_counter() - begun, other.returncode
             place = address()
             pair = [child(2, "kill", place, number, 2, folder, wait=False) for number in range(2)]

@@ -22,6 +22,7 @@ from flowvi.densities import (
 )
 from flowvi.diagnostics import Estimate
 from flowvi.distributions import FlowDistribution
+from flowvi.ensembles import Ensemble, ensemble
 from flowvi.families import (
     Annealing,
     Family,
@@ -91,6 +92,7 @@ __all__ = [
     "Chain",
     "Density",
     "DensityWarning",
+    "Ensemble",
     "Estimate",
     "Family",
     "FitResult",
@@ -120,6 +122,7 @@ __all__ = [
     "coupling",
     "custom",
     "diagnostics",
+    "ensemble",
     "exact_posterior",
     "fit",
     "fit_amortized",

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from flowvi import devices
 from flowvi.distributions import FlowDistribution
 from flowvi.families import Family
 from flowvi.objectives.variational import Loss, Output, Step, Variational, require
@@ -60,14 +61,7 @@ def held_out_log_probs(family: Family, params: PyTree, batch: dict[str, Array]) 
     def log_probs(rows: dict[str, Array]) -> Array:
         return family.distribution(params, rows.get("context")).log_prob(rows["x"])
 
-    num_rows = batch["x"].shape[0]
-    if num_rows <= CHUNK:
-        return log_probs(batch)
-    # As many rows in each chunk, or the flow would be compiled once more for the rest.
-    missing = -num_rows % CHUNK
-    fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[-1:], (missing, *x.shape[1:]))])  # noqa: E731
-    chunks = jax.tree.map(lambda x: fill(x).reshape(-1, CHUNK, *x.shape[1:]), batch)
-    return jax.lax.map(log_probs, chunks).ravel()[:num_rows]
+    return devices.in_chunks(log_probs, batch, CHUNK)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import distrax
 import jax
 import jax.numpy as jnp
 
-from flowvi import checks
+from flowvi import checks, devices
 from flowvi.checks import require
 from flowvi.distributions import RelaxedDistribution
 from flowvi.families import Family
@@ -62,6 +62,8 @@ class Step(NamedTuple):
     def density(self, log_density: LogJoint, z: Array) -> DensityAndState:
         """A log density at z, with the same dropout however often it is asked for."""
         again = jax.random.clone(self.model_key)
+        if not jax.tree.leaves(self.batch):
+            z = devices.split(z)  # there are no rows, which are split already
         return density_and_state(log_density, self.params, again, z, self.batch)
 
 

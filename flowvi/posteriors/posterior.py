@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from flowvi import checks, diagnostics, interop, plotting
+from flowvi import checks, devices, diagnostics, interop, plotting
 from flowvi.compiling import compiled
 from flowvi.diagnostics import PSIS, Estimate
 from flowvi.families import Family
@@ -444,4 +444,5 @@ def draws(
 @compiled(2)
 def _chunk(family: Family, target: Target, params: PyTree, key: Array, data: PyTree) -> PyTree:
     u, log_q = family.distribution(params).sample_and_log_prob(seed=key, sample_shape=CHUNK)
-    return u, log_q, target.log_joint({}, key, u, data)
+    u = devices.split(u)
+    return devices.placed((u, log_q, target.log_joint({}, key, u, data)))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import optax
+from jax.sharding import Mesh
 
 from flowvi import checks, files
 from flowvi.checks import require
@@ -37,6 +38,9 @@ class TrainingOptions(TypedDict, total=False):
             arguments; what ends training early may differ.
         progress: whether to show progress on standard error.
         callback: called with a `Progress` a few times a second; training ends when it returns True.
+        mesh: a `jax.sharding.Mesh` with an axis "data", or a number of devices, over which the rows
+            of a batch are split, or its draws where it has no rows; by default that of
+            `jax.set_mesh`, or one device. The result is that of one device, up to rounding.
 
     Example:
         >>> import flowvi as fv
@@ -55,6 +59,7 @@ class TrainingOptions(TypedDict, total=False):
     resume: bool
     progress: bool
     callback: Callback | None
+    mesh: Mesh | int | None
 
 
 def check_names(options: Mapping[str, object]) -> None:

@@ -4,25 +4,26 @@ import contextlib
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from flowvi import checks, files
+from flowvi import checks, devices, files
 from flowvi.families import check_key
 from flowvi.files import Checkpoints
 from flowvi.optimizers import rowwise
 from flowvi.params import Origin, PyTree, named_leaves, numbers, partition
 from flowvi.training import arguments, program, sources
-from flowvi.training.progress import display
-from flowvi.training.record import Pace, Record
-from flowvi.training.result import FitResult, Progress, StopReason, TrainingDiverged
-from flowvi.training.step import LossFn, check_loss, check_params, culprit
-from flowvi.training.stopping import Hopeless, Plateau, noted_interrupts
+from flowvi.training.record import Record
+from flowvi.training.result import FitResult, StopReason
+from flowvi.training.run import Run
+from flowvi.training.step import LossFn, check_loss, check_params
+from flowvi.training.stopping import Hopeless, Plateau
+from flowvi.training.together import done
 
 Array = jax.Array
 
@@ -30,6 +31,7 @@ Array = jax.Array
 SAMPLED_ROWS = 1000
 
 
+@devices.over_its_mesh
 def fit(
     loss_fn: LossFn,
     params: PyTree,
@@ -53,6 +55,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     callback: arguments.Callback | None = None,
+    mesh: Mesh | int | None = None,
     configuration: dict[str, str] | None = None,
 ) -> FitResult:
     """Minimises a loss.
@@ -113,6 +116,7 @@ def fit(
         resume: see there.
         progress: see there.
         callback: see there.
+        mesh: see there.
         configuration: name -> value of what else a resumed run must have in common with the one
             that wrote the checkpoint, such as the settings that `loss_fn` does not show.
 
@@ -163,7 +167,7 @@ def fit(
     every = arguments.checkpoint_interval(checkpoint_dir, checkpoint_every, resume, num_steps)
     check_params(params)
     validation_data = sources.as_arrays("validation_data", validation_data)
-    validation_data = jax.tree.map(jnp.asarray, validation_data)
+    validation_data = devices.put(validation_data)
     num_rows = rowwise.check_tables(params)
     rowwise.check_optimizer(optimizer, params)
     source = sources.make(data, batch_size, must_be_finite=check_finite, rows_of_params=num_rows)
@@ -175,195 +179,65 @@ def fit(
     counts = {"validate_every": validate_every, "patience": patience}
     limits: dict[str, Any] = {name: arguments.count(name, value) for name, value in counts.items()}
     limits |= {"plateau": plateau, "is_hopeless": is_hopeless}
-    record = Record(["loss", *names], validation_names, num_steps, **limits)
-    run = _Run(compiled, source, record, list(jax.random.split(key, 3)), validation_data, started)
-    run.state = compiled.begin(params)
+    run = Run(
+        own,
+        source,
+        Record(["loss", *names], validation_names, num_steps, **limits),
+        list(devices.put(list(jax.random.split(key, 3)))),
+        validation_data,
+        started,
+        num_steps,
+        max_bad,
+        state=compiled.begin(devices.put(params)),
+        mesh=devices.as_mesh(mesh),
+        progress=progress,
+        callback=callback,
+        every=every,
+    )
     with contextlib.ExitStack() as stack:
-        interrupts = stack.enter_context(noted_interrupts())
-        checkpoints = None
-        if checkpoint_dir is not None:
-            settings = {
-                "the key": str(np.asarray(numbers(key)).tolist()),
-                "batch_size": str(source.batch_size),
-                "validate_every": str(validate_every),
-                "averaging": str(averaging),
-                "the list of metrics": str([*names, *validation_names]),
-            }
+        settings = {
+            "the key": str(np.asarray(numbers(key)).tolist()),
+            "batch_size": str(source.batch_size),
+            "validate_every": str(validate_every),
+            "averaging": str(averaging),
+            "the list of metrics": str([*names, *validation_names]),
+        }
+        if checkpoint_dir is not None or devices.are_many():
             about = {**(configuration or {}), **settings}
             about |= _fingerprint(own, run.state, source, validation_data)
-            checkpoints = stack.enter_context(Checkpoints(checkpoint_dir, every, resume, about))
-            run.restore(checkpoints)
-        source.begin(run.keys[1], record.step)
+            others = {"num_steps": num_steps, "patience": patience, "plateau": plateau}
+            others |= {"max_bad_steps": max_bad, "checkpoint_every": every, "resume": resume}
+            others["num_rows"] = source.num_rows
+            _check_alike(about | {name: str(value) for name, value in others.items()})
+        if checkpoint_dir is not None:
+            if devices.is_first():
+                made = Checkpoints(checkpoint_dir, every, resume, about)
+                run.checkpoints = stack.enter_context(made)
+            run.restore()
+        source.begin(run.keys[1], run.record.step)
         stack.callback(source.close)
-        shown = stack.enter_context(display(num_steps, progress))
         stack.enter_context(run.carried_by_exceptions())
-        reason = record.reason
-        pace = Pace()
-        while reason is None:
-            begun = time.perf_counter()
-            chunk = source.at(record.step)
-            if chunk is None:
-                reason = StopReason.DATA
-                break
-            chosen = record.step + pace.steps
-            ends = [chosen, chunk.end, record.boundary, record.step + program.CAPACITY]
-            if checkpoints is not None:
-                ends.append(checkpoints.until(record.step))
-            steps = run.advance(chunk, min(ends), max_bad)
-            seconds = time.perf_counter() - begun
-            if pace.compiling:
-                shown.begin(record.step)
-            pace.learn(steps, seconds)
-            if run.bad_in_row >= max_bad:
-                raise run.diverged(chunk)
-            if record.validation_due:
-                run.validate()
-            reason = record.reason
-            if reason is None and interrupts:
-                reason = StopReason.INTERRUPTED
-            if reason is not None or record.step == chosen or pace.is_due():
-                shown.update(record.step, record.loss, record.validation, record.num_bad_steps)
-                if callback is not None:
-                    reason = run.call(callback, num_steps, steps / seconds) or reason
-            if checkpoints is not None and (reason or record.step % every == 0):
-                checkpoints.save(record.step, (run.state, run.best), record.history())
+        done(run)
+        if run.error is not None:
+            raise run.error
+        reason = cast(StopReason, run.reason)
 
+    record = run.record
     concerns = record.concerns()
     if reason is StopReason.INTERRUPTED:
         place = f"Interrupted after {record.step} of {num_steps} steps"
         concerns.append(f"{place}: what was learned so far is returned, and the program goes on.")
     for concern in concerns:
-        warnings.warn(concern, RuntimeWarning, stacklevel=2)
+        warnings.warn(concern, RuntimeWarning, stacklevel=3)
     return run.result(reason)
 
 
-class _Run:
-    """A run in progress: the state after the last step, and the best parameters by validation.
-
-    `keys` are those of the steps, of the shuffles and of validations.
-    """
-
-    state: program.State
-
-    def __init__(
-        self,
-        compiled: program.Compiled,
-        source: sources.Source,
-        record: Record,
-        keys: list[Array],
-        validation_data: PyTree,
-        started: float,
-    ):
-        self._compiled, self._source, self._record = compiled, source, record
-        self._validation_data, self._started = validation_data, started
-        self.keys = keys
-        self.best: PyTree = None
-        self.bad_in_row = 0
-
-    def restore(self, checkpoints: Checkpoints) -> None:
-        """Goes on from the last checkpoint, if there is one."""
-        if self._compiled.validate is not None:
-            # Parameters that hold the place of the best ones in a checkpoint.
-            self.best = self._judge()[1]
-        saved = checkpoints.restore((self.state, self.best))
-        if saved is not None:
-            (self.state, self.best), history = saved
-            step, num_bad, self.bad_in_row = map(int, jax.device_get(self.state[2:]))
-            self._record.resume(step, num_bad, history)
-
-    def advance(self, chunk: sources.Chunk, end: int, max_bad: int) -> int:
-        """Does the steps of a chunk up to `end`; returns how many these are."""
-        before = self._record.step
-        numbers = np.asarray([chunk.first, end, max_bad], np.int32)
-        self.state, history = self._compiled.run(
-            self.state, self.keys[0], chunk.data, chunk.rows, *numbers
-        )
-        # The one transfer of the chunk; it waits for the steps to be done.
-        (step, num_bad, in_row), history = jax.device_get((self.state[2:], history))
-        self.bad_in_row = int(in_row)
-        self._record.add(int(step), int(num_bad), history)
-        return int(step) - before
-
-    def _judge(self) -> tuple[dict[str, Array], PyTree]:
-        params, opt_state = self.state[:2]
-        return self._compiled.judge(params, opt_state, self.keys[2], self._validation_data)
-
-    def validate(self) -> None:
-        """Validates the parameters, and keeps them if they are the best."""
-        values, judged = self._judge()
-        if self._record.validated(self._record.step, jax.device_get(values)):
-            self.best = judged
-
-    def call(
-        self, callback: arguments.Callback, num_steps: int, steps_per_second: float
-    ) -> StopReason | None:
-        """Calls back; returns whether that ends the run."""
-        names = ("step", "num_bad_steps", "loss", "metrics", "validation", "best_step")
-        seen = Progress(
-            **{name: getattr(self._record, name) for name in names},
-            num_steps=num_steps,
-            steps_per_second=steps_per_second,
-            running=self.state.params,
-        )
-        try:
-            return StopReason.CALLBACK if callback(seen) else None
-        except KeyboardInterrupt:
-            return StopReason.INTERRUPTED
-
-    def result(self, reason: StopReason) -> FitResult:
-        """What has been learned."""
-        record, state = self._record, self.state
-        return FitResult(
-            params=self._judge()[1] if record.best_step is None else self.best,
-            history=record.history(),
-            stop_reason=reason,
-            num_steps=record.step,
-            num_bad_steps=record.num_bad_steps,
-            best_step=record.best_step,
-            seconds=time.perf_counter() - self._started,
-            last_params=state.params,
-            opt_state=state.opt_state,
-        )
-
-    @contextlib.contextmanager
-    def carried_by_exceptions(self) -> Iterator[None]:
-        """Hands what has been learned so far to an exception that ends the run."""
-        try:
-            yield
-        except BaseException as error:
-            # An exception in the middle of a step finds its buffers given away.
-            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):
-                error.result = self.result(StopReason.ERROR)  # type: ignore[attr-defined]
-                if not isinstance(error, TrainingDiverged):
-                    what = f"What fit had learned in {self._record.step} steps"
-                    error.add_note(f"{what} is this exception's `result`.")
-            raise
-
-    def diverged(self, chunk: sources.Chunk) -> TrainingDiverged:
-        """The error that ends a run with too many bad steps in a row."""
-        record, params = self._record, self.state.params
-        last = record.step - 1
-        batch = chunk.data
-        if chunk.rows is not None:
-            rows = chunk.rows[last - chunk.first]
-            batch = jax.tree.map(lambda leaf: leaf[rows], batch)
-        elif self._source.batched:
-            batch = jax.tree.map(lambda leaf: leaf[last - chunk.first], batch)
-        # The parameters are as they were, so the last bad step can be looked at closely.
-        key = jax.random.fold_in(self.keys[0], last)
-        cause = culprit(self._compiled.loss_fn, params, key, batch)
-        first = record.step - self.bad_in_row
-        start = "That is the very first step, so look at the starting parameters and the data. "
-        message = (
-            f"Training ended after {self.bad_in_row} bad steps in a row: from step {first} on, "
-            f"{cause}. {'' if first else start}What usually helps: a smaller learning rate, "
-            "`optax.clip_by_global_norm` before the optimizer, a look at the data for outliers, "
-            "and at the loss for logarithms, quotients and square roots near zero. This error's "
-            "`params` are the last good ones."
-        )
-        return TrainingDiverged(
-            message, params=params, step=first, culprit=cause, history=record.history()
-        )
+def _check_alike(about: dict[str, str]) -> None:
+    """Checks that all processes of a fit have been given the same."""
+    for process, other in enumerate(devices.of_all(about)):
+        if (different := files.difference(other, about)) is not None:
+            rule = "all processes must `fit` the same"
+            raise ValueError(f"{rule}; between this one and process {process}, {different}.")
 
 
 def _validation_names(

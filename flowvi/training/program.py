@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flowvi import devices
 from flowvi.compiling import KEPT
 from flowvi.optimizers import averaged, learned, rowwise
 from flowvi.params import PyTree, is_key, partition
@@ -24,6 +25,9 @@ Array = jax.Array
 
 #: Steps in a chunk at most, where the data set no limit.
 CAPACITY = 4096
+
+#: Those of several runs at once, whose histories a step copies as a whole.
+TOGETHER = 128
 
 #: Steps at most that are done again where one of them is bad.
 SEGMENT = 64
@@ -97,12 +101,26 @@ def build(program: Program) -> Compiled:
     )
 
 
+@functools.lru_cache(maxsize=KEPT)
+def build_together(program: Program) -> Compiled:
+    """The same of several runs at once: what `run` and `judge` are given has an axis of runs.
+
+    A run that is at its end does no steps, whatever those beside it do. A call of `run` does
+    `TOGETHER` steps at most.
+    """
+    alone = build(program)
+    program = dataclasses.replace(program, loss_fn=alone.loss_fn, validate=alone.validate)
+    run = jax.vmap(functools.partial(_run, program, most=TOGETHER))
+    judge = jax.vmap(functools.partial(_judge, program))
+    return alone._replace(run=jax.jit(run, donate_argnums=0), judge=jax.jit(judge))
+
+
 def _begin(program: Program, params: PyTree) -> State:
     # A chunk takes its buffers away from the caller and may not be given one twice, so all are
     # copies; and of a definite dtype, for a loop's state may not change from weak to strong.
     params = jax.tree.map(_own, params)
     opt_state = program.stepper.init(partition(params)[0])
-    return jax.tree.map(_own, State(params, opt_state, *np.zeros(3, np.int32)))
+    return devices.placed(jax.tree.map(_own, State(params, opt_state, *np.zeros(3, np.int32))))
 
 
 def _own(leaf: Array) -> Array:
@@ -120,6 +138,7 @@ def _run(
     first: Array,
     end: Array,
     max_bad: Array,
+    most: int | None = None,
 ) -> tuple[State, Metrics]:
     begin = state.step
 
@@ -128,8 +147,9 @@ def _run(
             chosen = rows[step - first]
             batch = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="promise_in_bounds"), data)
             # Or the compiler picks the rows out anew in each kernel that reads them.
-            return jax.lax.optimization_barrier(batch)
-        return jax.tree.map(lambda leaf: leaf[step - first], data) if program.batched else data
+            return devices.split(jax.lax.optimization_barrier(batch))
+        batch = jax.tree.map(lambda leaf: leaf[step - first], data) if program.batched else data
+        return devices.split(batch)
 
     # Steps take back themselves what they did to parameters per row: a copy of all rows is dear.
     guards = bool(rowwise.tables(state.params))
@@ -149,7 +169,8 @@ def _run(
         }
         bad = jnp.where(out.good, 0, 1) if guards else 0
         counts = state.step + 1, state.num_bad + bad, (state.bad_in_row + bad) * bad
-        return State(out.params, out.opt_state, *counts), history, out.good | guards
+        after = State(out.params, out.opt_state, *counts)
+        return devices.placed(after), history, out.good | guards
 
     def segment(carry: tuple[State, Metrics, Array]) -> tuple[State, Metrics, Array]:
         state, history, limit = carry
@@ -177,7 +198,7 @@ def _run(
 
     loss, metrics, _ = unpack(jax.eval_shape(program.loss_fn, state.params, key, batch_at(begin)))
     batches = rows if rows is not None else jax.tree.leaves(data)[0] if program.batched else None
-    capacity = CAPACITY if batches is None else batches.shape[0]
+    capacity = most or (CAPACITY if batches is None else batches.shape[0])
     numbers = {"loss": loss, **metrics}
     history = {name: jnp.zeros(capacity, each.dtype) for name, each in numbers.items()}
     limit = jnp.minimum(begin + SEGMENT, end)
@@ -194,4 +215,4 @@ def _judge(
         again = jax.random.clone(key)  # the same each time
         loss, metrics, _ = unpack(program.validate(judged, again, data))
         values = {"validation": loss} | {f"validation_{name}": metrics[name] for name in metrics}
-    return values, jax.tree.map(_own, judged)
+    return values, devices.placed(jax.tree.map(_own, judged))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi import devices
 from flowvi.checks import positive_int, require
 from flowvi.families import as_array
 from flowvi.optimizers import rowwise
@@ -93,18 +94,23 @@ class Prefetched(Source):
         self._order = Order(key, self.num_rows or 1)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "flowvi-batches")
         self._chunk: Chunk | None = None
-        self._next = self._thread.submit(self.make, step)
+        self._mesh = devices.as_mesh(None)
+        self._next = self._thread.submit(self._make, step)
 
     def at(self, step: int) -> Chunk | None:
         if self._chunk is None or step >= self._chunk.end:
             self._chunk = None  # or three chunks would be alive while the next one is made
             self._chunk = self._next.result()
             if self._chunk is not None:
-                self._next = self._thread.submit(self.make, self._chunk.end)
+                self._next = self._thread.submit(self._make, self._chunk.end)
         return self._chunk
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, step: int) -> Chunk | None:
+        with devices.over(self._mesh):  # JAX's context is one thread's
+            return self.make(step)
 
     def make(self, step: int) -> Chunk | None:
         """The chunk that begins with a step; runs in the thread."""
@@ -124,7 +130,7 @@ class Rows(Prefetched):
         return self._order.rows(step * size, count * size).reshape(count, size)
 
     def make(self, step: int) -> Chunk:
-        return Chunk(self._data, jnp.asarray(self._rows(step)), step, step + self._capacity)
+        return Chunk(self._data, devices.put(self._rows(step)), step, step + self._capacity)
 
 
 class HostRows(Rows):
@@ -146,15 +152,22 @@ class HostRows(Rows):
 
     def make(self, step: int) -> Chunk:
         rows = self._rows(step)
+        own = devices.own_places(rows.shape[1])
+        mine = rows[:, own]
         # In the order in which they lie in the file.
-        sort = np.argsort(rows, axis=None)
+        sort = np.argsort(mine, axis=None)
 
         def batches(leaf: np.ndarray) -> Array:
-            result = np.empty(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
-            result[sort] = leaf
-            return jnp.asarray(result.reshape(*rows.shape, *leaf.shape[1:]))
+            found = np.empty(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
+            found[sort] = leaf
+            found = found.reshape(*mine.shape, *leaf.shape[1:])
+            if mine.shape == rows.shape:
+                return devices.put(found, 1)
+            whole = np.empty((*rows.shape, *leaf.shape[1:]), found.dtype)
+            whole[:, own] = found  # the others are read by their processes
+            return devices.put(whole, 1)
 
-        taken = jax.tree.map(batches, self._take(rows.ravel()[sort]))
+        taken = jax.tree.map(batches, self._take(mine.ravel()[sort]))
         return Chunk(taken, None, step, step + self._capacity)
 
 
@@ -204,7 +217,7 @@ class Batches(Prefetched):
             # Always of one length, or each would compile anew.
             chunk = np.zeros((capacity, *leaves[0].shape), leaves[0].dtype)
             np.stack(leaves, out=chunk[: len(leaves)])
-            return jnp.asarray(chunk)
+            return devices.put(chunk, 1)
 
         return Chunk(jax.tree.map(stack, *batches), None, step, step + len(batches))
 
@@ -282,11 +295,11 @@ def make(
         for name, leaf in named_leaves("data", arrays).items():
             check_finite(name, leaf, fix)
     if batch_size is None:
-        return Source(jax.tree.map(jnp.asarray, arrays))
+        return Source(devices.put(arrays))
     if any(isinstance(leaf, np.memmap) for leaf in jax.tree.leaves(arrays)):
         lazy = LazyRows(lambda rows: jax.tree.map(lambda leaf: leaf[rows], arrays), num_rows)
         return HostRows(lazy, batch_size)
-    return Rows(jax.tree.map(jnp.asarray, arrays), num_rows, batch_size)
+    return Rows(devices.put(arrays), num_rows, batch_size)
 
 
 def _is_iterable(data: PyTree) -> bool:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flowvi import devices
 from flowvi.compiling import compiled
 from flowvi.families import Labelled
 from flowvi.objectives import closed_form
@@ -65,7 +66,7 @@ def _keys(key: Array, first: Array | int, count: int) -> Array:
 def over_rows(function: Callable[..., PyTree], rows: tuple[PyTree, ...], chunks: Chunks) -> PyTree:
     """`function` of each row; what is the same for rows of a chunk is computed once in it."""
     together = max(1, min(num_rows(rows), chunks.size // chunks.draws))
-    return jax.lax.map(lambda row: function(*row), rows, batch_size=together)
+    return devices.in_chunks(lambda chunk: jax.vmap(function)(*chunk), rows, together)
 
 
 def _over_draws(of_draws: Callable[[Array], Terms], key: Array, count: Count, draws: int) -> Terms:

@@ -13,7 +13,7 @@ if jax.__version_info__ < (0, 11):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 
-# Tracing makes many objects and few cycles.
+# Tracing makes many objects and few cycles; what is imported stays.
 gc.set_threshold(100_000, 50, 100)
 
 # An example takes as long as its compilation, and a run of CI should be the same twice.
@@ -63,6 +63,12 @@ def pytest_runtest_call(item):
             f"`@pytest.mark.compilations({count})`."
         )
     return result
+
+
+def pytest_collection_finish():
+    """Leaves what is imported out of every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):

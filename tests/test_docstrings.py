@@ -40,6 +40,7 @@ SHOWN_BY = {
     "AmortizedPosterior": "fit_amortized",
     "Calibration": "fit_density",
     "Density": "fit_density",
+    "Ensemble": "ensemble",
     "Fitted": "fit_density",
     "Posterior": "fit_posterior",
     "PosteriorCalibration": "calibrate",
@@ -65,6 +66,7 @@ WITHOUT = {
         "networks.PlainNetwork",
         "networks.as_network",
         "objectives.ControlVariate",
+        "objectives.training_loss",
     }
     | {"tables.Category", "tables.Constant", "tables.Encoder", "tables.Real", "tables.Schema"}
     | {"testing.perturbed"},

@@ -148,6 +148,7 @@ def test_a_normal_of_many_columns_keeps_its_shrinkage():
     assert np.mean(family.log_prob(params, new)) > np.mean(alike.logpdf(new)) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(60)
 def test_a_mixture_given_a_context(monkeypatch):
     monkeypatch.setattr(textbook, "COMPONENTS", (4,))
@@ -242,6 +243,7 @@ def test_a_mixture_of_estimates(few, tmp_path):
         assert again.scores == few.scores
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_a_flow_far_behind_is_not_trained_on(few, capsys):
     # In each part of few rows it would have to catch up: one is enough to see that it cannot.
@@ -350,6 +352,7 @@ def test_what_is_not_combined():
         fit(x, combine="flow")
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_a_flow_that_diverges_leaves_the_textbook_estimates():
     x = np.random.default_rng(0).normal(size=(100, 2))

@@ -67,6 +67,7 @@ def test_a_density(density):
     np.testing.assert_array_equal(same.score_samples(X), density.score_samples(X))
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(80)
 def test_in_pipelines_and_searches():
     piped = make_pipeline(StandardScaler(), FlowDensity(random_state=0))
@@ -102,6 +103,7 @@ def test_predictions(conditional):
     assert abs(np.mean(normal - conditional.log_prob(X, Y))) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(80)
 def test_several_targets():
     targets = np.stack([Y, -Y + 3 * RNG.normal(size=90)], 1)
@@ -129,6 +131,7 @@ def test_contexts_far_from_zero():
     assert flow.score(far, 1.7e9 + Y) > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(150)
 def test_a_family_of_ones_own():
     flow = ConditionalFlow(

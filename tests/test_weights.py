@@ -55,6 +55,7 @@ def test_batches_of_some_rows_are_right_on_average():
     np.testing.assert_allclose(split.held_out()["weight"].mean(), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(60)
 def test_few_weighted_rows_are_repeated_rows_to_the_bit():
     """In any order: so textbook estimates, their choice and their scores see the same."""
@@ -128,6 +129,7 @@ def test_weights_of_held_out_scores():
     assert recipe.chosen_weights(scores, np.array([1.0, 1.0, 0.0] * 40)) == {"normal": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(80)
 def test_a_flow_follows_the_weights():
     x, weights = sorted_apart(400)

@@ -55,6 +55,9 @@ def transformer_flow(
         base: the family of the noise, as for `fv.maf`.
         mixing: what stands between layers, as for `fv.maf`.
 
+    Raises:
+        ValueError: if a size is not positive, or `num_heads` does not divide `width`.
+
     Source: Patacchiola, Shysheya, Hofmann, Turner, "Transformer Neural Autoregressive Flows", 2024;
     Zhai et al., "Normalizing Flows are Capable Generative Models", 2024.
 

@@ -81,6 +81,10 @@ def residual(
         context_size: the length of the context vector, or None.
         base: the family of the noise, as for `fv.maf`.
 
+    Raises:
+        ValueError: if a size is not positive, `lipschitz` is not between 0 and 1, or `log_det` is
+            of another name.
+
     Source: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, "Invertible Residual Networks", 2019;
     Chen, Behrmann, Duvenaud, Jacobsen, "Residual Flows for Invertible Generative Modeling", 2019.
 

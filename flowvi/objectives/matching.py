@@ -27,6 +27,9 @@ class FlowMatching:
     Attributes:
         family: a continuous flow, as `fv.continuous` makes it.
 
+    Raises:
+        TypeError: if the family is no such flow.
+
     Source: Lipman, Chen, Ben-Hamu, Nickel, Le, "Flow Matching for Generative Modeling", 2023, with
     the paths of section 4.1 of least width 0.
 
@@ -68,7 +71,17 @@ def _is_continuous(family: Family) -> bool:
 
 
 def training_loss(family: Family) -> FlowMatching | NegativeLogLikelihood:
-    """The loss by which a family says that it is trained on rows of data."""
+    """The loss by which a family says that it is trained on rows of data.
+
+    Args:
+        family: any family; a continuous flow of `trained_by="matching"` is matched, and of all
+            others the likelihood is raised.
+
+    Example:
+        >>> import flowvi as fv
+        >>> type(fv.objectives.training_loss(fv.maf(2))).__name__
+        'NegativeLogLikelihood'
+    """
     if isinstance(family, Flow) and getattr(family.transform, "is_matched", False):
         return FlowMatching(family)
     return NegativeLogLikelihood(family)

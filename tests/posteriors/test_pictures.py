@@ -107,11 +107,14 @@ def test_curves_of_any_fit():
     np.testing.assert_array_equal(lines[1].get_data(), [[500, 1000], [1, 1]])
 
 
-def test_matplotlib_is_imported_when_a_picture_is_drawn():
+def test_extras_are_imported_on_first_use():
     program = """
 import sys, types
 import flowvi
-assert "matplotlib" not in sys.modules
+extras = {"arviz", "blackjax", "diffrax", "hypothesis", "matplotlib", "numpyro", "pymc"}
+assert not extras & set(sys.modules)
+flowvi.testing.strategies.seeds()
+assert "hypothesis" in sys.modules
 sys.modules["matplotlib"] = sys.modules["matplotlib.pyplot"] = None
 try:
     flowvi.plotting.curves(types.SimpleNamespace(history={"loss": [1.0]}))
@@ -120,4 +123,4 @@ except ImportError as error:
 else:
     raise AssertionError
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)

@@ -1,8 +1,5 @@
 """The strategies make what they say, and our bijectors have the properties on it."""
 
-import subprocess
-import sys
-
 import jax
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,11 +26,3 @@ def test_shapes(data):
     assert data.draw(strategies.events((2, 3), batch_shape)).shape == (*batch_shape, 2, 3)
     order = data.draw(strategies.orders(5))
     assert sorted(order) == list(range(5))
-
-
-def test_hypothesis_is_imported_on_first_use_only():
-    code = (
-        "import sys, flowvi; assert 'hypothesis' not in sys.modules and 'matplotlib' not in "
-        "sys.modules; flowvi.testing.strategies.seeds(); assert 'hypothesis' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -179,6 +179,7 @@ def test_who_sees_the_covariates():
     assert x.shape == (2, 3, 3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.compilations(60)
 def test_rows_of_their_own_with_covariates(tmp_path):
     amortized = blind_prior()

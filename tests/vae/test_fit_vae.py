@@ -137,6 +137,7 @@ def test_the_rate_is_weighed():
         np.testing.assert_allclose(loss, distortion + 2 * max(rate, bits), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_rate_warms_up():
     vae = binary_vae()
     loss = vae.loss(warm_up=4, kl_weight=2.0)

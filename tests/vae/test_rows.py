@@ -134,6 +134,7 @@ def test_a_row_that_got_worse_keeps_what_the_encoder_said():
     np.testing.assert_allclose(kept, amortized.elbo(params, KEY, x, 50), rtol=FLOAT32)
 
 
+@pytest.mark.slow
 def test_draws_without_gradients_are_refined_by_their_score():
     vae = binary_vae(posterior=fv.conditional(fv.bernoulli(2), MLP((3, 4), (8,), 2)))
     params = perturbed(vae, 1.0)

@@ -146,15 +146,6 @@ def test_frames_and_files(density, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.compilations(60)
-@pytest.mark.usefixtures("x64")
-def test_parameters_of_double_precision():
-    drawn = fit(TABLE, num_steps=2, batch_size=16).sample(KEY, 3)
-    assert set(drawn["sex"]) <= {"f", "m"}
-    assert np.isfinite(drawn["height"]).all()
-
-
-@pytest.mark.slow
 @pytest.mark.compilations(80)
 def test_comparison_and_ranks():
     """Of few rows each is held out once, and what is chosen beats columns for themselves."""

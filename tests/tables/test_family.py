@@ -193,6 +193,13 @@ def test_gradients_are_finite(params):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found) if leaf.size)
 
 
+def test_parameters_of_double_precision_draw_in_that_of_the_rows(params, x64):
+    del x64
+    double = jax.tree.map(lambda a: a.astype(a.dtype.str.replace("f4", "f8")), params)
+    drawn = jax.eval_shape(lambda p, x: FAMILY.walk(p, KEY, x, False), double, rows(3))
+    assert drawn.dtype == np.float32
+
+
 def test_draws_have_the_masses_that_it_gives(params):
     """Of the categories given a number, within the error of the draws."""
     count = 6000

@@ -184,7 +184,11 @@ class Stages:
         if explored is None:
             return fitted, found
         particles, mixture = explored
-        if len(mixture.normals) > 1 and (parts := self.fit_parts(mixture)) is not None:
+        # Where there are more modes than components, no mixture holds most of the mass.
+        left_out = particles.log_evidence - mixture.log_evidence
+        countable = self.target.event_size <= FEW or not left_out > max(1, 3 * particles.error)
+        parts = self.fit_parts(mixture) if countable and len(mixture.normals) > 1 else None
+        if parts is not None:
             candidates.append(parts)
             if parts.score == max(each.score for each in candidates) and self.is_right(
                 parts, found

@@ -69,6 +69,11 @@ def positive_int(name: str, value: object, most: int = INT32_MAX) -> int:
     return int(value)
 
 
+def optional_int(name: str, value: object) -> int | None:
+    """`value` as `positive_int` gives it, or None."""
+    return None if value is None else positive_int(name, value)
+
+
 def sizes(name: str, value: object) -> Shape:
     """`value`, a sequence or an array, as a tuple of positive integers, possibly empty."""
     rule = f"`{name}` must be a sequence of positive integers"

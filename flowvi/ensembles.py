@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -14,9 +13,8 @@ from flowvi import checks
 from flowvi.densities import Density
 from flowvi.families import check_key
 from flowvi.families.copies import Copies
-from flowvi.families.family import bare
 from flowvi.families.known import Stacked
-from flowvi.params import Array, Fixed, PyTree
+from flowvi.params import Array
 from flowvi.posteriors import Posterior
 from flowvi.posteriors.diagnosis import diagnose
 from flowvi.posteriors.posterior import draws
@@ -64,22 +62,21 @@ class Ensemble(Generic[F]):
 
         Raises:
             TypeError: if the members are neither densities nor posteriors.
+            ValueError: if posteriors get a context.
         """
         check_key(key)
         num_draws = checks.positive_int("num_draws", num_draws)
-        mixture: Any = self.mixture
         rule = "`disagreement` needs an ensemble of densities or of posteriors"
-        checks.require(mixture is not None, rule, self.members[0], error=TypeError)
+        checks.require(self.mixture is not None, rule, self.members[0], error=TypeError)
+        mixture: Any = self.mixture
+        rule = "`context` must be None for an ensemble of posteriors"
+        checks.require(context is None or isinstance(mixture, Density), rule, context)
+        own = () if context is None else (context,)
         found = []
-        for member, own_key in zip(
-            self.members, jax.random.split(key, len(self.members)), strict=True
-        ):
-            if isinstance(member, Density):
-                x, log_prob = member._draw(own_key, num_draws, member._context(context))
-            elif isinstance(member, Posterior):
-                x, log_prob = map(np.asarray, member.sample_and_log_prob(own_key, num_draws))
-            others = (mixture._context(context),) if isinstance(mixture, Density) else ()
-            whole = mixture.family.log_prob(mixture.params, x, *others)
+        members: tuple[Any, ...] = self.members
+        for member, its_key in zip(members, jax.random.split(key, len(members)), strict=True):
+            x, log_prob = member.sample_and_log_prob(its_key, num_draws, *own)
+            whole = mixture.log_prob(x, *own)
             found.append(np.mean(np.asarray(log_prob, float) - np.asarray(whole, float)))
         return np.array(found)
 
@@ -145,7 +142,8 @@ def ensemble(fit: Callable[[Array], F], keys: Array | Sequence[Array]) -> Ensemb
 
 def _of_densities(members: Sequence[Density], log_weights: np.ndarray) -> Density:
     first = members[0]
-    family, params = _stacked(members, log_weights)
+    family = Stacked(tuple(member.family for member in members))
+    params = family.joined([member.params for member in members], log_weights)
     messages = tuple(dict.fromkeys(each for member in members for each in member.messages))
     return Density(
         result=FitResult.untrained(params, sum(member.seconds for member in members)),
@@ -162,16 +160,10 @@ def _of_posteriors(members: Sequence[Posterior], log_weights: np.ndarray) -> Pos
     target = members[0].target
     rule = "`fit` must fit posteriors of one target"
     checks.require(all(member.target is target for member in members), rule, "several", say=str)
-    family: Any
-    if all(member.family == members[0].family for member in members):
-        family = Copies(members[0].family, len(members))
-        copies = [bare(member.params) for member in members]
-        params = {
-            "copies": jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies),
-            "log_weights": Fixed(jnp.asarray(log_weights, jnp.result_type(float))),
-        }
-    else:
-        family, params = _stacked(members, log_weights)
+    first, are_alike = members[0].family, all(m.family == members[0].family for m in members)
+    family: Copies | Stacked
+    family = Copies(first, len(members)) if are_alike else Stacked(tuple(m.family for m in members))
+    params = family.joined([member.params for member in members], log_weights)
     return Posterior(
         result=FitResult.untrained(params, sum(member.seconds for member in members)),
         target=target,
@@ -179,11 +171,3 @@ def _of_posteriors(members: Sequence[Posterior], log_weights: np.ndarray) -> Pos
         start=None,
         diagnosis=diagnose(draws(family, target, params, jax.random.key(0))[2]),
     )
-
-
-def _stacked(
-    members: Sequence[Density] | Sequence[Posterior], log_weights: np.ndarray
-) -> tuple[Stacked, PyTree]:
-    family = Stacked(tuple(member.family for member in members))
-    weights = Fixed(jnp.asarray(log_weights, jnp.result_type(float)))
-    return family, {"families": [bare(each.params) for each in members], "log_weights": weights}

@@ -15,13 +15,9 @@ import numpy as np
 
 from flowvi import checks
 from flowvi.roots import Increasing, Monotone
+from flowvi.smooth import bounded
 
 Array = jax.Array
-
-
-def bounded(raw: Array, bound: float) -> Array:
-    """A smooth, odd, increasing map of the reals into (-bound, bound) with slope 1 at 0."""
-    return bound * jnp.tanh(raw / bound)
 
 
 class _Increasing(Increasing):

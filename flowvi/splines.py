@@ -11,15 +11,10 @@ from collections.abc import Callable, Sequence
 import distrax
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from flowvi.smooth import LEAST, UNIT
 
 Array = jax.Array
-
-#: The least size of a bin, and the least slope at a knot.
-LEAST = 1e-4
-
-#: softplus(UNIT) + LEAST = 1: the raw slope that is added so that zero stands for one.
-UNIT = float(np.log(np.expm1(1 - LEAST)))
 
 
 class RationalQuadraticSpline(distrax.Bijector):
@@ -116,7 +111,7 @@ class RationalQuadraticSpline(distrax.Bijector):
 
 
 def _positive(raw: Array) -> Array:
-    """softplus(raw + UNIT) + LEAST, for raw numbers that are not large."""
+    """`smooth.positive` of raw numbers that are not large, which is cheaper."""
     return jnp.log1p(jnp.exp(raw + UNIT)) + LEAST
 
 

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from flowvi import checks
-from flowvi.monotone import UMNN, Bernstein, DeepSigmoid, SumOfSquares, bounded
+from flowvi.monotone import UMNN, Bernstein, DeepSigmoid, SumOfSquares
+from flowvi.smooth import bounded
 from flowvi.splines import RationalQuadraticSpline
 from flowvi.tails import PowerTails
 

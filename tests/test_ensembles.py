@@ -124,7 +124,7 @@ def test_the_mixture_of_densities(x64, groups):
 
 
 @pytest.mark.slow
-@pytest.mark.compilations(60)
+@pytest.mark.compilations(70)
 def test_the_mixture_of_posteriors_has_weights_by_evidence():
     target = fv.Target(lambda u: -0.5 * jnp.sum((u - 3.0) ** 2), 1)
 

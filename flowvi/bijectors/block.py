@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowvi.monotone import bounded
 from flowvi.params import Array
 from flowvi.roots import root
+from flowvi.smooth import bounded
 
 #: Of one coordinate: the weights of its own block and what all others add, by layer; its log-scale.
 Own = tuple[tuple[Array, ...], tuple[Array, ...], Array]

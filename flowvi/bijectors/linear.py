@@ -8,6 +8,7 @@ import numpy as np
 
 from flowvi import checks
 from flowvi.params import Array
+from flowvi.smooth import bounded
 
 MAX_LOG_DIAGONAL = 5.0
 
@@ -91,7 +92,7 @@ class LULinear(distrax.Chain):
         matrix = jnp.asarray(matrix)
         eye = jnp.eye(size, dtype=matrix.dtype)
         diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
-        scale = jnp.exp(MAX_LOG_DIAGONAL * jnp.tanh(diagonal / MAX_LOG_DIAGONAL))
+        scale = jnp.exp(bounded(diagonal, MAX_LOG_DIAGONAL))
         off_diagonal = matrix * size**-0.5
         lower = eye + jnp.tril(off_diagonal, -1)
         upper = eye * scale[..., None, :] + jnp.triu(off_diagonal, 1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from flowvi.bijectors.linear import MAX_LOG_DIAGONAL, LULinear
 from flowvi.params import Array, PyTree
+from flowvi.smooth import bounded
 
 
 def reflections(vectors: Array) -> Array:
@@ -73,7 +74,7 @@ def _turned(matrix: Array, x: Array) -> tuple[Array, Array]:
 
 
 def _scaling(raw: Array) -> distrax.Bijector:
-    log_scale = MAX_LOG_DIAGONAL * jnp.tanh(raw / MAX_LOG_DIAGONAL)
+    log_scale = bounded(raw, MAX_LOG_DIAGONAL)
     return distrax.Block(distrax.ScalarAffine(jnp.zeros_like(raw), log_scale=log_scale), 1)
 
 

@@ -6,12 +6,7 @@ import jax.numpy as jnp
 
 from flowvi.params import Array
 from flowvi.roots import root
-from flowvi.splines import LEAST, UNIT
-
-
-def positive(raw: Array) -> Array:
-    """A smooth map of the reals to numbers above 1e-4, 1 at 0."""
-    return jax.nn.softplus(raw + UNIT) + LEAST
+from flowvi.smooth import positive
 
 
 class _Ridge:

@@ -22,7 +22,7 @@ from flowvi.diagnostics import Estimate, mean
 from flowvi.families import Family, Standardized, as_array, gaussianized, maf, marginals
 from flowvi.families.family import bare
 from flowvi.families.known import Stacked
-from flowvi.params import Fixed, Origin, PyTree
+from flowvi.params import PyTree
 from flowvi.training import FitResult, StopReason, TrainingDiverged
 from flowvi.training.progress import display
 
@@ -103,9 +103,7 @@ def normal_alone(own: Standardized, rows: Rows) -> dict[str, Any]:
     bins = None if own.support.is_real else marginals.num_bins(len(rows.x))
     family, params = textbook.build(Setting("normal", bins), rows, own.support, 0)
     stacked = Stacked((family,))
-    weights = Fixed(jnp.zeros(1))
-    whole = {"origin": Origin(stacked), "families": [params], "log_weights": weights}
-    result = FitResult.untrained(whole, time.monotonic() - start)
+    result = FitResult.untrained(stacked.joined([params], np.zeros(1)), time.monotonic() - start)
     return {"family": stacked, "result": result, "messages": [], "num_rows": len(rows.x)}
 
 
@@ -195,9 +193,8 @@ def combined(
             rows = Rows.of(*whole.some(some_key, count))
             members.append((*textbook.build(chosen[name][0], rows, support, seed), weight))
     family = Stacked(tuple(member for member, _, _ in members))
-    log_weights = Fixed(jnp.log(jnp.asarray([weight for _, _, weight in members])))
-    each = [params for _, params, _ in members]
-    params = {"origin": Origin(family), "families": each, "log_weights": log_weights}
+    log_weights = jnp.log(jnp.asarray([weight for _, _, weight in members]))
+    params = family.joined([each for _, each, _ in members], log_weights)
 
     columns["all"] = mixed(columns, shares)
     described = {name: str(setting) for name, (setting, _) in chosen.items()}

@@ -20,9 +20,8 @@ from flowvi.densities.table_frames import Tabular
 from flowvi.densities.table_groups import mixture, mixture_scores, named, names_of, scores
 from flowvi.densities.training import Training, fresh
 from flowvi.diagnostics import mean
-from flowvi.families.family import bare
 from flowvi.families.known import Stacked
-from flowvi.params import Fixed, Origin, PyTree
+from flowvi.params import PyTree
 from flowvi.tables import Encoder, Table, table
 from flowvi.training import FitResult, TrainingDiverged
 
@@ -147,9 +146,8 @@ class _Trial:
             else:
                 made.append((family, family.alone(whole, name == "copula"), weight))
         stacked = Stacked(tuple(of for of, _, _ in made))
-        logs = Fixed(jnp.log(jnp.asarray([weight for _, _, weight in made])))
-        each = [bare(params) for _, params, _ in made]
-        return stacked, {"origin": Origin(stacked), "families": each, "log_weights": logs}
+        logs = jnp.log(jnp.asarray([weight for _, _, weight in made]))
+        return stacked, stacked.joined([params for _, params, _ in made], logs)
 
 
 def fit_table(

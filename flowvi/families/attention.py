@@ -69,8 +69,7 @@ def transformer_flow(
         (10, 8)
     """
     size, scalar = checks.positive_int("event_size", event_size), as_transformer(transformer)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     options = (size, scalar.num_params, width, num_heads, num_blocks, context_size)
     layer = AttentionLayer(
         AttentionNetwork(*options), scalar, density_first, *mixing_of(mixing, size)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import distrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flowvi import checks
 from flowvi.bijectors import Permutation
@@ -38,13 +37,12 @@ class BlockLayer:
         size, count = self.event_size, (1, *self.hidden_sizes, 1)
         keys = jax.random.split(key, 2 * len(count))
         weights, biases = [], []
-        for index, (below, above) in enumerate(itertools.pairwise(count)):
-            is_last = index == len(count) - 2
-            raw = jax.random.normal(keys[2 * index], (size, above, size, below))
-            bias = jax.random.normal(keys[2 * index + 1], (size, above))
-            own = np.eye(size, dtype=bool)[:, None, :, None]
-            weights.append(jnp.where(own, START, 0) + 0 * raw if is_last else raw)
-            biases.append(0 * bias if is_last else bias)
+        for index, (below, above) in enumerate(itertools.pairwise(count[:-1])):
+            weights.append(jax.random.normal(keys[2 * index], (size, above, size, below)))
+            biases.append(jax.random.normal(keys[2 * index + 1], (size, above)))
+        own = jnp.eye(size)[:, None, :, None]
+        weights.append(jnp.broadcast_to(START * own, (size, 1, size, count[-2])))
+        biases.append(jnp.zeros((size, 1)))
         params = {"weights": weights, "biases": biases, "log_scale": jnp.zeros(size)}
         if self.context_size is not None:
             shape = (self.context_size, size, count[1])
@@ -103,7 +101,6 @@ def bnaf(
     size = checks.positive_int("event_size", event_size)
     sizes = checks.sizes("hidden_sizes", hidden_sizes)
     checks.require(sizes, "`hidden_sizes` must hold at least one size", sizes)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     layer = BlockLayer(size, sizes, density_first, context_size)
     return flow_of(layer, num_layers, context_size, base)

@@ -13,7 +13,7 @@ from flowvi.bijectors.continuous import Continuous
 from flowvi.families.family import Array, Family, Params
 from flowvi.families.flow import Flow
 from flowvi.families.flows import Activation, flow_from
-from flowvi.families.residual import is_random
+from flowvi.families.residual import takes_estimate
 from flowvi.networks import MLP
 
 #: t itself, and sines and cosines of pi t times 1, 2, ..
@@ -119,10 +119,9 @@ def continuous(
     size = checks.positive_int("event_size", event_size)
     rule = '`trained_by` must be "matching" or "likelihood"'
     checks.require(trained_by in ("matching", "likelihood"), rule, trained_by)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     widths = checks.sizes("hidden_sizes", hidden_sizes)
     network = MLP(size + NUM_TIMES, widths, (size,), context_size, activation, zero_output=True)
-    estimated = is_random("trace", trace, "hutchinson", size)
+    estimated = takes_estimate("trace", trace, "hutchinson", size)
     transform = ContinuousMap(network, trained_by == "matching", estimated)
     return flow_from(base, transform, context_size)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from distrax import Distribution
+from jax.typing import ArrayLike
 
-from flowvi.families.family import Array, Context, Family, Params, Shape, bare_init
-from flowvi.params import Fixed
+from flowvi.families.family import Array, Context, Family, Params, Shape, bare, bare_init
+from flowvi.params import Fixed, Origin
 from flowvi.supports import Support
 
 
@@ -79,6 +81,12 @@ class Copies(Family):
             "copies": jax.vmap(functools.partial(bare_init, self.family))(keys),
             "log_weights": weights,
         }
+
+    def joined(self, members: Sequence[Params], log_weights: ArrayLike) -> Params:
+        """The parameters of a mixture of members that are there, with such weights."""
+        weights = Fixed(jnp.asarray(log_weights, jnp.result_type(float)))
+        copies = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(bare, members))
+        return {"origin": Origin(self), "copies": copies, "log_weights": weights}
 
     def distribution(self, params: Params, context: Context = None) -> Distribution:
         self.check_context(context)

@@ -190,8 +190,7 @@ def _flow(
         # Wider where there are more coordinates than two layers of 64 could tell apart.
         hidden_sizes = (max(64, min(2 * size, 512)),) * 2
     widths = checks.sizes("hidden_sizes", hidden_sizes)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     options: PyTree = {"context_size": context_size, "activation": activation}
     known = None
     if adjacency is not None:

@@ -21,9 +21,10 @@ from flowvi.families.family import (
     Shape,
     as_array,
     as_shape,
+    bare,
     bare_init,
 )
-from flowvi.params import Fixed
+from flowvi.params import Fixed, Origin
 from flowvi.supports import Support
 
 
@@ -195,6 +196,12 @@ class Stacked(Family):
         each = [bare_init(*pair) for pair in zip(self.families, keys, strict=True)]
         weights = jnp.full(len(each), -jnp.log(float(len(each))))
         return {"families": each, "log_weights": Fixed(weights)}
+
+    def joined(self, members: Sequence[Params], log_weights: ArrayLike) -> Params:
+        """The parameters of a mixture of members that are there, with such weights."""
+        weights = Fixed(jnp.asarray(log_weights, jnp.result_type(float)))
+        each = [bare(params) for params in members]
+        return {"origin": Origin(self), "families": each, "log_weights": weights}
 
     def _each(self, params: Params, context: Context) -> list[tuple[Family, Params, Context]]:
         pairs = zip(self.families, params["families"], strict=True)

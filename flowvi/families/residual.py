@@ -45,7 +45,7 @@ class ResidualLayer:
         return distrax.Inverse(layer) if self.density_first else layer
 
 
-def is_random(name: str, value: str | None, estimate: str, event_size: int) -> bool:
+def takes_estimate(name: str, value: str | None, estimate: str, event_size: int) -> bool:
     """Whether training takes an estimate where there is an exact number."""
     rule = f'`{name}` must be "exact", "{estimate}" or None'
     checks.require(value in ("exact", estimate, None), rule, value)
@@ -96,9 +96,8 @@ def residual(
         (100, 2)
     """
     size = checks.positive_int("event_size", event_size)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     widths = checks.sizes("hidden_sizes", hidden_sizes)
     network = LipschitzNetwork(size, widths, lipschitz, context_size)
-    estimated = is_random("log_det", log_det, "roulette", size)
+    estimated = takes_estimate("log_det", log_det, "roulette", size)
     return flow_of(ResidualLayer(network, density_first, estimated), num_layers, context_size, base)

@@ -232,6 +232,5 @@ def _flow(
     base: Family | None = None,
 ) -> Flow:
     size = checks.positive_int("event_size", event_size)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     return flow_of(make(size, context_size), num_layers, context_size, base)

@@ -14,9 +14,9 @@ from flowvi import checks
 from flowvi.families.family import Array, Context, Family, Params, Shape, shown
 from flowvi.families.flow import Flow
 from flowvi.families.flows import Activation, CouplingLayer, flow_of
-from flowvi.monotone import bounded
 from flowvi.networks import MLP
 from flowvi.params import PyTree
+from flowvi.smooth import bounded
 from flowvi.splines import RationalQuadraticSpline
 from flowvi.supports import Interval
 
@@ -165,8 +165,7 @@ def torus(
     """
     size, scalar = checks.positive_int("event_size", event_size), CircularSpline(num_bins)
     half, widths = (size + 1) // 2, checks.sizes("hidden_sizes", hidden_sizes)
-    if context_size is not None:
-        context_size = checks.positive_int("context_size", context_size)
+    context_size = checks.optional_int("context_size", context_size)
     options: PyTree = {"context_size": context_size, "activation": activation}
     network = MLP(2 * half, widths, (half, scalar.num_params), **options, zero_output=True)
     layer = CircularLayer(size, network, scalar)

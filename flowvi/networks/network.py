@@ -103,8 +103,7 @@ class MLP(Network):
         object.__setattr__(self, "hidden_sizes", checks.sizes("hidden_sizes", self.hidden_sizes))
         for name in ("input_size", "output_size"):
             object.__setattr__(self, name, checks.size_or_shape(name, getattr(self, name)))
-        if self.context_size is not None:
-            checks.positive_int("context_size", self.context_size)
+        checks.optional_int("context_size", self.context_size)
         activation_function(self.activation)
 
     def __repr__(self) -> str:

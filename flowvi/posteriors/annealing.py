@@ -39,6 +39,10 @@ LEAST_ESS, MOST_RUNGS = 0.5, 60
 ACCEPTANCE = 0.75
 
 
+#: Particles farther away than this lead nowhere.
+FARTHEST = 1e12
+
+
 @dataclasses.dataclass(frozen=True)
 class _Coordinates:
     """A flow, in whose base particles move, and a distribution that is part of where they begin."""
@@ -151,6 +155,11 @@ def anneal(
         rungs,
         num_gradients,
     )
+
+
+def near(u: np.ndarray) -> np.ndarray:
+    """Which particles lead somewhere: a density without an integral leads them anywhere."""
+    return np.isfinite(u).all(-1) & (np.abs(u) < FARTHEST).all(-1)
 
 
 def _next_power(difference: np.ndarray, power: float, least: float) -> float:

@@ -14,18 +14,15 @@ from jax.typing import ArrayLike
 from flowvi.compiling import compiled
 from flowvi.families import (
     Family,
-    Flow,
     Whitened,
     standard_normal,
     whitened,
 )
 from flowvi.families.copies import Copies
-from flowvi.families.curved import Curves, curve_of
-from flowvi.families.family import bare
 from flowvi.objectives import ELBO
 from flowvi.params import Array, Fixed, PyTree, cast, host_generator
-from flowvi.posteriors import annealing, modes
-from flowvi.posteriors.annealing import Particles, anneal
+from flowvi.posteriors import annealing, curves, modes
+from flowvi.posteriors.annealing import Particles, anneal, near
 from flowvi.posteriors.attempts import Attempt, widened
 from flowvi.posteriors.defaults import (
     BUDGETS,
@@ -36,7 +33,6 @@ from flowvi.posteriors.defaults import (
 )
 from flowvi.posteriors.diagnosis import Cost, Diagnosis, diagnose, warnings_of_modes
 from flowvi.posteriors.leaving import Departure, departure
-from flowvi.posteriors.normals import Dense
 from flowvi.posteriors.objectives import Tempered, WideELBO
 from flowvi.posteriors.posterior import NUM_DIAGNOSIS, draws
 from flowvi.posteriors.start import Found, find, probe
@@ -54,10 +50,6 @@ EASY_STEPS, EASY_SAMPLES = 1_000, 64
 #: and begins with a careful rate below the second. Of a mixture those components become flows that
 #: bring so many nats, at most so many, and if together they bring twice the second.
 MOST_GAP, RIGHT, WORTH, MOST_FLOWS = 0.05, 0.005, 0.001, 12
-
-#: Up to so many coordinates a curve is looked for. It has to be worth so many nats; and it is drawn
-#: anew while the evidence that is found with it rises by so many, and so often at most.
-MOST_CURVED, LEAST_GAIN, LEAST_RISE, MOST_CURVES = 16, 0.5, 0.02, 16
 
 #: A fit around a curve is not compared with one around the start below so many nats.
 CLOSE = 0.01
@@ -82,9 +74,6 @@ DEAR, SECONDS, MOST_THRIFTY, LEAST_SAMPLES = 5e-4, 240.0, 2_000, 8
 #: Draws of a fit of which those of the largest weights begin further runs of the optimiser, and the
 #: seconds that they may take; it is not tried with fewer than the second number.
 SIFTED, SIFT_SECONDS, LEAST_SIFTED = 200_000, 3.0, 20_000
-
-#: Particles farther away than this lead nowhere.
-FARTHEST = 1e12
 
 #: How often a price is asked for.
 PRICINGS = 3
@@ -298,33 +287,15 @@ class Stages:
 
         None where the start is good as it is, or draws around it show no such curve.
         """
-        size = self.target.event_size
-        if size > MOST_CURVED or self.judged(*self._normal(found.start.whitening)).is_easy:
+        whitening = found.start.whitening
+        if self.target.event_size > curves.MOST_CURVED:
             return None
-        family = whitened(Flow(default_family(size), Curves(size)))
-        params = family.place(family.init(self.init_key), found.start.whitening)
-        evidence, misses, is_curved = -np.inf, 0, False
-        for key in jax.random.split(self.explore_key, MOST_CURVES):
-            particles = anneal(family, self.target, params, key)
-            self.cost += Cost(particles.num_gradients, 0)
-            u = particles.u[_near(particles.u)]
-            misses += not particles.log_evidence > evidence + LEAST_RISE
-            if misses == 2 or len(u) < annealing.NUM_PARTICLES / 2:
-                break
-            evidence = max(evidence, particles.log_evidence)
-            loc, sd = u.mean(0), u.std(0)
-            curve, gain = curve_of((u - loc) / sd)
-            if gain < LEAST_GAIN:
-                break
-            is_curved = True
-            params = family.place(params, Dense(loc, np.diag(sd), np.diag(1 / sd)).whitening())
-            arrays = {
-                name: jnp.asarray(leaf, int if name == "order" else jnp.result_type(float))
-                for name, leaf in curve.items()
-            }
-            transform = {"curve": Fixed(arrays)}
-            params["family"] = {**params["family"], "transform": transform}
-        if not is_curved:
+        if self.judged(*self._normal(whitening)).is_easy:
+            return None
+        keys = self.init_key, self.explore_key
+        family, params, num_gradients = curves.drawn(self.target, whitening, *keys)
+        self.cost += Cost(num_gradients, 0)
+        if params is None:
             return None
         begun = self.judged(family, params)
         budget = self.budget
@@ -368,7 +339,7 @@ class Stages:
             around, self.target, params, self.explore_key, widths=(annealing.FAR,), least_ess=0.6
         )
         self.cost += Cost(particles.num_gradients, 0)
-        good = _near(particles.u)
+        good = near(particles.u)
         if good.sum() < max(len(good) / 2, 4 * self.target.event_size):
             return None
         particles = dataclasses.replace(particles, u=particles.u[good])
@@ -426,9 +397,7 @@ class Stages:
         evidences = np.array([each.log_evidence.value for each in found])
         log_weights = evidences - np.logaddexp.reduce(evidences)
         family = Copies(member, count)
-        params = family.init(self.init_key)
-        params["copies"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(bare, copies))
-        params["log_weights"] = Fixed(jnp.asarray(log_weights, jnp.result_type(float)))
+        params = family.joined(copies, log_weights)
         if result is None:
             result = FitResult.untrained(params)
         fitted = self.judged(family, params)._replace(result=result)
@@ -530,11 +499,6 @@ class Stages:
             full = {name: getattr(result, name) for name in ("params", "last_params")}
             result = dataclasses.replace(result, **cast(full, jnp.result_type(float)))
         return result
-
-
-def _near(u: np.ndarray) -> np.ndarray:
-    """Which particles lead somewhere: a density without an integral leads them anywhere."""
-    return np.isfinite(u).all(-1) & (np.abs(u) < FARTHEST).all(-1)
 
 
 #: What runs once need not run fast: without optimisations it compiles in a third of the time.

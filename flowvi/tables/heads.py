@@ -12,6 +12,8 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
+from flowvi.smooth import bounded
+
 Array = jax.Array
 
 #: Components of a mixture, and the logits of all but the first at the start.
@@ -32,17 +34,13 @@ def num_params(kind: str, size: int) -> int:
     return {"category": size, "angle": 3 * TURNS + 1}.get(kind, 3 * COMPONENTS)
 
 
-def _bounded(theta: Array, bound: float) -> Array:
-    return bound * jnp.tanh(theta / bound)
-
-
 def _normals(theta: Array) -> tuple[Array, Array, Array]:
     """(log weights, means, log scales) [..., K] of the mixture, in standard deviations."""
     first = np.arange(COMPONENTS) == 0
     logits, means, logs = jnp.split(theta, 3, -1)
     spread = np.where(first, 0.0, np.linspace(-2.2, 2.2, COMPONENTS))
     logits = jax.nn.log_softmax(logits + np.where(first, 0.0, LITTLE))
-    return logits, means + spread, _bounded(logs + np.where(first, 0.0, -0.5), 6.0)
+    return logits, means + spread, bounded(logs + np.where(first, 0.0, -0.5), 6.0)
 
 
 def log_density(theta: Array, mean: Array, scale: Array, row: Array) -> Array:
@@ -109,14 +107,14 @@ def log_levels(theta: Array, start: Array, linear: Array) -> Array:
         base = jnp.where(marginal > 0, jnp.log(jnp.where(marginal > 0, part, 1.0)), -jnp.inf)
     else:
         base = start
-    return jax.nn.log_softmax(base + _bounded(theta, 30.0))
+    return jax.nn.log_softmax(base + bounded(theta, 30.0))
 
 
 def _turns(theta: Array) -> tuple[Array, Array, Array]:
     logits, centers, logs = jnp.split(theta[..., 1:], 3, -1)
     logits = jnp.concatenate([theta[..., :1] + 2.0, logits], -1)
     even = np.arange(TURNS) * (2 * math.pi / TURNS)
-    return jax.nn.log_softmax(logits), centers + even, _bounded(logs - 0.5, 4.0) - 0.5
+    return jax.nn.log_softmax(logits), centers + even, bounded(logs - 0.5, 4.0) - 0.5
 
 
 def log_circular(theta: Array, row: Array) -> Array:

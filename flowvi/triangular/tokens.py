@@ -18,6 +18,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from flowvi.attention import before
 from flowvi.params import Array, PyTree, Shape
 from flowvi.transformers import Transformer
 
@@ -78,9 +79,9 @@ def _solve_jvp(transformer: Transformer, primals: PyTree, tangents: PyTree) -> t
     theta, d_theta = jax.jvp(lambda network: network(x), (conditioner,), (d_conditioner,))
     scalar = lambda theta, x: transformer(theta).forward(x)  # noqa: E731
     t_theta, t_x = jax.vjp(scalar, theta, x)[1](jnp.ones_like(x))
-    before = jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+    shifted = before(x)
     empty = conditioner.start(len(y), y.dtype)
-    kept, _ = conditioner.tokens(empty, 0, before)
+    kept, _ = conditioner.tokens(empty, 0, shifted)
 
     def step(state: PyTree, here: PyTree) -> tuple[PyTree, Array]:
         place, rhs, x_before, own_theta, own_x = here
@@ -94,7 +95,7 @@ def _solve_jvp(transformer: Transformer, primals: PyTree, tangents: PyTree) -> t
         return (d_kept, dx), dx
 
     rhs = dy - (t_theta * d_theta).sum(-1)
-    rows = (rhs.T, before.T, jnp.moveaxis(t_theta, 1, 0), t_x.T)
+    rows = (rhs.T, shifted.T, jnp.moveaxis(t_theta, 1, 0), t_x.T)
     start = jax.tree.map(jnp.zeros_like, (kept, x[:, 0]))
     _, dx = jax.lax.scan(step, start, (jnp.arange(y.shape[1]), *rows))
     return x, dx.T
